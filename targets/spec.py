@@ -1,0 +1,54 @@
+"""What a machine is: frozen data that everything machine-dependent stands behind.
+
+This file imports neither TVM nor anything above `targets`, so that a compiled
+module can be loaded without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One CPU that modules are compiled for.
+
+    Sizes are in bytes, widths in bits. `cpu_features` are the names (as the
+    Linux kernel prints them) that the machine running the module must have.
+    `llvm_attributes` refine `llvm_cpu`; `link_triple` is what the linker is
+    given, `libc` apart (`gnu` for shared libraries, `musl` for static ones).
+    """
+
+    name: str
+    architecture: str
+    llvm_triple: str
+    llvm_cpu: str
+    link_triple: str
+    link_cpu: str
+    vector_bits: int
+    vector_registers: int
+    llvm_attributes: tuple[str, ...] = ()
+    cpu_features: frozenset[str] = field(default_factory=frozenset)
+    cores: int = 1
+    l1_bytes: int = 32 * 1024
+    l2_bytes: int = 512 * 1024
+    l3_bytes: int = 0
+    pointer_bits: int = 64
+    description: str = ""
+
+    @property
+    def float_lanes(self) -> int:
+        """Number of float32 values in one vector register."""
+        return self.vector_bits // 32
+
+    def tvm_target_config(self) -> dict[str, object]:
+        """The configuration that `tvm.target.Target` takes for this machine."""
+        config: dict[str, object] = {
+            "kind": "llvm",
+            "mtriple": self.llvm_triple,
+            "mcpu": self.llvm_cpu,
+            "num-cores": self.cores,
+        }
+        if self.llvm_attributes:
+            config["mattr"] = list(self.llvm_attributes)
+        return config
