@@ -1,0 +1,74 @@
+"""What a schedule template is, and what is said of a kernel that one has scheduled.
+
+A template owns one kernel family. It receives a fused `PrimFunc` as `FuseTIR`
+leaves it (sblocks, static shapes), decides whether the function is of its
+family, and rewrites it into loops that run well on a `TargetSpec`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm.tirx import PrimFunc
+
+from targets.spec import TargetSpec
+
+Decisions = Mapping[str, int]
+
+# Block annotation by which an operator definition tells its template the workload.
+WORKLOAD_ATTRIBUTE = "tinsmith.workload"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A function that a template can schedule.
+
+    `workload` is whatever the template needs to know (a frozen dataclass of its
+    own); `flops` counts multiplications and additions of one call, `bytes` the
+    compulsory traffic of one call (inputs, weights and outputs, once each).
+    """
+
+    workload: Any
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """How one kernel of a module was scheduled."""
+
+    name: str
+    template: str
+    template_version: int
+    decisions: Mapping[str, int]
+    source: str  # "default" or "record"
+    flops: int
+    bytes: int
+
+
+class Template(ABC):
+    """One kernel family: recognises it, and schedules it from a few integer decisions."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
+        """The workload of `function`, or None if it is not of this family."""
+
+    @abstractmethod
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        """Decisions that are good without any search."""
+
+    @abstractmethod
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        """For each decision, the values that a search may choose from."""
+
+    @abstractmethod
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        """The scheduled function: same parameters, same results."""
