@@ -1,0 +1,45 @@
+# Each target works from a fresh clone: it makes .venv, installs what it needs, and runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format bench clean help
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What a user installs, with the peers that verify and bench compare with.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[verify,bench]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[verify,bench,test]'
+	@touch $@
+
+demo: $(VENV)/.installed ## compile, verify, evaluate and benchmark the embedded network
+	$(BIN)/tinsmith demo -o out/demo
+
+lint: $(VENV)/.installed-test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint, then all tests but the slow ones
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/.installed-test ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed ## the latency table of the README (minutes)
+	$(BIN)/python -m benchmarks.latency
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
