@@ -1,0 +1,90 @@
+"""A small vocabulary for writing TensorIR loop nests directly.
+
+Templates that need control over every loop (edges peeled off, tiles that
+overlap, accumulators held in registers) build statements with these functions
+instead of transforming a naive nest step by step: the result is the same kind
+of TensorIR, reached with far less compile time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tvm import tirx
+from tvm.ir import Expr, PrimType
+from tvm.tirx import ForKind, Stmt, Var
+
+Index = Expr | int
+
+
+def index(value: Index) -> Expr:
+    """`value` as an int32 expression; templates compute all indices in 32 bits."""
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def is_zero(value: Index) -> bool:
+    """Whether `value` is the constant 0."""
+    if isinstance(value, int):
+        return value == 0
+    return isinstance(value, tirx.IntImm) and int(value.value) == 0
+
+
+def _loop(kind: ForKind) -> Callable[..., Stmt]:
+    def make(
+        name: str, extent: Index, body: Callable[[Expr], Stmt], start: Index = 0
+    ) -> Stmt:
+        if isinstance(extent, int) and extent == 1 and kind is not ForKind.PARALLEL:
+            return body(index(start))
+        variable = Var(name, PrimType("int32"))
+        statement = tirx.For(variable, index(0), index(extent), kind, body(_plus(variable, start)))
+        return statement
+
+    return make
+
+
+def _plus(variable: Expr, start: Index) -> Expr:
+    return variable if is_zero(start) else variable + index(start)
+
+
+serial = _loop(ForKind.SERIAL)
+parallel = _loop(ForKind.PARALLEL)
+vectorized = _loop(ForKind.VECTORIZED)
+
+
+def unrolled(extent: int, body: Callable[[int], Stmt | None], start: int = 0) -> Stmt:
+    """The statements `body(start)`, ..., one after the other."""
+    return sequence(body(i) for i in range(start, start + extent))
+
+
+def sequence(statements: Iterable[Stmt | None]) -> Stmt:
+    """The statements in order, without the absent ones."""
+    present = [s for s in statements if s is not None]
+    if not present:
+        return tirx.Evaluate(tirx.const(0, "int32"))
+    return present[0] if len(present) == 1 else tirx.SeqStmt(present)
+
+
+def local_buffer(name: str, shape: Sequence[int], dtype: str) -> Var:
+    """A buffer for values that are meant to live in registers."""
+    return tirx.decl_buffer(tuple(shape), dtype, name, scope="local")
+
+
+def allocate(buffers: Iterable[Var], body: Stmt) -> Stmt:
+    """`body` with `buffers` allocated in front of it."""
+    return sequence([*(tirx.AllocBuffer(b) for b in buffers), body])
+
+
+def store(buffer: Var, indices: Sequence[Index], value: Expr) -> Stmt:
+    """`buffer[indices] = value`"""
+    return tirx.BufferStore(buffer, value, [index(i) for i in indices])
+
+
+def load(buffer: Var, *indices: Index) -> Expr:
+    """`buffer[indices]`"""
+    return tirx.BufferLoad(buffer, [index(i) for i in indices])
+
+
+def bind(name: str, value: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
+    """`body` with `value` computed once and bound to a variable."""
+    variable = Var(name, PrimType("int32"))
+    return sequence([tirx.Bind(variable, value), body(variable)])

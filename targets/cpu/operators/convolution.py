@@ -1,0 +1,116 @@
+"""Definition of 2-D convolution with packed weights, and the packing itself.
+
+The definition is exact but naive TensorIR; its annotation carries the workload
+to the convolution template, which replaces the loops.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tvm import te, tirx
+
+from targets.cpu.template import WORKLOAD_ATTRIBUTE
+
+
+@dataclass(frozen=True)
+class ConvolutionWorkload:
+    """One convolution. `channels` are those of one group; padding is at the top and left.
+
+    `data_layout` is the input's ("NHWC" or "NCHW"); the output is always NHWC.
+    `lanes` is the width by which the output channels of the weights are packed.
+    """
+
+    batch: int
+    in_height: int
+    in_width: int
+    in_channels: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    groups: int
+    kernel_height: int
+    kernel_width: int
+    stride_height: int
+    stride_width: int
+    dilation_height: int
+    dilation_width: int
+    pad_top: int
+    pad_left: int
+    lanes: int
+    data_layout: str = "NHWC"
+    kind: str = "convolution"
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of one call, padding counted."""
+        outputs = self.batch * self.out_height * self.out_width * self.out_channels * self.groups
+        return 2 * outputs * self.in_channels * self.kernel_height * self.kernel_width
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel depends on the one input pixel in the same place."""
+        return (
+            self.kernel_height == self.kernel_width == 1
+            and self.stride_height == self.stride_width == 1
+            and self.pad_top == self.pad_left == 0
+            and (self.out_height, self.out_width) == (self.in_height, self.in_width)
+        )
+
+
+def pack_weights(
+    weights: npt.NDArray[np.floating], groups: int, lanes: int
+) -> npt.NDArray[np.floating]:
+    """HWIO weights `[KH, KW, I/groups, O]` as `[groups, ceil(O/groups/lanes), KH, KW, I/groups, lanes]`.
+
+    Missing output channels of the last block are zero.
+    """
+    kernel_height, kernel_width, inputs, outputs = weights.shape
+    per_group = outputs // groups
+    blocks = -(-per_group // lanes)
+    grouped = weights.reshape(kernel_height, kernel_width, inputs, groups, per_group)
+    padded = np.zeros(
+        (kernel_height, kernel_width, inputs, groups, blocks * lanes), weights.dtype
+    )
+    padded[..., :per_group] = grouped
+    split = padded.reshape(kernel_height, kernel_width, inputs, groups, blocks, lanes)
+    return np.ascontiguousarray(split.transpose(3, 4, 0, 1, 2, 5))
+
+
+def define_convolution(data: te.Tensor, weights: te.Tensor, workload: ConvolutionWorkload) -> te.Tensor:
+    """The NHWC convolution of `data` with packed `weights`.
+
+    `data` is `[N, H, W, groups*C]` or `[N, groups*C, H, W]`, `weights` as `pack_weights`
+    makes them; the result is `[N, OH, OW, groups*O]`.
+    """
+    w = workload
+    kh = te.reduce_axis((0, w.kernel_height), name="kh")
+    kw = te.reduce_axis((0, w.kernel_width), name="kw")
+    ic = te.reduce_axis((0, w.in_channels), name="ic")
+    zero = tirx.const(0, data.dtype)
+
+    def pixel(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, channel: tirx.Expr) -> tirx.Expr:
+        inside = tirx.all(y >= 0, y < w.in_height, x >= 0, x < w.in_width)
+        value = data[n, y, x, channel] if w.data_layout == "NHWC" else data[n, channel, y, x]
+        return tirx.if_then_else(inside, value, zero)
+
+    def element(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
+        group, channel = c // w.out_channels, c % w.out_channels
+        value = pixel(
+            n,
+            y * w.stride_height + kh * w.dilation_height - w.pad_top,
+            x * w.stride_width + kw * w.dilation_width - w.pad_left,
+            group * w.in_channels + ic,
+        )
+        weight = weights[group, channel // w.lanes, kh, kw, ic, channel % w.lanes]
+        return te.sum(value * weight, axis=[kh, kw, ic])
+
+    return te.compute(
+        (w.batch, w.out_height, w.out_width, w.groups * w.out_channels),
+        element,
+        name="convolution",
+        attrs={WORKLOAD_ATTRIBUTE: json.dumps(asdict(w))},
+    )

@@ -1,0 +1,135 @@
+"""The register tile: the innermost computation of convolutions and matrix products.
+
+`rows x vectors` accumulators stay in vector registers while the reduction runs:
+each step loads `vectors` packed weight vectors, broadcasts one input value for
+each row and issues `rows * vectors` fused multiply-adds. This is the outer
+product form of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication" (ACM TOMS 34(3), 2008), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import Stmt, Var
+
+from targets.cpu.anchor import Epilogue
+from targets.cpu.loops import Index, index, local_buffer, sequence, store, vectorized
+from targets.spec import TargetSpec
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """`rows x vectors` accumulators of `lanes` float32 values each."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    accumulators: Var
+
+    @classmethod
+    def make(cls, rows: int, vectors: int, lanes: int) -> RegisterTile:
+        """A tile with accumulators of its own."""
+        return cls(
+            rows, vectors, lanes, local_buffer("accumulator", (rows * vectors * lanes,), "float32")
+        )
+
+    def _slot(self, row: int, vector: int) -> int:
+        return (row * self.vectors + vector) * self.lanes
+
+    def _ramp(self, row: int, vector: int) -> Expr:
+        return tirx.Ramp(index(self._slot(row, vector)), index(1), self.lanes)
+
+    def clear(self) -> Stmt:
+        """All accumulators set to zero."""
+        zero = tirx.Broadcast(tirx.const(0, "float32"), self.lanes)
+        return sequence(
+            tirx.BufferStore(self.accumulators, zero, [self._ramp(r, v)])
+            for r in range(self.rows)
+            for v in range(self.vectors)
+        )
+
+    def multiply_add(
+        self,
+        value: Callable[[int], Expr],
+        weights: Callable[[int], Expr],
+        rows: Iterable[int] | None = None,
+    ) -> Stmt:
+        """One reduction step.
+
+        `value(row)` is the scalar to broadcast, `weights(vector)` a vector of `lanes`
+        weights; `rows` restricts the step to some rows (the others meet padding).
+        """
+        chosen = range(self.rows) if rows is None else rows
+        return sequence(
+            tirx.BufferStore(
+                self.accumulators,
+                tirx.BufferLoad(self.accumulators, [self._ramp(r, v)])
+                + tirx.Broadcast(value(r), self.lanes) * weights(v),
+                [self._ramp(r, v)],
+            )
+            for r in chosen
+            for v in range(self.vectors)
+        )
+
+    def write_back(
+        self,
+        epilogue: Epilogue,
+        position: Callable[[int, Expr], list[Index]],
+        lanes_of: Callable[[int], int],
+    ) -> Stmt:
+        """The epilogue of every accumulator, stored.
+
+        `position(row, column)` gives the output indices of column `column` (counted from
+        the tile's first) of a row, `lanes_of(vector)` how many lanes of a vector are real.
+        """
+
+        def one(row: int, vector: int) -> Stmt | None:
+            def lane(offset: Expr) -> Stmt:
+                indices = position(row, index(vector * self.lanes) + offset)
+                register = tirx.BufferLoad(
+                    self.accumulators, [index(self._slot(row, vector)) + offset]
+                )
+                return store(epilogue.output, indices, epilogue.value(register, indices))
+
+            lanes = lanes_of(vector)
+            return vectorized("lane", lanes, lane) if lanes > 0 else None
+
+        return sequence(one(r, v) for r in range(self.rows) for v in range(self.vectors))
+
+
+def choose_tile(
+    rows: int, vectors: int, spec: TargetSpec, most_vectors: int = 8
+) -> tuple[int, int]:
+    """The tile `(rows, vectors)` with the least estimated time for a `rows x vectors` output.
+
+    One reduction step costs the larger of the multiply-adds (two a cycle), the loads (two a
+    cycle) and the latency of the chain (four cycles); tiles that overlap or stick out cost as
+    much as full ones.
+    """
+    best: tuple[float, int, int] | None = None
+    for v in range(1, min(vectors, most_vectors) + 1):
+        most_rows = (spec.vector_registers - 1 - v) // v
+        for r in range(1, min(rows, most_rows) + 1):
+            row_tiles = -(-rows // r)
+            full, rest = divmod(vectors, v)
+            steps = full * _step_cycles(r, v) + (_step_cycles(r, rest) if rest else 0.0)
+            cost = (row_tiles * steps, -r * v, -v)
+            if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
+                best = (cost[0], r, v)
+    if best is None:
+        raise ValueError(f"no register tile for {rows} rows and {vectors} vectors")
+    return best[1], best[2]
+
+
+def _step_cycles(rows: int, vectors: int) -> float:
+    return max(rows * vectors / 2, (rows + vectors) / 2, 4.0) + 0.5
+
+
+def tile_choices(spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+    """Tile extents that a search may try."""
+    rows = tuple(r for r in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if r < spec.vector_registers)
+    return {"rows": rows, "vectors": (1, 2, 3, 4, 5, 6)}
