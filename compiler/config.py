@@ -1,0 +1,135 @@
+"""The options of a compilation: frozen data that checks itself.
+
+Nothing here imports TVM. A configuration is written into the module's manifest
+by `CompileConfig.to_dict`, so that a module says how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from compiler.errors import ConfigError
+
+ModuleForm = Literal["auto", "self-contained", "vm"]
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """How a model is compiled.
+
+    target: a name that `tinsmith targets` lists; `native` is the machine at hand.
+    shapes: for each model input to bind, its concrete shape. Batch dimensions that
+        stay symbolic become 1, with a note.
+    threads: how many threads the module uses unless told otherwise when it is
+        loaded; 0 means as many as the target has cores.
+    form: `self-contained` (no TVM needed to run; static shapes), `vm` (needs
+        libtvm_runtime), or `auto`: self-contained where the model allows it.
+    static_library: also write `model.a`, for linking into a program.
+    runner: also write `tinsmith-run`, a static executable that runs the module.
+    external_weights: from how many bytes of weights on they go to a file of their
+        own that is mapped read-only, instead of into the library.
+    golden_vectors: how many input and output examples the module carries, with
+        which it can prove itself where it is deployed.
+    seed: for the random inputs of the golden vectors.
+    dump: a folder to write the graph to after each pass, or None.
+    timing: whether the time of every single pass is in the report, and not just that
+        of the phases.
+    """
+
+    target: str = "native"
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    threads: int = 0
+    form: ModuleForm = "auto"
+    static_library: bool = True
+    runner: bool = True
+    external_weights: int = 512 * MEBIBYTE
+    golden_vectors: int = 2
+    seed: int = 0
+    dump: Path | None = None
+    timing: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str) or not self.target:
+            raise ConfigError(f"target must be a name, not {self.target!r}: see `tinsmith targets`")
+        object.__setattr__(self, "shapes", _checked_shapes(self.shapes))
+        for name, low, high in (
+            ("threads", 0, 1024),
+            ("external_weights", 0, None),
+            ("golden_vectors", 0, 64),
+            ("seed", 0, 2**32 - 1),
+        ):
+            _check_integer(name, getattr(self, name), low, high)
+        if self.form not in get_args(ModuleForm):
+            raise ConfigError(
+                f"form must be one of {', '.join(get_args(ModuleForm))}, not {self.form!r}"
+            )
+        for name in ("static_library", "runner", "timing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.dump is not None:
+            object.__setattr__(self, "dump", Path(self.dump))
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> CompileConfig:
+        """A configuration from plain data; unknown keys raise ConfigError."""
+        return CompileConfig().with_options(**options)
+
+    def with_options(self, **options: Any) -> CompileConfig:
+        """A copy with some options replaced; unknown names raise ConfigError."""
+        known = {item.name for item in fields(self)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        return replace(self, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` gives the same configuration back."""
+        result = {item.name: getattr(self, item.name) for item in fields(self)}
+        result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        result["dump"] = None if self.dump is None else str(self.dump)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only mapping cannot be pickled; worker processes receive plain data.
+        return CompileConfig.from_dict, (self.to_dict(),)
+
+
+def parse_shape_option(text: str) -> tuple[str, tuple[int, ...]]:
+    """`input=1,3,224,224` -> ("input", (1, 3, 224, 224)); `x=` is a scalar."""
+    name, separator, dimensions = text.rpartition("=")
+    try:
+        shape = tuple(int(part) for part in dimensions.split(",")) if dimensions.strip() else ()
+    except ValueError:
+        shape = (-1,)
+    if not separator or not name or any(size < 1 for size in shape):
+        raise ConfigError(f"--shape {text}: expected NAME=N,N,... with positive integers")
+    return name, shape
+
+
+def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    if not isinstance(shapes, Mapping):
+        raise ConfigError(f"shapes must map input names to shapes, not {shapes!r}")
+    checked: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if isinstance(shape, (str, bytes)) or not all(
+            isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape
+        ):
+            raise ConfigError(f"shape of {name} must be positive integers, not {shape!r}")
+        checked[name] = tuple(shape)
+    return MappingProxyType(checked)
+
+
+def _check_integer(name: str, value: Any, low: int, high: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be an integer, not {value!r}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{name} must be {bounds}, not {value}")

@@ -1,0 +1,80 @@
+"""CompileConfig: rejects what makes no sense, and survives a round trip through JSON."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler.config import CompileConfig, parse_shape_option
+from compiler.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("options", "mentions"),
+    [
+        ({"target": ""}, "target"),
+        ({"threads": -1}, "threads"),
+        ({"threads": True}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"form": "wasm"}, "form"),
+        ({"golden_vectors": 65}, "golden_vectors"),
+        ({"external_weights": -1}, "external_weights"),
+        ({"runner": 1}, "runner"),
+        ({"shapes": {"x": (1, 0)}}, "x"),
+        ({"shapes": {"x": "1,3"}}, "x"),
+        ({"shapes": [("x", (1,))]}, "shapes"),
+        ({"thread": 2}, "unknown option thread"),
+    ],
+)
+def test_refuses(options: dict[str, Any], mentions: str) -> None:
+    with pytest.raises(ConfigError, match=mentions):
+        CompileConfig.from_dict(options)
+
+
+def test_is_frozen_and_does_not_share_its_shapes() -> None:
+    shapes = {"x": (1, 3)}
+    config = CompileConfig(shapes=shapes)
+    shapes["x"] = (7, 7)
+    assert config.shapes == {"x": (1, 3)}
+    with pytest.raises(TypeError):
+        config.shapes["x"] = (2,)  # type: ignore[index]
+    with pytest.raises(FrozenInstanceError):
+        config.threads = 3  # type: ignore[misc]
+
+
+def test_round_trip_through_json(tmp_path: Path) -> None:
+    config = CompileConfig(
+        target="x86-64-v3", shapes={"x": (1, 3), "s": ()}, threads=2, dump=tmp_path, timing=True
+    )
+    assert CompileConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_with_options_leaves_the_original_alone() -> None:
+    config = CompileConfig()
+    assert config.with_options(threads=4).threads == 4
+    assert config.threads == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "=1,2", "x=1,a", "x=1,,2", "x=0", "x=-1,3", "x=1.5", "x=1,2,"]
+)
+def test_shape_option_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="--shape"):
+        parse_shape_option(text)
+
+
+@given(
+    st.text(min_size=1).filter(lambda name: name.strip()),
+    st.lists(st.integers(1, 10**9)),
+)
+def test_shape_option_reads_what_it_prints(name: str, shape: list[int]) -> None:
+    text = f"{name}={','.join(map(str, shape))}"
+    assert parse_shape_option(text) == (name, tuple(shape))
