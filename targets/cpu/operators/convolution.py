@@ -45,6 +45,11 @@ class ConvolutionWorkload:
     kind: str = "convolution"
 
     @property
+    def blocks(self) -> int:
+        """Number of packed output channel vectors of one group."""
+        return -(-self.out_channels // self.lanes)
+
+    @property
     def flops(self) -> int:
         """Multiplications and additions of one call, padding counted."""
         outputs = self.batch * self.out_height * self.out_width * self.out_channels * self.groups

@@ -79,15 +79,17 @@ class RegisterTile:
         self,
         epilogue: Epilogue,
         position: Callable[[int, Expr], list[Index]],
-        lanes_of: Callable[[int], int],
+        spare: int = 0,
+        is_last: Expr | bool = True,
     ) -> Stmt:
         """The epilogue of every accumulator, stored.
 
         `position(row, column)` gives the output indices of column `column` (counted from
-        the tile's first) of a row, `lanes_of(vector)` how many lanes of a vector are real.
+        the tile's first) of a row. Where `is_last` holds, the last `spare` lanes of the
+        last vector lie outside the output and are not stored.
         """
 
-        def one(row: int, vector: int) -> Stmt | None:
+        def one(row: int, vector: int, lanes: int) -> Stmt:
             def lane(offset: Expr) -> Stmt:
                 indices = position(row, index(vector * self.lanes) + offset)
                 register = tirx.BufferLoad(
@@ -95,10 +97,20 @@ class RegisterTile:
                 )
                 return store(epilogue.output, indices, epilogue.value(register, indices))
 
-            lanes = lanes_of(vector)
-            return vectorized("lane", lanes, lane) if lanes > 0 else None
+            return vectorized("lane", lanes, lane)
 
-        return sequence(one(r, v) for r in range(self.rows) for v in range(self.vectors))
+        def everything(last_lanes: int) -> Stmt:
+            return sequence(
+                one(r, v, last_lanes if v == self.vectors - 1 else self.lanes)
+                for r in range(self.rows)
+                for v in range(self.vectors)
+            )
+
+        if spare == 0 or is_last is False:
+            return everything(self.lanes)
+        if is_last is True:
+            return everything(self.lanes - spare)
+        return tirx.IfThenElse(is_last, everything(self.lanes - spare), everything(self.lanes))
 
 
 def choose_tile(
