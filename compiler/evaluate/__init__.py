@@ -1,0 +1,1 @@
+"""How a module is judged: against a reference, against its peers, on labelled data."""

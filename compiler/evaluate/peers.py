@@ -1,0 +1,103 @@
+"""Other runtimes of the same model: the reference of `verify` and the rivals of `bench`.
+
+Each class opens an ONNX file with a number of threads and runs it on named numpy
+arrays. The runtimes are extras: `available` says which are installed, and nothing
+here imports one before it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from compiler.errors import ModelError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Peer(Protocol):
+    """A runtime with a model loaded."""
+
+    label: ClassVar[str]
+    package: ClassVar[str]
+
+    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Open `model`; `shapes` are the concrete shapes of its inputs."""
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs by name."""
+
+
+class OnnxRuntime:
+    """ONNX Runtime on its CPU provider, all graph optimisations on."""
+
+    label: ClassVar[str] = "ONNX Runtime"
+    package: ClassVar[str] = "onnxruntime"
+
+    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        import onnxruntime  # noqa: PLC0415
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the package raises its own unrelated classes
+            raise ModelError(f"{model}: ONNX Runtime refuses it: {_line(error)}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.version = str(onnxruntime.__version__)
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+class OpenVino:
+    """OpenVINO's CPU plug-in for latency, in float32 (it would choose bfloat16 where it can)."""
+
+    label: ClassVar[str] = "OpenVINO"
+    package: ClassVar[str] = "openvino"
+
+    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
+        import openvino  # noqa: PLC0415
+
+        core = openvino.Core()
+        settings: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            graph = core.read_model(os.fspath(model))
+            graph.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._compiled = core.compile_model(graph, "CPU", settings)
+        except Exception as error:
+            raise ModelError(f"{model}: OpenVINO refuses it: {_line(error)}") from error
+        self._request = self._compiled.create_infer_request()
+        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        self.version = str(openvino.__version__).split("-")[0]
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        results = self._request.infer(dict(inputs), share_inputs=True)
+        return dict(zip(self._outputs, results.values(), strict=True))
+
+
+PEERS: tuple[type[OnnxRuntime] | type[OpenVino], ...] = (OnnxRuntime, OpenVino)
+
+
+def installed(peer: type[OnnxRuntime] | type[OpenVino]) -> bool:
+    """Whether the peer's package can be imported (it is not imported for that)."""
+    return importlib.util.find_spec(peer.package) is not None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a foreign error message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
