@@ -88,3 +88,13 @@ def bind(name: str, value: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """`body` with `value` computed once and bound to a variable."""
     variable = Var(name, PrimType("int32"))
     return sequence([tirx.Bind(variable, value), body(variable)])
+
+
+def ramp(start: Index, lanes: int) -> Expr:
+    """The indices `start, start + 1, ...` of `lanes` neighbours."""
+    return index(start) if lanes == 1 else tirx.Ramp(index(start), index(1), lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """`value` in all `lanes`."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)

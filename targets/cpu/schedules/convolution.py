@@ -155,7 +155,7 @@ class _Emitter:
 
             def weights(vector: int) -> Expr:
                 block = column * self.vectors + vector
-                lanes = tirx.Ramp(index(0), index(1), w.lanes)
+                lanes = loops.ramp(0, w.lanes)
                 return tirx.BufferLoad(self.weights, [group, block, kh, index(kw), ic, lanes])
 
             return tile.multiply_add(value, weights, rows)

@@ -17,7 +17,16 @@ from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
 from targets.cpu.anchor import Epilogue
-from targets.cpu.loops import Index, index, local_buffer, sequence, store, vectorized
+from targets.cpu.loops import (
+    Index,
+    index,
+    local_buffer,
+    ramp,
+    sequence,
+    splat,
+    store,
+    vectorized,
+)
 from targets.spec import TargetSpec
 
 
@@ -41,11 +50,11 @@ class RegisterTile:
         return (row * self.vectors + vector) * self.lanes
 
     def _ramp(self, row: int, vector: int) -> Expr:
-        return tirx.Ramp(index(self._slot(row, vector)), index(1), self.lanes)
+        return ramp(self._slot(row, vector), self.lanes)
 
     def clear(self) -> Stmt:
         """All accumulators set to zero."""
-        zero = tirx.Broadcast(tirx.const(0, "float32"), self.lanes)
+        zero = splat(tirx.const(0, "float32"), self.lanes)
         return sequence(
             tirx.BufferStore(self.accumulators, zero, [self._ramp(r, v)])
             for r in range(self.rows)
@@ -68,7 +77,7 @@ class RegisterTile:
             tirx.BufferStore(
                 self.accumulators,
                 tirx.BufferLoad(self.accumulators, [self._ramp(r, v)])
-                + tirx.Broadcast(value(r), self.lanes) * weights(v),
+                + splat(value(r), self.lanes) * weights(v),
                 [self._ramp(r, v)],
             )
             for r in chosen

@@ -1,0 +1,224 @@
+"""Depthwise convolution and pooling on NHWC data: vectorised over channels.
+
+A tile of `pixels` neighbouring output pixels shares its input columns, which
+stay in registers while the window slides over them; see `window` for borders.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import PrimFunc, Stmt
+
+from targets.cpu import loops
+from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from targets.cpu.loops import Index, index
+from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
+from targets.cpu.schedules.window import Window
+from targets.cpu.template import Decisions, Match, Template
+from targets.spec import TargetSpec
+
+
+class ChannelwiseTemplate(Template):
+    """Depthwise convolution, maximum and average pooling, float32.
+
+    Decisions: `pixels` (output pixels of a tile), `vectors` (channel vectors of a tile),
+    `chunks` (into how many tasks the channels of an output line are cut).
+    """
+
+    name = "channelwise"
+
+    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
+        found = workload_of(function)
+        if found is None or found["kind"] != "channelwise" or find_anchor(function) is None:
+            return None
+        workload = ChannelwiseWorkload(**found)
+        return Match(workload, workload.flops, compulsory_bytes(function))
+
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        w: ChannelwiseWorkload = match.workload
+        # Accumulators, the input columns they share, and one kernel row of weights.
+        weights = w.kernel_width if w.operation == "multiply" else 0
+        budget = spec.vector_registers - weights - 1
+        reach = w.kernel_width * w.dilation_width
+        pixels = max(1, min(w.out_width, (budget - reach) // (1 + w.stride_width), 14))
+        tiles = -(-w.out_width // pixels)
+        pixels = -(-w.out_width // tiles)
+        lines = w.batch * w.out_height
+        whole = w.channels // spec.float_lanes
+        chunks = 1
+        while lines * chunks < 8 * spec.cores and chunks * 2 <= whole:
+            chunks *= 2
+        return {"pixels": pixels, "vectors": 1, "chunks": chunks}
+
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        return {
+            "pixels": (1, 2, 4, 7, 8, 14, 16),
+            "vectors": (1, 2, 3, 4),
+            "chunks": (1, 2, 4, 8, 16),
+        }
+
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        anchor = find_anchor(function)
+        if anchor is None:
+            raise ValueError("what follows the window is not elementwise")
+        return anchor.rebuild(_Emitter(match.workload, anchor, decisions, spec).body())
+
+
+class _Emitter:
+    def __init__(
+        self,
+        workload: ChannelwiseWorkload,
+        anchor: Anchor,
+        decisions: Decisions,
+        spec: TargetSpec,
+    ):
+        self.w = w = workload
+        self.data = anchor.operands[0]
+        self.weights = anchor.operands[1] if w.operation == "multiply" else None
+        self.epilogue = anchor.epilogue
+        self.window = Window(
+            w.in_height,
+            w.in_width,
+            w.out_height,
+            w.out_width,
+            w.kernel_height,
+            w.kernel_width,
+            w.stride_height,
+            w.stride_width,
+            w.dilation_height,
+            w.dilation_width,
+            w.pad_top,
+            w.pad_left,
+        )
+        self.pixels = min(decisions["pixels"], w.out_width)
+        lanes = min(spec.float_lanes, w.channels)
+        whole = w.channels // lanes
+        self.lanes = lanes
+        self.vectors = min(decisions["vectors"], whole)
+        self.strips = whole // self.vectors  # of `vectors` whole vectors each
+        self.chunks = min(decisions["chunks"], self.strips)
+
+    def body(self) -> Stmt:
+        """The parallel loop over (output line, chunk of channels)."""
+        w = self.w
+
+        def task(p: Expr) -> Stmt:
+            line, chunk = (p // self.chunks, p % self.chunks) if self.chunks > 1 else (p, index(0))
+            image, y = index(0), line
+            if w.batch > 1:
+                image, y = line // w.out_height, line % w.out_height
+            return self.window.cover_line(
+                self.pixels, lambda x, border: self._columns(chunk, image, y, x, border)
+            )
+
+        return loops.parallel("task", w.batch * w.out_height * self.chunks, task)
+
+    def _columns(self, chunk: Expr, image: Expr, y: Expr, x: Expr, border: int | None) -> Stmt:
+        """All channels of a chunk for one tile of pixels."""
+        width = self.vectors * self.lanes
+        per_chunk, more = divmod(self.strips, self.chunks)
+
+        def strip(i: Expr) -> Stmt:
+            return self._tile(image, y, x, i * width, self.vectors, self.lanes, border)
+
+        if self.chunks == 1:
+            strips = loops.serial("strip", self.strips, strip)
+        else:
+            first = chunk * per_chunk + tirx.min(chunk, index(more))
+            count = per_chunk + (chunk < more).astype("int32") if more else per_chunk
+            strips = loops.serial("strip", count, strip, start=first)
+        rest: list[Stmt] = []
+        channel = self.strips * width
+        while channel < self.w.channels:
+            lanes = min(self.lanes, self.w.channels - channel)
+            rest.append(self._tile(image, y, x, index(channel), 1, lanes, border))
+            channel += lanes
+        if not rest:
+            return strips
+        tail = loops.sequence(rest)
+        if self.chunks > 1:
+            tail = tirx.IfThenElse(tirx.EQ(chunk, index(self.chunks - 1)), tail, None)
+        return loops.sequence([strips, tail])
+
+    def _tile(
+        self,
+        image: Expr,
+        y: Expr,
+        x: Expr,
+        channel: Expr,
+        vectors: int,
+        lanes: int,
+        border: int | None,
+    ) -> Stmt:
+        w, window = self.w, self.window
+        registers = loops.local_buffer("window", (self.pixels * vectors * lanes,), "float32")
+
+        def ramp(pixel: int, vector: int) -> Expr:
+            return loops.ramp((pixel * vectors + vector) * lanes, lanes)
+
+        def lanes_at(vector: int) -> Expr:
+            return loops.ramp(channel + vector * lanes, lanes)
+
+        initial = tirx.min_value("float32") if w.operation == "maximum" else 0.0
+        if w.operation != "maximum":
+            initial = tirx.const(0.0, "float32")
+        clear = loops.sequence(
+            tirx.BufferStore(registers, loops.splat(initial, lanes), [ramp(p, v)])
+            for p in range(self.pixels)
+            for v in range(vectors)
+        )
+
+        def tap(kh: Expr, kw: int, pixel: int, vector: int) -> Stmt:
+            row, column = window.input_row(y, kh), window.input_column(x + pixel, kw)
+            value = tirx.BufferLoad(self.data, [image, row, column, lanes_at(vector)])
+            register = tirx.BufferLoad(registers, [ramp(pixel, vector)])
+            if w.operation == "maximum":
+                result = tirx.max(register, value)
+            elif self.weights is not None:
+                weight = tirx.BufferLoad(self.weights, [kh, index(kw), lanes_at(vector)])
+                result = register + value * weight
+            else:
+                result = register + value
+            return tirx.BufferStore(registers, result, [ramp(pixel, vector)])
+
+        def kernel_row(kh: Expr) -> Stmt:
+            return loops.sequence(
+                tap(kh, kw, pixel, vector)
+                for kw in range(w.kernel_width)
+                for pixel in (
+                    range(self.pixels)
+                    if border is None
+                    else window.valid_pixels(border, self.pixels, kw)
+                )
+                for vector in range(vectors)
+            )
+
+        first, count = window.valid_kernel_rows(y)
+
+        def write(pixel: int, vector: int) -> Stmt:
+            def lane(offset: Expr) -> Stmt:
+                indices: list[Index] = [image, y, x + pixel, channel + vector * lanes + offset]
+                register = tirx.BufferLoad(
+                    registers, [index((pixel * vectors + vector) * lanes) + offset]
+                )
+                if w.operation == "average":
+                    register = register * reciprocal_count(w, y, x + pixel)
+                return loops.store(
+                    self.epilogue.output, indices, self.epilogue.value(register, indices)
+                )
+
+            return loops.vectorized("lane", lanes, lane)
+
+        return loops.allocate(
+            [registers],
+            loops.sequence(
+                [
+                    clear,
+                    loops.serial("kh", count, kernel_row, start=first),
+                    *(write(p, v) for p in range(self.pixels) for v in range(vectors)),
+                ]
+            ),
+        )
