@@ -1,0 +1,166 @@
+"""Control flow of ONNX graphs, resolved while importing.
+
+The compiled function has none: a branch whose condition is known is taken, one that
+depends on data is computed on both sides and selected (operators have no side
+effects), and loops of a known number of turns are unrolled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import GraphProto, NodeProto
+from tvm import relax
+from tvm.ir import GenericConst
+
+from compiler.errors import ModelError
+
+if TYPE_CHECKING:
+    from compiler.frontends.onnx_importer import GraphImporter
+
+_UNROLL_LIMIT = 1024
+
+
+class ControlFlow:
+    """Adds If, Loop and Scan nodes to the function that `importer` is building."""
+
+    def __init__(self, importer: GraphImporter) -> None:
+        self._importer = importer
+
+    def add(self, node: NodeProto) -> None:
+        """Bind the outputs of `node` in the scope of the importer."""
+        {"If": self._add_if, "Loop": self._add_loop, "Scan": self._add_scan}[node.op_type](node)
+
+    def _add_if(self, node: NodeProto) -> None:
+        importer = self._importer
+        branches = {attribute.name: attribute.g for attribute in node.attribute}
+        if set(branches) != {"then_branch", "else_branch"}:
+            raise ModelError(f"{importer.describe(node)}: a branch is missing")
+        known = importer.constant(node.input[0])
+        if known is not None:
+            taken = branches["then_branch" if bool(known.reshape(-1)[0]) else "else_branch"]
+            self._bind(node, self._run(taken, {}))
+            return
+        condition = importer.tensor(node.input[0], "condition")
+        then_values = self._run(branches["then_branch"], {})
+        else_values = self._run(branches["else_branch"], {})
+        importer.notes.append(
+            f"If node {node.name or node.output[0]!r} depends on data: both branches are computed"
+        )
+        selected = []
+        for name, first, second in zip(node.output, then_values, else_values, strict=True):
+            if _signature(first) != _signature(second):
+                raise ModelError(
+                    f"{importer.describe(node)}: the branches give output {name!r} different "
+                    f"shapes or dtypes ({first.ty}, {second.ty}), and the condition depends on "
+                    "data; bind the input that decides it to a constant"
+                )
+            scalar = importer.builder.emit(relax.op.reshape(condition, ()))
+            selected.append(importer.emit(relax.op.where(scalar, first, second), name))
+        self._bind(node, selected)
+
+    def _add_loop(self, node: NodeProto) -> None:
+        importer = self._importer
+        body = _body(node, importer)
+        trips = importer.constant(node.input[0]) if node.input[0] else None
+        has_condition = len(node.input) > 1 and bool(node.input[1])
+        condition = importer.constant(node.input[1]) if has_condition else np.array(True)
+        if condition is None:
+            raise ModelError(f"{importer.describe(node)}: the condition depends on data")
+        limit = int(trips.reshape(-1)[0]) if trips is not None else _UNROLL_LIMIT + 1
+        if node.input[0] and trips is None:
+            raise ModelError(f"{importer.describe(node)}: the number of turns depends on data")
+        state = [importer.values[name] for name in node.input[2:]]
+        scanned: list[list[relax.Expr]] = [[] for _ in body.output[1 + len(state) :]]
+        turn = 0
+        while turn < limit and bool(condition.reshape(-1)[0]):
+            if turn == _UNROLL_LIMIT:
+                raise ModelError(
+                    f"{importer.describe(node)}: more than {_UNROLL_LIMIT} turns to unroll"
+                )
+            first = [relax.const(np.array(turn, np.int64)), relax.const(np.array(True))]
+            names = [value.name for value in body.input]
+            results = self._run(body, dict(zip(names, [*first, *state], strict=True)))
+            if not isinstance(results[0], GenericConst):
+                raise ModelError(f"{importer.describe(node)}: when it ends depends on data")
+            condition = results[0].value.numpy()
+            state = results[1 : 1 + len(state)]
+            for values, value in zip(scanned, results[1 + len(state) :], strict=True):
+                values.append(value)
+            turn += 1
+        self._bind(node, [*state, *(self._stack(node, values, 0) for values in scanned)])
+
+    def _add_scan(self, node: NodeProto) -> None:
+        importer = self._importer
+        if importer.opset < 9:
+            raise ModelError(f"{importer.describe(node)}: Scan before operator set 9")
+        body = _body(node, importer)
+        ints = {a.name: list(a.ints) for a in node.attribute if a.ints}
+        scan_count = next(a.i for a in node.attribute if a.name == "num_scan_inputs")
+        state_count = len(node.input) - scan_count
+        outputs = len(body.output) - state_count
+        state = [importer.values[name] for name in node.input[:state_count]]
+        sources = [importer.tensor(name, "scan input") for name in node.input[state_count:]]
+        axes = ints.get("scan_input_axes", [0] * scan_count)
+        backward = ints.get("scan_input_directions", [0] * scan_count)
+        lengths = {int(source.ty.shape[axis]) for source, axis in zip(sources, axes, strict=True)}
+        if len(lengths) != 1:
+            raise ModelError(f"{importer.describe(node)}: the scan inputs differ in length")
+        length = lengths.pop()
+        if length > _UNROLL_LIMIT:
+            raise ModelError(f"{importer.describe(node)}: more than {_UNROLL_LIMIT} turns")
+        scanned: list[list[relax.Expr]] = [[] for _ in range(outputs)]
+        names = [value.name for value in body.input]
+        for turn in range(length):
+            slices = [
+                self._slice(source, axis, length - 1 - turn if reverse else turn)
+                for source, axis, reverse in zip(sources, axes, backward, strict=True)
+            ]
+            results = self._run(body, dict(zip(names, [*state, *slices], strict=True)))
+            state = results[:state_count]
+            for values, value in zip(scanned, results[state_count:], strict=True):
+                values.append(value)
+        output_axes = ints.get("scan_output_axes", [0] * outputs)
+        flipped = ints.get("scan_output_directions", [0] * outputs)
+        stacked = [
+            self._stack(node, values[::-1] if flip else values, axis)
+            for values, axis, flip in zip(scanned, output_axes, flipped, strict=True)
+        ]
+        self._bind(node, [*state, *stacked])
+
+    def _run(self, graph: GraphProto, arguments: dict[str, relax.Expr]) -> list[relax.Expr]:
+        """Outputs of `graph` in a scope of its own inside the current one."""
+        importer = self._importer
+        outer = importer.values
+        importer.values = {**outer, **arguments}
+        try:
+            importer.add_graph(graph)
+            return [importer.tensor(output.name, "subgraph output") for output in graph.output]
+        finally:
+            importer.values = outer
+
+    def _slice(self, source: relax.Expr, axis: int, index: int) -> relax.Expr:
+        position = relax.const(np.array(index, np.int64))
+        return self._importer.builder.emit(relax.op.take(source, position, axis=axis))
+
+    def _stack(self, node: NodeProto, values: list[relax.Expr], axis: int) -> relax.Expr:
+        if not values:
+            raise ModelError(f"{self._importer.describe(node)}: a loop without a single turn")
+        return self._importer.builder.emit(relax.op.stack(values, axis=axis))
+
+    def _bind(self, node: NodeProto, results: list[relax.Expr]) -> None:
+        for name, value in zip(node.output, results, strict=True):
+            if name:
+                self._importer.values[name] = value
+
+
+def _body(node: NodeProto, importer: GraphImporter) -> GraphProto:
+    for attribute in node.attribute:
+        if attribute.name == "body":
+            return attribute.g
+    raise ModelError(f"{importer.describe(node)}: it has no body")
+
+
+def _signature(value: relax.Expr) -> str:
+    return str(value.ty)

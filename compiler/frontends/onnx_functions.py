@@ -1,0 +1,73 @@
+"""Replacing calls of functions by their bodies.
+
+An ONNX function is an operator defined by other operators: by the model itself, or by the
+standard (Celu, LpNormalization, SoftmaxCrossEntropyLoss ...). The former are always
+inlined, the latter when no converter knows the operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto
+
+from compiler.errors import ModelError
+from compiler.frontends.onnx_files import standard_opset
+from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
+
+_INLINED_AT_MOST = 8
+
+
+def inline_functions(
+    model: ModelProto, converters: Mapping[tuple[str, str], object], source: str
+) -> ModelProto:
+    """`model` without calls to functions, as far as they are not `converters`' business."""
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        # The body of a function may call functions in turn.
+        for _ in range(_INLINED_AT_MOST):
+            wanted = _standard_functions(model, converters)
+            if not wanted:
+                break
+            typed = onnx.shape_inference.infer_shapes(model)
+            inlined = onnx.inliner.inline_selected_functions(
+                typed, sorted(wanted), inline_schema_functions=True
+            )
+            del inlined.graph.value_info[:]
+            if _standard_functions(inlined, converters) == wanted:
+                break
+            model = inlined
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"{source}: a function cannot be inlined: {reason[-1] if reason else error}"
+        ) from error
+    return model
+
+
+def _standard_functions(
+    model: ModelProto, converters: Mapping[tuple[str, str], object]
+) -> set[tuple[str, str]]:
+    """Operators of `model` that nobody converts and that the standard defines by others."""
+    wanted = set()
+    opset = standard_opset(model) or 1
+    for node in _nodes(model.graph):
+        domain = domain_of(node)
+        if domain or (domain, node.op_type) in converters or node.op_type in CONTROL_FLOW:
+            continue
+        if not onnx.defs.has(node.op_type, opset, domain):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+        if schema.has_function or schema.has_context_dependent_function:
+            wanted.add((node.domain, node.op_type))
+    return wanted
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _nodes(subgraph)

@@ -1,0 +1,249 @@
+"""Walking an ONNX graph and building the Relax function for it.
+
+TVM's converters, one class per operator, do the translation; the walk around them
+is our own, because theirs neither evaluates what is already known (shape
+arithmetic above all), nor resolves control flow, nor says which node failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
+
+from compiler.errors import ModelError, TinsmithError
+from compiler.frontends.onnx_control import ControlFlow
+from compiler.frontends.onnx_evaluate import evaluate
+from compiler.frontends.onnx_files import standard_opset
+from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
+from compiler.frontends.onnx_shapes import BoundInput
+
+Converters = Mapping[tuple[str, str], type[OnnxOpConverter]]
+
+# These converters return one value that happens to be a tuple (a sequence), not many values.
+_SEQUENCE_OPERATORS = frozenset(
+    {
+        "Optional",
+        "OptionalGetElement",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SplitToSequence",
+    }
+)
+_TYPES_OF_ONE_FIELD = {
+    AttributeProto.FLOAT: "f",
+    AttributeProto.INT: "i",
+    AttributeProto.STRING: "s",
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.TYPE_PROTO: "tp",
+}
+_TYPES_OF_MANY = {
+    AttributeProto.FLOATS: "floats",
+    AttributeProto.INTS: "ints",
+    AttributeProto.STRINGS: "strings",
+    AttributeProto.TENSORS: "tensors",
+    AttributeProto.GRAPHS: "graphs",
+    AttributeProto.TYPE_PROTOS: "type_protos",
+}
+
+
+class GraphImporter:
+    """Builds one Relax function from one ONNX graph whose inputs have fixed shapes.
+
+    `values` maps the names in scope to Relax expressions: constants, variables, and tuples
+    for ONNX sequences.
+    """
+
+    def __init__(self, model: ModelProto, converters: Converters, source: str) -> None:
+        self.graph = model.graph
+        self.source = source
+        self.opset = standard_opset(model) or 1
+        self.builder = relax.BlockBuilder()
+        self.values: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self._converters = converters
+        self._control_flow = ControlFlow(self)
+        self._names: set[str] = set()
+
+    def import_graph(self, inputs: Sequence[BoundInput]) -> tvm.IRModule:
+        """The module with the function `main`; its parameters follow `inputs`."""
+        parameters = []
+        for value in inputs:
+            variable = relax.Var(
+                self._fresh_name(value.name), relax.TensorType(value.shape, value.dtype)
+            )
+            self.values[value.name] = variable
+            parameters.append(variable)
+        with self.builder.function("main", params=parameters):
+            try:
+                with self.builder.dataflow():
+                    self.add_graph(self.graph)
+                    outputs = [self.tensor(value.name, "output") for value in self.graph.output]
+                    result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
+                    result = self.builder.emit_output(result)
+            except BaseException:
+                # TVM prints a warning of its own about a block that was left open.
+                self.builder._end_block()
+                raise
+            self.builder.emit_func_output(result)
+        return self.builder.get()
+
+    def add_graph(self, graph: GraphProto) -> None:
+        """Convert the initializers and nodes of `graph` into the current scope."""
+        for tensor in graph.initializer:
+            self.values[tensor.name] = relax.const(onnx.numpy_helper.to_array(tensor))
+        if graph.sparse_initializer:
+            raise ModelError(f"{self.source}: sparse initializers are not supported")
+        for node in graph.node:
+            self._add_node(node)
+
+    def tensor(self, name: str, role: str) -> relax.Expr:
+        """The value `name` as a tensor expression."""
+        value = self._lookup(name, role)
+        if not isinstance(value, relax.Expr) or isinstance(value.ty, relax.TupleType):
+            raise ModelError(f"{self.source}: {role} {name!r} is a sequence or optional")
+        if isinstance(value.ty, relax.ShapeType):
+            return self.builder.emit(relax.op.shape_to_tensor(value))
+        return value
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value `name` if it is known now."""
+        value = self.values.get(name)
+        return value.value.numpy() if isinstance(value, GenericConst) else None
+
+    def describe(self, node: NodeProto) -> str:
+        """How error messages name `node`."""
+        label = node.name or (node.output[0] if node.output else "")
+        return f"{self.source}: node {label!r} ({node.op_type})"
+
+    def emit(self, value: relax.Expr, name: str) -> relax.Expr:
+        """Bind `value` to a variable named after the ONNX value `name`."""
+        if isinstance(value, GenericConst | relax.Var):
+            return value
+        return self.builder.emit(value, self._fresh_name(name))
+
+    def _lookup(self, name: str, role: str) -> Any:
+        if name not in self.values:
+            raise ModelError(
+                f"{self.source}: {role} {name!r} is produced by no node before it; "
+                "the graph is incomplete or not in topological order"
+            )
+        return self.values[name]
+
+    def _fresh_name(self, name: str) -> str:
+        clean = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
+        clean = f"v_{clean}" if clean[0].isdigit() else clean
+        unique, number = clean, 1
+        while unique in self._names:
+            unique, number = f"{clean}_{number}", number + 1
+        self._names.add(unique)
+        return unique
+
+    def _add_node(self, node: NodeProto) -> None:
+        where = f"{self.describe(node)}: input"
+        inputs = onnx_input(self._lookup(name, where) if name else None for name in node.input)
+        try:
+            if not domain_of(node) and node.op_type in CONTROL_FLOW:
+                self._control_flow.add(node)
+                return
+            known = self._evaluate(node)
+            if known is not None:
+                for name, array in zip((n for n in node.output if n), known, strict=True):
+                    self.values[name] = relax.const(array)
+                return
+            self._bind_outputs(node, self._convert(node, inputs))
+        except TinsmithError:
+            raise
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[-1] if lines else type(error).__name__
+            raise ModelError(f"{self.describe(node)} cannot be converted: {reason}") from error
+
+    def _evaluate(self, node: NodeProto) -> Sequence[np.ndarray] | None:
+        """The outputs of `node` if they are known already."""
+        if node.op_type in ("Shape", "Size") and not node.domain:
+            value = self.values[node.input[0]]
+            shape = _static_shape(value)
+            if shape is not None:
+                return [_shape_result(node, shape)]
+        arrays = {}
+        for name in node.input:
+            if name:
+                array = self.constant(name)
+                if array is None:
+                    return None
+                arrays[name] = array
+        return evaluate(node, arrays, self.opset)
+
+    def _convert(self, node: NodeProto, inputs: onnx_input) -> Any:
+        attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
+        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        converter = self._converters[domain_of(node), node.op_type].get_converter(self.opset)
+        # The converters print and warn; what matters of it becomes an error or a note.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return converter(self.builder, inputs, attributes, [self.values, {}])
+
+    def _bind_outputs(self, node: NodeProto, result: Any) -> None:
+        if not isinstance(result, relax.Expr):
+            self.values[node.output[0]] = result
+            return
+        if not isinstance(result, relax.Tuple | relax.ShapeExpr):
+            result = self.emit(self.builder.normalize(result), node.output[0])
+        if node.op_type in _SEQUENCE_OPERATORS:
+            self.values[node.output[0]] = result
+            return
+        if isinstance(result, relax.Tuple):
+            fields = list(result.fields)
+        elif isinstance(result.ty, relax.TupleType):
+            fields = [relax.TupleGetItem(result, i) for i in range(len(result.ty.fields))]
+        else:
+            fields = [result]
+        wanted = [(index, name) for index, name in enumerate(node.output) if name]
+        for index, name in wanted:
+            if index >= len(fields):
+                raise ModelError(f"{self.describe(node)}: output {name!r} is not supported")
+            field = fields[index]
+            if not isinstance(field, relax.ShapeExpr):
+                field = self.emit(self.builder.normalize(field), name)
+            self.values[name] = field
+
+
+def _attribute(attribute: AttributeProto) -> Any:
+    """The value of `attribute` in the form that TVM's converters expect."""
+    if attribute.type in _TYPES_OF_ONE_FIELD:
+        return getattr(attribute, _TYPES_OF_ONE_FIELD[attribute.type])
+    if attribute.type in _TYPES_OF_MANY:
+        return tuple(getattr(attribute, _TYPES_OF_MANY[attribute.type]))
+    raise ModelError(f"attribute {attribute.name!r} is of a kind that is not supported")
+
+
+def _static_shape(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
+        return None
+    shape = value.ty.shape
+    if not isinstance(shape, relax.ShapeExpr):
+        return None
+    sizes = [getattr(dim, "value", None) for dim in shape.values]
+    return None if any(size is None for size in sizes) else tuple(int(size) for size in sizes)
+
+
+def _shape_result(node: NodeProto, shape: tuple[int, ...]) -> np.ndarray:
+    if node.op_type == "Size":
+        return np.array(int(np.prod(shape, dtype=np.int64)), dtype=np.int64)
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    return np.array(shape[slice(bounds.get("start", 0), bounds.get("end"))], dtype=np.int64)
