@@ -6,6 +6,7 @@ by `CompileConfig.to_dict`, so that a module says how it was made.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any, Literal, get_args
 from compiler.errors import ConfigError
 
 ModuleForm = Literal["auto", "self-contained", "vm"]
+
+# A number, or nested tuples of numbers.
+Constant = Any
 
 MEBIBYTE = 1024 * 1024
 
@@ -26,6 +30,8 @@ class CompileConfig:
     target: a name that `tinsmith targets` lists; `native` is the machine at hand.
     shapes: for each model input to bind, its concrete shape. Batch dimensions that
         stay symbolic become 1, with a note.
+    constants: inputs to replace by constants: a number, or nested sequences of numbers
+        (numpy arrays are converted), which must fit the input's dtype.
     threads: how many threads the module uses unless told otherwise when it is
         loaded; 0 means as many as the target has cores.
     form: `self-contained` (no TVM needed to run; static shapes), `vm` (needs
@@ -44,6 +50,7 @@ class CompileConfig:
 
     target: str = "native"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
     threads: int = 0
     form: ModuleForm = "auto"
     static_library: bool = True
@@ -58,6 +65,7 @@ class CompileConfig:
         if not isinstance(self.target, str) or not self.target:
             raise ConfigError(f"target must be a name, not {self.target!r}: see `tinsmith targets`")
         object.__setattr__(self, "shapes", _checked_shapes(self.shapes))
+        object.__setattr__(self, "constants", _checked_constants(self.constants))
         for name, low, high in (
             ("threads", 0, 1024),
             ("external_weights", 0, None),
@@ -94,6 +102,7 @@ class CompileConfig:
         """Plain data for JSON; `from_dict` gives the same configuration back."""
         result = {item.name: getattr(self, item.name) for item in fields(self)}
         result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        result["constants"] = dict(self.constants)
         result["dump"] = None if self.dump is None else str(self.dump)
         return result
 
@@ -114,6 +123,18 @@ def parse_shape_option(text: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
+def parse_constant_option(text: str) -> tuple[str, Constant]:
+    """`rate=16000` or `scales=[1.0,2.0]` -> (name, value)."""
+    name, separator, value = text.partition("=")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = None
+    if not separator or not name or parsed is None:
+        raise ConfigError(f"--constant {text}: expected NAME=NUMBER or NAME=[N,N,...]")
+    return name, _frozen(name, parsed)
+
+
 def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     if not isinstance(shapes, Mapping):
         raise ConfigError(f"shapes must map input names to shapes, not {shapes!r}")
@@ -125,6 +146,23 @@ def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
             raise ConfigError(f"shape of {name} must be positive integers, not {shape!r}")
         checked[name] = tuple(shape)
     return MappingProxyType(checked)
+
+
+def _checked_constants(constants: Mapping[str, Any]) -> Mapping[str, Constant]:
+    if not isinstance(constants, Mapping):
+        raise ConfigError(f"constants must map input names to values, not {constants!r}")
+    return MappingProxyType({name: _frozen(name, value) for name, value in constants.items()})
+
+
+def _frozen(name: str, value: Any) -> Constant:
+    """`value` as plain numbers and tuples, which compare, hash, and go into JSON."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(name, item) for item in value)
+    raise ConfigError(f"constant for {name} must be numbers, not {value!r}")
 
 
 def _check_integer(name: str, value: Any, low: int, high: int | None) -> None:

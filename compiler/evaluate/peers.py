@@ -18,6 +18,8 @@ import numpy as np
 from compiler.errors import ModelError
 
 Arrays = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+OnnxModel = Path | bytes  # a file, or a serialised ModelProto
 
 
 class Peer(Protocol):
@@ -25,8 +27,9 @@ class Peer(Protocol):
 
     label: ClassVar[str]
     package: ClassVar[str]
+    version: str
 
-    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
         """Open `model`; `shapes` are the concrete shapes of its inputs."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -39,7 +42,7 @@ class OnnxRuntime:
     label: ClassVar[str] = "ONNX Runtime"
     package: ClassVar[str] = "onnxruntime"
 
-    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
         import onnxruntime  # noqa: PLC0415
 
         options = onnxruntime.SessionOptions()
@@ -48,10 +51,10 @@ class OnnxRuntime:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(model), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else os.fspath(model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the package raises its own unrelated classes
-            raise ModelError(f"{model}: ONNX Runtime refuses it: {_line(error)}") from error
+            raise ModelError(f"{_name(model)}: ONNX Runtime refuses it: {_line(error)}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.version = str(onnxruntime.__version__)
 
@@ -65,7 +68,7 @@ class OpenVino:
     label: ClassVar[str] = "OpenVINO"
     package: ClassVar[str] = "openvino"
 
-    def __init__(self, model: Path, threads: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
         os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
         import openvino  # noqa: PLC0415
 
@@ -76,11 +79,11 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
-            graph = core.read_model(os.fspath(model))
+            graph = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
             graph.reshape({name: list(shape) for name, shape in shapes.items()})
             self._compiled = core.compile_model(graph, "CPU", settings)
         except Exception as error:
-            raise ModelError(f"{model}: OpenVINO refuses it: {_line(error)}") from error
+            raise ModelError(f"{_name(model)}: OpenVINO refuses it: {_line(error)}") from error
         self._request = self._compiled.create_infer_request()
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self.version = str(openvino.__version__).split("-")[0]
@@ -90,12 +93,16 @@ class OpenVino:
         return dict(zip(self._outputs, results.values(), strict=True))
 
 
-PEERS: tuple[type[OnnxRuntime] | type[OpenVino], ...] = (OnnxRuntime, OpenVino)
+PEERS: tuple[type[Peer], ...] = (OnnxRuntime, OpenVino)
 
 
-def installed(peer: type[OnnxRuntime] | type[OpenVino]) -> bool:
+def installed(peer: type[Peer]) -> bool:
     """Whether the peer's package can be imported (it is not imported for that)."""
     return importlib.util.find_spec(peer.package) is not None
+
+
+def _name(model: OnnxModel) -> str:
+    return "model" if isinstance(model, bytes) else str(model)
 
 
 def _line(error: BaseException) -> str:

@@ -8,11 +8,12 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.config import CompileConfig, parse_shape_option
+from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
 
 
@@ -29,6 +30,8 @@ from compiler.errors import ConfigError
         ({"runner": 1}, "runner"),
         ({"shapes": {"x": (1, 0)}}, "x"),
         ({"shapes": {"x": "1,3"}}, "x"),
+        ({"constants": {"x": "three"}}, "x"),
+        ({"constants": [3]}, "constants"),
         ({"shapes": [("x", (1,))]}, "shapes"),
         ({"thread": 2}, "unknown option thread"),
     ],
@@ -51,7 +54,12 @@ def test_is_frozen_and_does_not_share_its_shapes() -> None:
 
 def test_round_trip_through_json(tmp_path: Path) -> None:
     config = CompileConfig(
-        target="x86-64-v3", shapes={"x": (1, 3), "s": ()}, threads=2, dump=tmp_path, timing=True
+        target="x86-64-v3",
+        shapes={"x": (1, 3), "s": ()},
+        constants={"rate": np.int64(16000), "scales": np.array([[1.5], [2.0]])},
+        threads=2,
+        dump=tmp_path,
+        timing=True,
     )
     assert CompileConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert pickle.loads(pickle.dumps(config)) == config
@@ -78,3 +86,14 @@ def test_shape_option_refuses(text: str) -> None:
 def test_shape_option_reads_what_it_prints(name: str, shape: list[int]) -> None:
     text = f"{name}={','.join(map(str, shape))}"
     assert parse_shape_option(text) == (name, tuple(shape))
+
+
+def test_constant_option() -> None:
+    assert parse_constant_option("rate=16000") == ("rate", 16000)
+    assert parse_constant_option("s=[[1.5,2],[3,4]]") == ("s", ((1.5, 2), (3, 4)))
+
+
+@pytest.mark.parametrize("text", ["x", "=1", "x=", "x=abc", 'x="a"', "x=null", 'x={"a":1}'])
+def test_constant_option_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="constant"):
+        parse_constant_option(text)
