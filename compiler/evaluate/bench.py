@@ -1,0 +1,200 @@
+"""Latency of a module beside ONNX Runtime and OpenVINO, interleaved on the same machine.
+
+Each contestant lives in a process of its own and is stopped (SIGSTOP) while
+another one runs, so that nobody's spinning threads take the others' cores.
+Short bursts in turn spread the machine's moods evenly over all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import BuildError, ConfigError
+from compiler.evaluate.peers import PEERS, installed
+
+MODULE_LABEL = "Tinsmith"
+BURST = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latencies of one contestant, in milliseconds, one entry per run."""
+
+    label: str
+    version: str
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    @property
+    def best(self) -> float:
+        return min(self.milliseconds)
+
+    @property
+    def p95(self) -> float:
+        return float(np.percentile(self.milliseconds, 95))
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Timings of all contestants, the module first; `missing` names who did not run, and why."""
+
+    threads: int
+    timings: tuple[Timing, ...]
+    missing: Mapping[str, str]
+
+    @property
+    def module(self) -> Timing:
+        return self.timings[0]
+
+    def ratio(self, timing: Timing) -> float:
+        """How many times as long as the module this contestant takes (medians)."""
+        return timing.median / self.module.median
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; times in milliseconds."""
+        return {
+            "threads": self.threads,
+            "timings": [
+                {
+                    "label": timing.label,
+                    "version": timing.version,
+                    "runs": len(timing.milliseconds),
+                    "median_ms": timing.median,
+                    "p95_ms": timing.p95,
+                    "best_ms": timing.best,
+                    "ratio_to_module": self.ratio(timing),
+                }
+                for timing in self.timings
+            ],
+            "missing": dict(self.missing),
+        }
+
+
+def bench(
+    module: Path,
+    model: Path | None,
+    inputs: Mapping[str, np.ndarray],
+    runs: int = 50,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchReport:
+    """Time `runs` runs of the module and, given the ONNX `model`, of every peer installed.
+
+    `inputs` are the module's inputs by name. `progress` is told (bursts done, bursts in all).
+    """
+    if runs < 1 or threads < 1:
+        raise ConfigError("bench needs at least one run and one thread")
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "inputs.npz"
+        np.savez(archive, **dict(inputs))  # type: ignore[arg-type]
+        contestants = [_Contestant(MODULE_LABEL, "tinsmith", module, archive, threads)]
+        try:
+            if contestants[0].error is not None:
+                raise BuildError(f"{module}: {contestants[0].error}")
+            for peer in PEERS:
+                if model is None:
+                    missing[peer.label] = "needs the ONNX model: --model MODEL.onnx"
+                elif not installed(peer):
+                    missing[peer.label] = "not installed: pip install 'tinsmith[bench]'"
+                else:
+                    opened = _Contestant(peer.label, peer.package, model, archive, threads)
+                    contestants.append(opened)
+                    if opened.error is not None:
+                        missing[peer.label] = opened.error
+            contestants = [one for one in contestants if one.error is None]
+            _race(contestants, runs, progress)
+            timings = tuple(
+                Timing(one.label, one.version, tuple(one.milliseconds)) for one in contestants
+            )
+        finally:
+            for one in contestants:
+                one.close()
+    return BenchReport(threads, timings, missing)
+
+
+def _race(
+    contestants: list[_Contestant], runs: int, progress: Callable[[int, int], None] | None
+) -> None:
+    """Bursts in turn, each after one untimed run; who begins changes from round to round."""
+    rounds = -(-runs // BURST)
+    for index in range(rounds):
+        count = min(BURST, runs - index * BURST)
+        turn = index % len(contestants)
+        for one in contestants[turn:] + contestants[:turn]:
+            one.burst(count)
+        if progress is not None:
+            progress(index + 1, rounds)
+
+
+class _Contestant:
+    """The parent's side of one `compiler.evaluate.contestant` process."""
+
+    def __init__(self, label: str, runtime: str, path: Path, inputs: Path, threads: int) -> None:
+        self.label = label
+        self.version = ""
+        self.error: str | None = None
+        self.milliseconds: list[float] = []
+        # A pipe that nobody reads would block a talkative library.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "compiler.evaluate.contestant"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(part or "." for part in sys.path)},
+        )
+        order = {"runtime": runtime, "path": str(path), "inputs": str(inputs), "threads": threads}
+        answer = self._ask(order)
+        self.error = answer.get("error")
+        if self.error is None:
+            self.version = str(answer["version"])
+            self._ask({"runs": 3})
+            self._process.send_signal(signal.SIGSTOP)
+
+    def burst(self, runs: int) -> None:
+        """Wake up, run once untimed and `runs` times timed, sleep again."""
+        self._process.send_signal(signal.SIGCONT)
+        times = self._ask({"runs": runs + 1}).get("nanoseconds")
+        if times is None:
+            raise BuildError(f"{self.label} died while it was timed: {self.error}")
+        self.milliseconds += [time / 1e6 for time in times[1:]]
+        self._process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            return dict(json.loads(line))
+        process.communicate()
+        self._errors.seek(0)
+        last = self._errors.read().strip().splitlines()[-1:] or ["no message"]
+        self.error = f"the process ended with code {process.returncode}: {last[0]}"
+        return {"error": self.error}

@@ -1,0 +1,104 @@
+"""Whether two results agree: numbers by their distance relative to the reference's range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Largest deviation of a float output, relative to the range of the reference.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from its reference.
+
+    `absolute` is the largest deviation, `relative` the same divided by the range
+    (maximum - minimum) of the reference; both are infinite where the two cannot be
+    compared, and `detail` then says why.
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    tolerance: float
+    detail: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return not self.detail and self.relative <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON (an infinite deviation is null)."""
+        return {
+            "tensor": self.name,
+            "absolute": self.absolute if np.isfinite(self.absolute) else None,
+            "relative": self.relative if np.isfinite(self.relative) else None,
+            "tolerance": self.tolerance,
+            "agrees": self.agrees,
+            "detail": self.detail,
+        }
+
+
+def compare(
+    name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE
+) -> Difference:
+    """Compare a tensor with its reference.
+
+    Shapes and kinds of dtype must be the same. Integers and booleans must be equal;
+    infinities and NaNs must stand in the same places.
+    """
+
+    def incomparable(detail: str) -> Difference:
+        return Difference(name, float("inf"), float("inf"), tolerance, detail)
+
+    if actual.shape != expected.shape:
+        return incomparable(f"shape {actual.shape} instead of {expected.shape}")
+    if _kind(actual) != _kind(expected):
+        return incomparable(f"dtype {actual.dtype} instead of {expected.dtype}")
+    if expected.size == 0:
+        return Difference(name, 0.0, 0.0, tolerance)
+    if _kind(expected) != "f":
+        wrong = int((actual != expected).sum())
+        if wrong:
+            return incomparable(f"{wrong} of {expected.size} values differ")
+        return Difference(name, 0.0, 0.0, tolerance)
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True):
+        return incomparable("infinities or NaNs stand elsewhere")
+    if not np.isfinite(actual[finite]).all():
+        bad = int((~np.isfinite(actual[finite])).sum())
+        return incomparable(f"{bad} of {expected.size} values are not finite")
+    if not finite.any():
+        return Difference(name, 0.0, 0.0, tolerance)
+    absolute = float(np.abs(actual[finite] - expected[finite]).max())
+    scale = float(np.ptp(expected[finite]))
+    if scale == 0.0:  # one value, or all the same: their size is the only scale there is
+        scale = float(np.abs(expected[finite]).max()) or 1.0
+    return Difference(name, absolute, absolute / scale, tolerance)
+
+
+def compare_all(
+    actual: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    tolerance: float = TOLERANCE,
+) -> tuple[Difference, ...]:
+    """One Difference for each expected tensor; one that is not there does not agree."""
+    result = []
+    for name, reference in expected.items():
+        if name in actual:
+            result.append(compare(name, actual[name], reference, tolerance))
+        else:
+            infinity = float("inf")
+            result.append(Difference(name, infinity, infinity, tolerance, "missing"))
+    return tuple(result)
+
+
+def _kind(array: np.ndarray) -> str:
+    """`f` for floats (ml_dtypes' among them), `i` for integers, `b` for booleans."""
+    kind = array.dtype.kind
+    return {"u": "i", "V": "f"}.get(kind, kind)
