@@ -1,0 +1,445 @@
+"""A fused function as a list of stages, each one loop nest that computes one buffer.
+
+`FuseTIR` leaves a sequence of sblocks over perfect loop nests. `parse` turns them
+into stages with 32-bit indices, no unit axes and explicit reductions;
+`inline` substitutes the stages that are cheap to recompute, or used once,
+into their consumers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Expr, TensorLoad
+from tvm.s_tir import SBlock, SBlockRealize
+from tvm.tirx import PrimFunc, Stmt, Var
+
+from targets.cpu.expressions import (
+    NotNarrowable,
+    cost,
+    int32,
+    loads,
+    narrow,
+    replace_loads,
+    substitute,
+    widen,
+)
+
+_COMBINERS = {
+    tirx.Add: "add",
+    tirx.Max: "max",
+    tirx.Min: "min",
+    tirx.Mul: "mul",
+    tirx.And: "and",
+    tirx.Or: "or",
+}
+_LARGEST_INDEX = 2**31 - 1
+# Up to this much arithmetic, recomputing a value is cheaper than storing and reloading it.
+_CHEAP = 8
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One loop: its variable (int32) runs from 0 to `extent - 1`."""
+
+    var: Var
+    extent: int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How contributions are combined: `combiner` is add, mul, max, min, and, or."""
+
+    combiner: str
+    identity: Expr
+
+    def combine(self, left: Expr, right: Expr) -> Expr:
+        """One step of the reduction."""
+        node = next(kind for kind, name in _COMBINERS.items() if name == self.combiner)
+        return node(left, right)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`buffer[indices] = value` for all `axes`; combined over `reduce_axes` if there are any."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    reduce_axes: tuple[Axis, ...]
+    buffer: Var
+    indices: tuple[Expr, ...]
+    value: Expr
+    reduction: Reduction | None = None
+
+    @property
+    def points(self) -> int:
+        """Number of evaluations of `value`."""
+        return math.prod(a.extent for a in self.axes + self.reduce_axes)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The stages of `function` in order; buffers that are no parameters are intermediate."""
+
+    function: PrimFunc
+    stages: tuple[Stage, ...]
+
+    def producer(self, buffer: Var) -> Stage | None:
+        """The stage that computes an intermediate or output buffer."""
+        return next((s for s in self.stages if s.buffer.same_as(buffer)), None)
+
+    def is_output(self, buffer: Var) -> bool:
+        """Whether `buffer` is a parameter of the function."""
+        return any(buffer.same_as(p) for p in self.function.params)
+
+    @property
+    def flops(self) -> int:
+        """Arithmetic operations of one call (transcendental functions count as several)."""
+        return sum(s.points * (cost(s.value) + (s.reduction is not None)) for s in self.stages)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters, read or written once each."""
+        return sum(buffer_size(p) * element_bytes(p) for p in self.function.params)
+
+
+def buffer_shape(buffer: Var) -> tuple[int, ...]:
+    """The static shape of a buffer."""
+    return tuple(int(extent) for extent in buffer.ty.shape)
+
+
+def buffer_size(buffer: Var) -> int:
+    """Number of elements of a buffer."""
+    return math.prod(buffer_shape(buffer))
+
+
+def buffer_dtype(buffer: Var) -> str:
+    """The element type of a buffer."""
+    return str(buffer.ty.dtype)
+
+
+def element_bytes(buffer: Var) -> int:
+    """Bytes of one element (a bool takes one)."""
+    return max(1, tvm.DataType(buffer_dtype(buffer)).bits // 8)
+
+
+def intermediate(name: str, shape: Sequence[int], dtype: str) -> Var:
+    """A new intermediate buffer."""
+    return tirx.decl_buffer(tuple(shape), dtype, name)
+
+
+class _NotAProgram(Exception):
+    """The function has a construct that stages cannot express."""
+
+
+def parse(function: PrimFunc) -> Program | None:
+    """The stages of a fused function with static shapes, or None if it has other constructs."""
+    try:
+        if any(not _is_static(p) or buffer_size(p) > _LARGEST_INDEX for p in function.params):
+            return None
+        stages: list[Stage] = []
+        for statement in _top_level(function):
+            stages.extend(_parse_nest(statement))
+    except (_NotAProgram, NotNarrowable):
+        return None
+    program = Program(function, tuple(stages))
+    written = [s.buffer for s in stages]
+    if len(set(written)) != len(written):
+        return None
+    return program
+
+
+def _is_static(parameter: Var) -> bool:
+    shape = getattr(parameter.ty, "shape", None)
+    return shape is not None and all(isinstance(extent, tirx.IntImm) for extent in shape)
+
+
+def _top_level(function: PrimFunc) -> list[Stmt]:
+    body = function.body
+    if not isinstance(body, SBlockRealize) or body.iter_values or body.block.match_buffers:
+        raise _NotAProgram
+    for buffer in body.block.alloc_buffers:
+        if not _is_static(buffer) or buffer_size(buffer) > _LARGEST_INDEX:
+            raise _NotAProgram
+    inner = body.block.body
+    return list(inner.seq) if isinstance(inner, tirx.SeqStmt) else [inner]
+
+
+def _parse_nest(statement: Stmt) -> list[Stage]:
+    extents: dict[Var, int] = {}
+    while isinstance(statement, tirx.For):
+        if not isinstance(statement.extent, tirx.IntImm) or int(statement.min) != 0:
+            raise _NotAProgram
+        extents[statement.loop_var] = int(statement.extent)
+        statement = statement.body
+    if not isinstance(statement, SBlockRealize):
+        raise _NotAProgram
+    block = statement.block
+    if block.alloc_buffers or block.match_buffers or not _always(statement.predicate):
+        raise _NotAProgram
+    axes: dict[Var, Expr] = {}
+    spatial: list[Axis] = []
+    reduced: list[Axis] = []
+    for iter_var, value in zip(block.iter_vars, statement.iter_values, strict=True):
+        if isinstance(value, tirx.IntImm) and int(value) == 0:
+            axes[iter_var.var] = int32(0)
+            continue
+        if value not in extents or iter_var.iter_type not in (0, 2):
+            raise _NotAProgram
+        extent = extents.pop(value)
+        if extent == 1:
+            axes[iter_var.var] = int32(0)
+            continue
+        axis = Axis(Var(iter_var.var.name, "int32"), extent)
+        axes[iter_var.var] = axis.var
+        (spatial if iter_var.iter_type == 0 else reduced).append(axis)
+    if any(extent != 1 for extent in extents.values()):
+        raise _NotAProgram
+    return _parse_block(block, axes, tuple(spatial), tuple(reduced))
+
+
+def _always(predicate: Expr | bool) -> bool:
+    return predicate is True or (isinstance(predicate, tirx.IntImm) and int(predicate) == 1)
+
+
+def _parse_block(
+    block: SBlock, axes: dict[Var, Expr], spatial: tuple[Axis, ...], reduced: tuple[Axis, ...]
+) -> list[Stage]:
+    body = list(block.body.seq) if isinstance(block.body, tirx.SeqStmt) else [block.body]
+    bound: dict[Var, Expr] = {}
+    stores: list[tirx.BufferStore] = []
+    for statement in body:
+        if isinstance(statement, tirx.Bind):
+            bound[statement.var] = substitute(statement.value, bound)
+        elif isinstance(statement, tirx.BufferStore):
+            stores.append(statement)
+        else:
+            raise _NotAProgram
+    writes = [(s.buffer, [narrow(i, axes) for i in s.indices]) for s in stores]
+    values = [widen(substitute(s.value, bound), axes) for s in stores]
+    if block.init is None:
+        if len(stores) != 1 or any(
+            read.source.same_as(stores[0].buffer) for read in loads(values[0])
+        ):
+            raise _NotAProgram
+        buffer, indices = writes[0]
+        return [Stage(block.name_hint, spatial + reduced, (), buffer, tuple(indices), values[0])]
+    init = block.init.seq if isinstance(block.init, tirx.SeqStmt) else [block.init]
+    identities = {s.buffer: s.value for s in init if isinstance(s, tirx.BufferStore)}
+    if len(identities) != len(stores):
+        raise _NotAProgram
+    stages = []
+    for (buffer, indices), value in zip(writes, values, strict=True):
+        found = _reduction_step(buffer, value)
+        if found is None or any(r.source in identities for r in loads(found[1])):
+            if len(stores) == 2:
+                return _index_of_extremum(block.name_hint, writes, values, spatial, reduced)
+            raise _NotAProgram
+        combiner, contribution = found
+        reduction = Reduction(combiner, identities[buffer])
+        stages.append(
+            Stage(
+                block.name_hint, spatial, reduced, buffer, tuple(indices), contribution, reduction
+            )
+        )
+    return stages
+
+
+def _reduction_step(buffer: Var, value: Expr) -> tuple[str, Expr] | None:
+    combiner = _COMBINERS.get(type(value))
+    if combiner is None:
+        return None
+    for accumulated, contribution in ((value.a, value.b), (value.b, value.a)):
+        if isinstance(accumulated, TensorLoad) and accumulated.source.same_as(buffer):
+            return combiner, contribution
+    return None
+
+
+def _index_of_extremum(
+    name: str,
+    writes: list[tuple[Var, list[Expr]]],
+    values: list[Expr],
+    spatial: tuple[Axis, ...],
+    reduced: tuple[Axis, ...],
+) -> list[Stage]:
+    """argmax and argmin as two reductions that vectorise.
+
+    `topi` keeps the pair (index, value) and updates it serially. Here the
+    extremum is found first; the index is the least one whose value equals it.
+    """
+    (index_buffer, index_indices), (value_buffer, value_indices) = writes
+    chosen, best = values
+    if not (isinstance(chosen, tirx.Select) and isinstance(best, tirx.Select)):
+        raise _NotAProgram
+    keep, condition = best.condition, chosen.condition
+    if not isinstance(keep, (tirx.GT, tirx.LT)) or not isinstance(condition, tirx.Or):
+        raise _NotAProgram
+    tie = condition.b
+    earlier = isinstance(tie, tirx.And) and isinstance(tie.b, tirx.LT)
+    if not earlier or not tvm_ffi.structural_equal(condition.a, keep):
+        raise _NotAProgram
+    candidate, position = keep.b, chosen.false_value
+    if any(r.source in (index_buffer, value_buffer) for r in loads([candidate, position])):
+        raise _NotAProgram
+    dtype = buffer_dtype(value_buffer)
+    largest = isinstance(keep, tirx.GT)
+    identity = tirx.min_value(dtype) if largest else tirx.max_value(dtype)
+    extremum = Reduction("max" if largest else "min", identity)
+    first = intermediate(f"{name}_first", buffer_shape(index_buffer), "int32")
+    none = int32(_LARGEST_INDEX)
+    equal = tirx.EQ(candidate, tirx.BufferLoad(value_buffer, value_indices))
+    match = tirx.Select(equal, narrow(position, {a.var: a.var for a in reduced}), none)
+    last = math.prod(a.extent for a in reduced) - 1
+    # A row of NaNs equals nothing: the clamp keeps the index within the row.
+    clamped = tirx.Min(tirx.BufferLoad(first, index_indices), int32(last))
+    own = tuple(Axis(Var(a.var.name, "int32"), a.extent) for a in spatial)
+    fresh = {a.var: b.var for a, b in zip(spatial, own, strict=True)}
+    return [
+        Stage(
+            f"{name}_value",
+            spatial,
+            reduced,
+            value_buffer,
+            tuple(value_indices),
+            candidate,
+            extremum,
+        ),
+        Stage(
+            f"{name}_first",
+            spatial,
+            reduced,
+            first,
+            tuple(index_indices),
+            match,
+            Reduction("min", none),
+        ),
+        Stage(
+            name,
+            own,
+            (),
+            index_buffer,
+            tuple(substitute(i, fresh) for i in index_indices),
+            tirx.Cast(buffer_dtype(index_buffer), substitute(clamped, fresh)),
+        ),
+    ]
+
+
+def identity_axes(stage: Stage) -> list[Axis | None] | None:
+    """For each dimension of the stage's buffer the axis that indexes it (None for index 0).
+
+    None if an index is anything but a loop variable of its own.
+    """
+    by_var = {a.var: a for a in stage.axes}
+    result: list[Axis | None] = []
+    for i, extent in zip(stage.indices, buffer_shape(stage.buffer), strict=True):
+        if isinstance(i, Var) and i in by_var and by_var[i].extent == extent:
+            result.append(by_var.pop(i))
+        elif isinstance(i, tirx.IntImm) and int(i) == 0 and extent == 1:
+            result.append(None)
+        else:
+            return None
+    return result if not by_var else None
+
+
+def inline(program: Program) -> Program:
+    """Substitutes elementwise stages into their consumers where that costs no more than storing.
+
+    Values used several times at one point are bound by a `Let`, once.
+    """
+    stages = list(program.stages)
+    position = 0
+    while position < len(stages):
+        stage = stages[position]
+        dims = identity_axes(stage)
+        if stage.reduction is not None or program.is_output(stage.buffer) or dims is None:
+            position += 1
+            continue
+        consumers = [
+            s
+            for s in stages
+            if any(r.source.same_as(stage.buffer) for r in loads([s.value, *s.indices]))
+        ]
+        if any(_reads_in_indices(s, stage.buffer) for s in consumers) or not _worth_inlining(
+            stage, consumers
+        ):
+            position += 1
+            continue
+        for consumer in consumers:
+            where = next(i for i, s in enumerate(stages) if s is consumer)
+            stages[where] = _inline_into(stage, dims, consumer)
+        stages.pop(position)
+    return Program(program.function, tuple(stages))
+
+
+def _reads_in_indices(stage: Stage, buffer: Var) -> bool:
+    indices = list(stage.indices)
+    for read in loads(stage.value):
+        indices.extend(read.indices)
+    return any(r.source.same_as(buffer) for r in loads(indices))
+
+
+def _uses(consumer: Stage, buffer: Var) -> list[list[TensorLoad]]:
+    """The reads of `buffer`, grouped by equal indices."""
+    groups: list[list[TensorLoad]] = []
+    for read in loads(consumer.value):
+        if read.source.same_as(buffer):
+            for group in groups:
+                if tvm_ffi.structural_equal(group[0], read):
+                    group.append(read)
+                    break
+            else:
+                groups.append([read])
+    return groups
+
+
+def _worth_inlining(stage: Stage, consumers: list[Stage]) -> bool:
+    work = cost(stage.value)
+    evaluations = sum(c.points * len(_uses(c, stage.buffer)) for c in consumers)
+    if evaluations <= stage.points or work == 0:
+        return True
+    largest = max((c.points for c in consumers), default=0)
+    if largest > stage.points:
+        return work <= 2
+    return work <= _CHEAP and len(loads(stage.value)) <= 4
+
+
+def _inline_into(stage: Stage, dims: list[Axis | None], consumer: Stage) -> Stage:
+    value = consumer.value
+    bindings: list[tuple[Var, Expr]] = []
+
+    def at(read: TensorLoad) -> Expr:
+        mapping = {a.var: i for a, i in zip(dims, read.indices, strict=True) if a is not None}
+        return substitute(stage.value, mapping)
+
+    for group in _uses(consumer, stage.buffer):
+        if len(group) > 1 and cost(stage.value) > 2 and not _guarded(value, stage.buffer):
+            bound = Var(stage.name, stage.value.ty)
+            bindings.append((bound, at(group[0])))
+            first = group[0]
+            value = replace_loads(
+                value, lambda r, f=first, b=bound: b if tvm_ffi.structural_equal(r, f) else None
+            )
+    value = replace_loads(value, lambda r: at(r) if r.source.same_as(stage.buffer) else None)
+    for bound, bound_value in reversed(bindings):
+        value = tirx.Let(bound, bound_value, value)
+    return replace(consumer, value=value)
+
+
+def _guarded(value: Expr, buffer: Var) -> bool:
+    """Whether a read of `buffer` happens only under a condition (it may be out of bounds)."""
+    found = False
+
+    def call(node: tvm.ir.Call) -> None:
+        nonlocal found
+        if node.op.name == "prim.if_then_else" and any(
+            r.source.same_as(buffer) for r in loads(list(node.args[1:]))
+        ):
+            found = True
+
+    tvm_ffi.structural_walk(value, (tvm.ir.Call, call))
+    return found
