@@ -9,12 +9,13 @@ of TensorIR, reached with far less compile time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from tvm import tirx
 from tvm.ir import Expr, PrimType
 from tvm.tirx import ForKind, Stmt, Var
 
-Index = Expr | int
+Index: TypeAlias = "Expr | int"
 
 
 def index(value: Index) -> Expr:
@@ -30,14 +31,11 @@ def is_zero(value: Index) -> bool:
 
 
 def _loop(kind: ForKind) -> Callable[..., Stmt]:
-    def make(
-        name: str, extent: Index, body: Callable[[Expr], Stmt], start: Index = 0
-    ) -> Stmt:
-        if isinstance(extent, int) and extent == 1 and kind is not ForKind.PARALLEL:
+    def make(name: str, extent: Index, body: Callable[[Expr], Stmt], start: Index = 0) -> Stmt:
+        if isinstance(extent, int) and extent == 1:
             return body(index(start))
         variable = Var(name, PrimType("int32"))
-        statement = tirx.For(variable, index(0), index(extent), kind, body(_plus(variable, start)))
-        return statement
+        return tirx.For(variable, index(0), index(extent), kind, body(_plus(variable, start)))
 
     return make
 
@@ -49,6 +47,19 @@ def _plus(variable: Expr, start: Index) -> Expr:
 serial = _loop(ForKind.SERIAL)
 parallel = _loop(ForKind.PARALLEL)
 vectorized = _loop(ForKind.VECTORIZED)
+
+
+# Handing work to other threads costs a few microseconds; below this many operations or
+# bytes one thread is done sooner.
+_PARALLEL_OPERATIONS = 200_000
+_PARALLEL_BYTES = 128 * 1024
+
+
+def tasks(extent: int, operations: int, traffic: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """A loop over independent tasks, parallel if `operations` or bytes of `traffic` warrant it."""
+    worthwhile = operations >= _PARALLEL_OPERATIONS or traffic >= _PARALLEL_BYTES
+    loop = parallel if worthwhile and extent > 1 else serial
+    return loop("task", extent, body)
 
 
 def unrolled(extent: int, body: Callable[[int], Stmt | None], start: int = 0) -> Stmt:

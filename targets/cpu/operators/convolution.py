@@ -69,23 +69,24 @@ class ConvolutionWorkload:
 def pack_weights(
     weights: npt.NDArray[np.floating], groups: int, lanes: int
 ) -> npt.NDArray[np.floating]:
-    """HWIO weights `[KH, KW, I/groups, O]` as `[groups, ceil(O/groups/lanes), KH, KW, I/groups, lanes]`.
+    """HWIO weights `[KH, KW, I/groups, O]`, packed by vectors of output channels.
 
-    Missing output channels of the last block are zero.
+    The result is `[groups, ceil(O/groups/lanes), KH, KW, I/groups, lanes]`; missing output
+    channels of the last block are zero.
     """
     kernel_height, kernel_width, inputs, outputs = weights.shape
     per_group = outputs // groups
     blocks = -(-per_group // lanes)
     grouped = weights.reshape(kernel_height, kernel_width, inputs, groups, per_group)
-    padded = np.zeros(
-        (kernel_height, kernel_width, inputs, groups, blocks * lanes), weights.dtype
-    )
+    padded = np.zeros((kernel_height, kernel_width, inputs, groups, blocks * lanes), weights.dtype)
     padded[..., :per_group] = grouped
     split = padded.reshape(kernel_height, kernel_width, inputs, groups, blocks, lanes)
     return np.ascontiguousarray(split.transpose(3, 4, 0, 1, 2, 5))
 
 
-def define_convolution(data: te.Tensor, weights: te.Tensor, workload: ConvolutionWorkload) -> te.Tensor:
+def define_convolution(
+    data: te.Tensor, weights: te.Tensor, workload: ConvolutionWorkload
+) -> te.Tensor:
     """The NHWC convolution of `data` with packed `weights`.
 
     `data` is `[N, H, W, groups*C]` or `[N, groups*C, H, W]`, `weights` as `pack_weights`

@@ -89,7 +89,8 @@ def reciprocal_count(w: ChannelwiseWorkload, y: tirx.Expr, x: tirx.Expr) -> tirx
     )  # fmt: skip
     if isinstance(rows, int) and isinstance(columns, int):
         return tirx.const(1.0 / (rows * columns), "float32")
-    return tirx.const(1.0, "float32") / (rows * columns).astype("float32")
+    count = tirx.convert(rows) * tirx.convert(columns)
+    return tirx.const(1.0, "float32") / count.astype("float32")
 
 
 def _taps_inside(

@@ -64,18 +64,20 @@ class ChannelwiseTemplate(Template):
         anchor = find_anchor(function)
         if anchor is None:
             raise ValueError("what follows the window is not elementwise")
-        return anchor.rebuild(_Emitter(match.workload, anchor, decisions, spec).body())
+        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
 
 
 class _Emitter:
     def __init__(
         self,
-        workload: ChannelwiseWorkload,
+        match: Match,
         anchor: Anchor,
         decisions: Decisions,
         spec: TargetSpec,
     ):
-        self.w = w = workload
+        self.match = match
+        self.w: ChannelwiseWorkload = match.workload
+        w = self.w
         self.data = anchor.operands[0]
         self.weights = anchor.operands[1] if w.operation == "multiply" else None
         self.epilogue = anchor.epilogue
@@ -114,7 +116,9 @@ class _Emitter:
                 self.pixels, lambda x, border: self._columns(chunk, image, y, x, border)
             )
 
-        return loops.parallel("task", w.batch * w.out_height * self.chunks, task)
+        return loops.tasks(
+            w.batch * w.out_height * self.chunks, self.match.flops, self.match.bytes, task
+        )
 
     def _columns(self, chunk: Expr, image: Expr, y: Expr, x: Expr, border: int | None) -> Stmt:
         """All channels of a chunk for one tile of pixels."""

@@ -58,7 +58,7 @@ class ConvolutionTemplate(Template):
         anchor = find_anchor(function)
         if anchor is None:
             raise ValueError("what follows the convolution is not elementwise")
-        return anchor.rebuild(_Emitter(match.workload, anchor, decisions).body())
+        return anchor.rebuild(_Emitter(match, anchor, decisions).body())
 
 
 def _is_flat(w: ConvolutionWorkload) -> bool:
@@ -67,8 +67,10 @@ def _is_flat(w: ConvolutionWorkload) -> bool:
 
 
 class _Emitter:
-    def __init__(self, workload: ConvolutionWorkload, anchor: Anchor, decisions: Decisions):
-        self.w = w = workload
+    def __init__(self, match: Match, anchor: Anchor, decisions: Decisions):
+        self.match = match
+        self.w: ConvolutionWorkload = match.workload
+        w = self.w
         self.data, self.weights = anchor.operands
         self.epilogue = anchor.epilogue
         self.window = Window(
@@ -102,7 +104,7 @@ class _Emitter:
                 return self._task(p // self.lines, p % self.lines)
             return self._task(p % channel_tiles, p // channel_tiles)
 
-        return loops.parallel("task", channel_tiles * self.lines, task)
+        return loops.tasks(channel_tiles * self.lines, self.match.flops, self.match.bytes, task)
 
     def _task(self, channel_tile: Expr, line: Expr) -> Stmt:
         group, column = index(0), channel_tile
@@ -166,9 +168,7 @@ class _Emitter:
         def columns(kh: Expr) -> Stmt:
             if border is None:
                 return loops.serial("kw", w.kernel_width, lambda kw: channels(kh, kw, None))
-            valid = {
-                kw: window.valid_pixels(border, self.rows, kw) for kw in range(w.kernel_width)
-            }
+            valid = {kw: window.valid_pixels(border, self.rows, kw) for kw in range(w.kernel_width)}
             return loops.sequence(channels(kh, kw, rows) for kw, rows in valid.items() if rows)
 
         first, count = (0, 1) if self.flat else window.valid_kernel_rows(y)

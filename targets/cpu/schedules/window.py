@@ -50,9 +50,7 @@ class Window:
         """Those of `count` pixels from `start` whose input for kernel column `kw` exists."""
         offset = kw * self.dilation_width - self.pad_left
         return [
-            r
-            for r in range(count)
-            if 0 <= (start + r) * self.stride_width + offset < self.in_width
+            r for r in range(count) if 0 <= (start + r) * self.stride_width + offset < self.in_width
         ]
 
     def valid_kernel_rows(self, y: Expr) -> tuple[Index, Index]:

@@ -1,0 +1,82 @@
+"""Definition of the matrix product, with the right operand packed where it is constant."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tvm import te, tirx
+
+from targets.cpu.template import WORKLOAD_ATTRIBUTE
+
+
+@dataclass(frozen=True)
+class MatmulWorkload:
+    """`out[batch..., m, n] = sum_k left[batch..., m, k] * right[batch..., k, n]`.
+
+    `batch` are the leading extents of the output, `left_batch` and `right_batch` those of
+    the operands (broadcast by numpy's rules). `lanes` is the width by which the columns of
+    a constant right operand are packed, 0 where it is read as it lies.
+    """
+
+    batch: tuple[int, ...]
+    left_batch: tuple[int, ...]
+    right_batch: tuple[int, ...]
+    m: int
+    n: int
+    k: int
+    lanes: int = 0
+    kind: str = "matmul"
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> MatmulWorkload:
+        """The workload that an annotation carries."""
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)  # type: ignore[arg-type]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of one call."""
+        return 2 * math.prod(self.batch) * self.m * self.n * self.k
+
+    @property
+    def shares_right(self) -> bool:
+        """Whether all batches use one right operand, so that rows of all batches are alike."""
+        return math.prod(self.right_batch) == 1 and self.left_batch == self.batch
+
+
+def pack_columns(matrix: npt.NDArray[np.floating], lanes: int) -> npt.NDArray[np.floating]:
+    """`[K, N]` as `[ceil(N/lanes), K, lanes]`; missing columns are zero."""
+    k, n = matrix.shape
+    blocks = -(-n // lanes)
+    padded = np.zeros((k, blocks * lanes), matrix.dtype)
+    padded[:, :n] = matrix
+    return np.ascontiguousarray(padded.reshape(k, blocks, lanes).transpose(1, 0, 2))
+
+
+def define_matmul(left: te.Tensor, right: te.Tensor, workload: MatmulWorkload) -> te.Tensor:
+    """The product; `right` is packed by `pack_columns` if `workload.lanes` is set."""
+    w = workload
+    k = te.reduce_axis((0, w.k), name="k")
+
+    def at(indices: list[tirx.Expr], batch: tuple[int, ...]) -> list[tirx.Expr]:
+        kept = indices[len(indices) - len(batch) :]
+        return [tirx.const(0, "int64") if e == 1 else i for i, e in zip(kept, batch, strict=True)]
+
+    def element(*indices: tirx.Expr) -> tirx.Expr:
+        *lead, m, n = indices
+        row = (*at(lead, w.left_batch), m, k)
+        column = (*at(lead, w.right_batch), k, n)
+        if w.lanes:
+            column = (n // w.lanes, k, n % w.lanes)
+        return te.sum(left[row] * right[column], axis=k)
+
+    return te.compute(
+        (*w.batch, w.m, w.n),
+        element,
+        name="matmul",
+        attrs={WORKLOAD_ATTRIBUTE: json.dumps(asdict(w))},
+    )

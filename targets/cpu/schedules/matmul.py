@@ -1,0 +1,174 @@
+"""Matrix products of any size: packed weights, batches of matrices, matrix times vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import PrimFunc, Stmt
+
+from targets.cpu import loops
+from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from targets.cpu.loops import Index, index
+from targets.cpu.operators.matmul import MatmulWorkload
+from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
+from targets.cpu.template import Decisions, Match, Template
+from targets.spec import TargetSpec
+
+
+class MatmulTemplate(Template):
+    """Matrix product, float32.
+
+    Decisions: `rows` and `vectors` (register tile), `columns_outer` (1: each task keeps its
+    columns of the right operand and walks over the rows; 0: the other way round).
+    """
+
+    name = "matmul"
+
+    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
+        found = workload_of(function)
+        if found is None or found["kind"] != "matmul" or find_anchor(function) is None:
+            return None
+        workload = MatmulWorkload.from_json(dict(found))
+        return Match(workload, workload.flops, compulsory_bytes(function))
+
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        w: MatmulWorkload = match.workload
+        lanes, vectors = _columns(w, spec)
+        rows = w.m * math.prod(w.batch) if w.shares_right else w.m
+        tile_rows, tile_vectors = choose_tile(rows, vectors, spec)
+        return {
+            "rows": tile_rows,
+            "vectors": tile_vectors,
+            "columns_outer": int(4 * w.k * vectors * lanes > spec.l2_bytes // 2),
+        }
+
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        return {**tile_choices(spec), "columns_outer": (0, 1)}
+
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        anchor = find_anchor(function)
+        if anchor is None:
+            raise ValueError("what follows the matrix product is not elementwise")
+        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+
+
+def _columns(w: MatmulWorkload, spec: TargetSpec) -> tuple[int, int]:
+    """Lanes of a column vector, and how many such vectors there are."""
+    if w.lanes:
+        return w.lanes, -(-w.n // w.lanes)
+    lanes = min(spec.float_lanes, w.n)
+    return lanes, w.n // lanes
+
+
+class _Emitter:
+    def __init__(self, match: Match, anchor: Anchor, decisions: Decisions, spec: TargetSpec):
+        self.match = match
+        self.w: MatmulWorkload = match.workload
+        w = self.w
+        self.left, self.right = anchor.operands
+        self.epilogue = anchor.epilogue
+        self.lanes, self.blocks = _columns(w, spec)
+        # Rows of all batches form one matrix where they meet the same right operand.
+        self.merged = w.shares_right
+        self.batches = 1 if self.merged else math.prod(w.batch)
+        self.m = w.m * math.prod(w.batch) if self.merged else w.m
+        self.rows = min(decisions["rows"], self.m)
+        self.row_tiles = -(-self.m // self.rows)
+        self.vectors = min(decisions["vectors"], self.blocks)
+        self.column_tiles = -(-w.n // (self.vectors * self.lanes))
+        self.columns_outer = bool(decisions["columns_outer"])
+
+    def body(self) -> Stmt:
+        """The parallel loop over (batch, row tile, column tile) tasks."""
+        tiles = self.row_tiles * self.column_tiles
+
+        def task(p: Expr) -> Stmt:
+            batch, tile = (p // tiles, p % tiles) if self.batches > 1 else (index(0), p)
+            if self.columns_outer:
+                column, row = tile // self.row_tiles, tile % self.row_tiles
+            else:
+                row, column = tile // self.column_tiles, tile % self.column_tiles
+            start = row * self.rows
+            if self.m % self.rows:
+                start = tirx.min(start, index(self.m - self.rows))
+            return self._columns_of(batch, start, column)
+
+        return loops.tasks(self.batches * tiles, self.match.flops, self.match.bytes, task)
+
+    def _columns_of(self, batch: Expr, row: Expr, column: Expr) -> Stmt:
+        width = self.vectors * self.lanes
+        if not self.w.lanes:
+            # Nothing is packed: the last tile overlaps the one before it.
+            start = column * width
+            if self.w.n % width:
+                start = tirx.min(start, index(self.w.n - width))
+            return self._tile(batch, row, column, start, self.vectors)
+        rest = self.blocks % self.vectors
+        full = self._tile(batch, row, column, column * width, self.vectors)
+        if rest == 0:
+            return full
+        narrow = self._tile(batch, row, column, column * width, rest)
+        return tirx.IfThenElse(column < self.blocks // self.vectors, full, narrow)
+
+    def _tile(self, batch: Expr, row: Expr, column: Expr, start: Expr, vectors: int) -> Stmt:
+        w = self.w
+        tile = RegisterTile.make(self.rows, vectors, self.lanes)
+        lead = _unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
+
+        def step(k: Expr) -> Stmt:
+            def value(r: int) -> Expr:
+                return loops.load(self.left, *_broadcast(lead, w.left_batch), row + r, k)
+
+            def weights(v: int) -> Expr:
+                if w.lanes:
+                    block = column * self.vectors + v
+                    return tirx.BufferLoad(self.right, [block, k, loops.ramp(0, self.lanes)])
+                lanes = loops.ramp(start + v * self.lanes, self.lanes)
+                return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), k, lanes])
+
+            return tile.multiply_add(value, weights)
+
+        def position(r: int, lane: Expr) -> list[Index]:
+            if not self.merged:
+                return [*lead, row + r, start + lane]
+            return [*_unravel(row + r, (*w.batch, w.m)), start + lane]
+
+        is_last: Expr | bool = tile.vectors != self.vectors
+        if self.blocks % self.vectors == 0:
+            is_last = self.column_tiles == 1 or tirx.EQ(column, index(self.column_tiles - 1))
+        spare = self.blocks * self.lanes - w.n if w.lanes else 0
+        return loops.allocate(
+            [tile.accumulators],
+            loops.sequence(
+                [
+                    tile.clear(),
+                    loops.serial("k", w.k, step),
+                    tile.write_back(self.epilogue, position, spare, is_last),
+                ]
+            ),
+        )
+
+
+def _unravel(linear: Expr, extents: Sequence[int]) -> list[Expr]:
+    """The indices of element `linear` of a row-major array of `extents`."""
+    indices: list[Expr] = []
+    for position, extent in enumerate(reversed(extents)):
+        if extent == 1:
+            indices.append(index(0))
+        elif math.prod(extents[: len(extents) - 1 - position]) == 1:
+            indices.append(linear)
+        else:
+            indices.append(linear % extent)
+            linear = linear // extent
+    return indices[::-1]
+
+
+def _broadcast(lead: Sequence[Expr], extents: Sequence[int]) -> list[Expr]:
+    """The batch indices of an operand with leading `extents`, where the output's are `lead`."""
+    kept = lead[len(lead) - len(extents) :]
+    return [index(0) if e == 1 else i for i, e in zip(kept, extents, strict=True)]
