@@ -1,0 +1,77 @@
+"""Tinsmith: a trained model in; a small, fast, verified module out.
+
+    import compiler
+
+    module = compiler.compile("resnet50.onnx", target="native", output="out/")
+    module = compiler.load("out/")
+    scores = module({"input": image})
+
+What `__all__` lists is public; everything else may change. Names are resolved on
+first use, so that loading and running a module needs neither TVM nor any extra.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.api import CompileReport, compile, compile_to
+    from compiler.config import CompileConfig
+    from compiler.errors import (
+        ArtifactError,
+        BuildError,
+        ConfigError,
+        InputError,
+        ModelError,
+        PassError,
+        ShapeError,
+        TargetError,
+        TinsmithError,
+        UnsafeModelError,
+        UnsupportedOpError,
+        VerificationError,
+    )
+    from compiler.module.loader import Module, load
+
+__all__ = [
+    "ArtifactError",
+    "BuildError",
+    "CompileConfig",
+    "CompileReport",
+    "ConfigError",
+    "InputError",
+    "ModelError",
+    "Module",
+    "PassError",
+    "ShapeError",
+    "TargetError",
+    "TinsmithError",
+    "UnsafeModelError",
+    "UnsupportedOpError",
+    "VerificationError",
+    "compile",
+    "compile_to",
+    "load",
+]
+
+_HOMES = {
+    "CompileConfig": "compiler.config",
+    "CompileReport": "compiler.api",
+    "Module": "compiler.module.loader",
+    "compile": "compiler.api",
+    "compile_to": "compiler.api",
+    "load": "compiler.module.loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'compiler' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "compiler.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,56 @@
+"""What is public, and that it stays so."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+import compiler
+
+PUBLIC = [
+    "ArtifactError",
+    "BuildError",
+    "CompileConfig",
+    "CompileReport",
+    "ConfigError",
+    "InputError",
+    "ModelError",
+    "Module",
+    "PassError",
+    "ShapeError",
+    "TargetError",
+    "TinsmithError",
+    "UnsafeModelError",
+    "UnsupportedOpError",
+    "VerificationError",
+    "compile",
+    "compile_to",
+    "load",
+]
+
+
+def test_public_names_are_these() -> None:
+    assert compiler.__all__ == PUBLIC
+    assert dir(compiler) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(compiler, name)
+    assert value.__name__ == name
+    assert inspect.getdoc(value)
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="import_onnx"):
+        compiler.import_onnx  # noqa: B018
+
+
+def test_every_error_is_public_and_has_one_base() -> None:
+    errors = importlib.import_module("compiler.errors")
+    classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    defined = [value for value in classes if value.__module__ == "compiler.errors"]
+    assert {value.__name__ for value in defined} <= set(PUBLIC)
+    assert all(issubclass(value, compiler.TinsmithError) for value in defined)
