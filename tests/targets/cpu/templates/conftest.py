@@ -1,0 +1,42 @@
+"""Fixtures for testing a template over each instruction set that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+from tvm import tirx
+
+from targets.cpu.template import Template
+from targets.spec import TargetSpec
+from targets.x86.specs import X86_64_V3, X86_64_V4
+
+
+def _cpu_flags() -> set[str]:
+    with open("/proc/cpuinfo") as file:
+        return {flag for line in file if line.startswith("flags") for flag in line.split()}
+
+
+@pytest.fixture(params=[X86_64_V3, X86_64_V4], ids=lambda spec: spec.name)
+def spec(request: pytest.FixtureRequest) -> TargetSpec:
+    """Each x86-64 level that this machine can run."""
+    chosen: TargetSpec = request.param
+    missing = chosen.cpu_features - _cpu_flags()
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    return chosen
+
+
+@pytest.fixture
+def schedule(spec: TargetSpec) -> Callable[..., tirx.PrimFunc]:
+    """Matches and applies a template, with its default decisions unless some are given."""
+
+    def apply(
+        template: Template, function: tirx.PrimFunc, decisions: Mapping[str, int] | None = None
+    ) -> tirx.PrimFunc:
+        match = template.match(function, spec)
+        assert match is not None
+        chosen = {**template.default(match, spec), **(decisions or {})}
+        return template.apply(function, match, chosen, spec)
+
+    return apply

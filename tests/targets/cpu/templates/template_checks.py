@@ -1,0 +1,49 @@
+"""Builds the fused function that a template sees, and runs what the template makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax, tirx
+
+from targets.cpu.operators import legalize_map
+from targets.spec import TargetSpec
+
+Array = npt.NDArray[np.floating[Any]]
+Emit = Callable[[relax.BlockBuilder, Sequence[relax.Var]], relax.Expr]
+
+
+def fuse(inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec) -> tirx.PrimFunc:
+    """The one fused function of the expression that `emit` builds from the inputs."""
+    builder = relax.BlockBuilder()
+    variables = [relax.Var(n, relax.TensorType(s, "float32")) for n, s in inputs.items()]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            output = builder.emit_output(emit(builder, variables))
+        builder.emit_func_output(output)
+    lowered = tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(legalize_map(spec)),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(builder.get())
+    functions = [f for f in lowered.functions.values() if isinstance(f, tirx.PrimFunc)]
+    assert len(functions) == 1, lowered.script()
+    return functions[0]
+
+
+def run(function: tirx.PrimFunc, spec: TargetSpec, arguments: Sequence[Array]) -> Array:
+    """The output of a scheduled function."""
+    target = tvm.target.Target(spec.tvm_target_config())
+    executable = tvm.compile(function.with_attr("global_symbol", "main"), target=target)
+    output = function.params[-1].ty
+    result = tvm.runtime.tensor(np.full([int(e) for e in output.shape], np.nan, str(output.dtype)))
+    executable["main"](*(tvm.runtime.tensor(a) for a in arguments), result)
+    return result.numpy()
