@@ -19,6 +19,10 @@ from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
 
 
+# So few input channels are unrolled: a loop over them would not pay for itself.
+_FEW_CHANNELS = 4
+
+
 class ConvolutionTemplate(Template):
     """Convolution of any kernel, stride, dilation and group, float32.
 
@@ -39,7 +43,9 @@ class ConvolutionTemplate(Template):
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ConvolutionWorkload = match.workload
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else w.out_width
-        rows, vectors = choose_tile(pixels, w.blocks, spec)
+        # Unrolled channels need registers of their own for what the compiler moves ahead.
+        most_rows = 8 if w.in_channels <= _FEW_CHANNELS else pixels
+        rows, vectors = choose_tile(min(pixels, most_rows), w.blocks, spec)
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
         )
@@ -163,6 +169,8 @@ class _Emitter:
             return tile.multiply_add(value, weights, rows)
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
+            if rows is None and w.in_channels <= _FEW_CHANNELS:
+                return loops.sequence(step(kh, kw, index(c), None) for c in range(w.in_channels))
             return loops.serial("ic", w.in_channels, lambda ic: step(kh, kw, ic, rows))
 
         def columns(kh: Expr) -> Stmt:
