@@ -1,0 +1,100 @@
+"""Constant folding: numpy for what it can do, TVM's compiled folding for the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from passes.graph.evaluation import EVALUATORS
+from passes.graph.rewriter import BlockRewriter
+from passes.graph.tensors import (
+    constant,
+    constant_array,
+    element_count,
+    element_type,
+    operator_name,
+    shape_values,
+    static_shape,
+)
+
+# A tensor made larger than this by repeating its elements is cheaper to compute than to store.
+_LARGEST_EXPANSION = 64 * 1024
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldConstants")
+class FoldConstants:
+    """Evaluate calls whose operands are all constants.
+
+    Before::
+
+        w: (4, 8) = permute_dims(const (8, 4), axes=[1, 0])
+        b: (1, 4, 1, 1) = reshape(const (4,), shape=[1, 4, 1, 1])
+        y: (2, 4) = matmul(x: (2, 8), w)
+
+    After::
+
+        y: (2, 4) = matmul(x: (2, 8), const (4, 8))
+
+    The operators in `passes.graph.evaluation` are evaluated by numpy, because
+    TVM's own `FoldConstant` compiles one kernel per call (about 30 ms each);
+    it is used afterwards for what is left. `shape_of` a statically shaped
+    tensor and conversions of shapes to tensors fold too.
+
+    Left alone: results that repeat a small constant into a large one
+    (`broadcast_to`, `full`), and everything with a symbolic shape.
+    """
+
+    def transform_module(
+        self, module: tvm.IRModule, context: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        return relax.transform.FoldConstant()(_ConstantFolder(module).run())
+
+
+class _ConstantFolder(BlockRewriter):
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        name = operator_name(value)
+        if name is None:
+            return value
+        if name == "relax.shape_of":
+            shape = static_shape(value.args[0])
+            return value if shape is None else relax.ShapeExpr(shape)
+        if name == "relax.shape_to_tensor":
+            return self._shape_to_tensor(value)
+        evaluator = EVALUATORS.get(name)
+        operands = self._constant_operands(value)
+        shape = static_shape(value)
+        if evaluator is None or operands is None or shape is None:
+            return value
+        largest = max([_LARGEST_EXPANSION, *(operand.size for operand in operands)])
+        if element_count(shape) > largest and name != "relax.concat":
+            return value
+        with np.errstate(all="ignore"):
+            result = evaluator(value, operands)
+        if result is None:
+            return value
+        result = np.asarray(result).astype(str(element_type(value)), copy=False)
+        return constant(result) if result.shape == shape else value
+
+    def _shape_to_tensor(self, call: relax.Call) -> relax.Expr:
+        source = call.args[0]
+        shape = source if isinstance(source, relax.ShapeExpr) else self.definition(source)
+        if not isinstance(shape, relax.ShapeExpr):
+            return call
+        extents = shape_values(shape)
+        return call if extents is None else constant(np.asarray(extents, dtype="int64"))
+
+    @staticmethod
+    def _constant_operands(call: relax.Call) -> list[np.ndarray] | None:
+        """The values of all tensor operands; None if any of them is not constant."""
+        arrays: list[np.ndarray] = []
+        for argument in call.args:
+            fields = argument.fields if isinstance(argument, relax.Tuple) else [argument]
+            for field in fields:
+                if not isinstance(field.ty, relax.TensorType):
+                    continue
+                array = constant_array(field)
+                if array is None:
+                    return None
+                arrays.append(array)
+        return arrays
