@@ -1,0 +1,167 @@
+"""Object code for any LLVM target from scheduled kernels.
+
+The lowering is TVM's own for scheduled TIR up to the point where it would wrap
+each kernel in a packed function; there `compiler.module.stages` takes over and
+makes plain C functions of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from compiler.errors import BuildError
+from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
+from targets.spec import TargetSpec
+
+
+@dataclass(frozen=True)
+class BuiltKernels:
+    """Relocatable object files (ELF) and how to call what is in them, by kernel name."""
+
+    objects: tuple[bytes, ...]
+    kernels: Mapping[str, KernelCode]
+
+
+def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> tvm.IRModule:
+    """Scheduled PrimFuncs as loop nests over flat buffers, keyed by their names."""
+    target = tvm_target(spec)
+    module = tvm.IRModule(
+        {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    )
+    passes = [
+        tirx.transform.BindTarget(target.with_host(target)),
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerAutoCopy(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
+        s_tir.transform.InjectSoftwarePipeline(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        s_tir.transform.InjectVirtualThread(),
+        s_tir.transform.InjectDoubleBuffer(),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.FP8ComputeLegalize(),
+        tirx.transform.VerifyMemory(),
+    ]
+    with target:
+        return tvm.transform.Sequential(passes)(module)
+
+
+def build_kernels(
+    functions: Mapping[str, tirx.PrimFunc],
+    spec: TargetSpec,
+    aligned: Mapping[str, Sequence[bool]] | None = None,
+    prefix: str = "tinsmith",
+    jobs: int = 2,
+) -> BuiltKernels:
+    """Compile scheduled `functions` to position-independent object code for `spec`.
+
+    `aligned` says, per kernel and parameter, whether the pointer is always a
+    multiple of 64 (default: no). `prefix` starts every symbol's name. `jobs`
+    object files are made in parallel.
+    Raises `UnsupportedKernelError` for a kernel that only the VM form can run,
+    `BuildError` when LLVM rejects one.
+    """
+    aligned = aligned or {}
+    lowered = lower_kernels(functions, spec)
+    kernels: dict[str, KernelCode] = {}
+    stages: dict[str, tirx.PrimFunc] = {}
+    for variable, function in lowered.functions.items():
+        name = variable.name_hint
+        called = packed_calls(function)
+        if called:
+            raise UnsupportedKernelError(f"kernel {name} calls {', '.join(sorted(called))}")
+        flags = aligned.get(name) or [False] * len(function.params)
+        code, parts = split_kernel(name, function, flags, prefix)
+        kernels[name] = code
+        stages.update(parts)
+    groups = _balance(stages, max(1, jobs))
+    with ThreadPoolExecutor(max_workers=len(groups) or 1) as pool:
+        objects = list(pool.map(lambda group: _emit(group, spec), groups))
+    return BuiltKernels(tuple(objects), kernels)
+
+
+def tvm_target(spec: TargetSpec) -> tvm.target.Target:
+    """The TVM target of a machine."""
+    return tvm.target.Target(spec.tvm_target_config())
+
+
+def packed_calls(function: tirx.PrimFunc) -> set[str]:
+    """Names of the packed functions (which only TVM's runtime has) that a kernel calls."""
+    names: set[str] = set()
+
+    def visit(call: tvm.ir.Call) -> None:
+        operator = getattr(call.op, "name", "")
+        if "call_packed" in operator or "call_cpacked" in operator:
+            first = call.args[0]
+            names.add(str(first.value) if isinstance(first, tvm.ir.StringImm) else str(first))
+
+    tvm_ffi.structural_walk(function.body, (tvm.ir.Call, visit))
+    return names
+
+
+def _balance(stages: dict[str, tirx.PrimFunc], jobs: int) -> list[dict[str, tirx.PrimFunc]]:
+    """Up to `jobs` groups of about equal code generation time, largest functions first."""
+    size = {}
+    for name, function in stages.items():
+        statements: list[tirx.Stmt] = []
+        tvm_ffi.structural_walk(function.body, (tirx.BufferStore, statements.append))
+        size[name] = len(statements) + 5
+    groups: list[dict[str, tirx.PrimFunc]] = [{} for _ in range(jobs)]
+    load = [0] * jobs
+    for name in sorted(stages, key=lambda n: (-size[n], n)):
+        i = load.index(min(load))
+        groups[i][name] = stages[name]
+        load[i] += size[name]
+    return [group for group in groups if group]
+
+
+def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
+    target = tvm_target(spec)
+    finish = tvm.transform.Sequential(
+        [
+            tirx.transform.FP8StorageLegalize(),
+            tirx.transform.BF16StorageLegalize(),
+            tirx.transform.LowerTVMBuiltin(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )
+    try:
+        with target:
+            module = finish(tvm.IRModule(stages))
+            library = tvm.get_global_func("target.build.llvm")(module, target)
+        with tempfile.TemporaryDirectory(prefix="tinsmith-") as folder:
+            path = Path(folder) / "kernels.o"
+            library.write_to_file(str(path), "o")
+            return path.read_bytes()
+    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BuildError(
+            f"LLVM could not compile the kernels for target {spec.name}: {reason}; "
+            "please report this with the model"
+        ) from error

@@ -1,0 +1,177 @@
+"""Generates the C source that ties kernels, plan and runtime together.
+
+One translation unit per model: tables of the plan, a small adapter per kernel
+stage, and the runtime by inclusion, so that all but `<prefix>_module` is
+private to the model and several models can live in one program.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from compiler.module.plan import Place, Plan, TensorSpec
+from compiler.module.stages import KernelCode
+
+RUNTIME_FOLDER = Path(__file__).parent / "runtime"
+
+
+def symbol_prefix(name: str) -> str:
+    """A C identifier made from a model's name."""
+    cleaned = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
+    return cleaned if cleaned and not cleaned[0].isdigit() else f"model_{cleaned}"
+
+
+def c_string(text: str) -> str:
+    """A C string literal; bytes outside printable ASCII are written in octal."""
+    encoded = "".join(
+        chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode()
+    )
+    return f'"{encoded}"'
+
+
+def _tensor_table(kind: str, tensors: Iterable[TensorSpec]) -> list[str]:
+    lines = []
+    rows = []
+    for i, tensor in enumerate(tensors):
+        extents = ", ".join(map(str, tensor.shape)) or "0"
+        lines.append(f"static const int64_t {kind}_shape_{i}[] = {{{extents}}};")
+        rows.append(
+            f"  {{{c_string(tensor.name)}, {c_string(tensor.dtype)}, {kind}_shape_{i}, "
+            f"{len(tensor.shape)}, 0, {tensor.nbytes}u}},"
+        )
+    return [*lines, f"static const tinsmith_tensor {kind}[] = {{", *(rows or ["  {0}"]), "};"]
+
+
+def _stage_adapters(kernels: Mapping[str, KernelCode]) -> tuple[list[str], dict[str, str]]:
+    lines: list[str] = []
+    tables: dict[str, str] = {}
+    for number, (name, kernel) in enumerate(sorted(kernels.items())):
+        rows = []
+        for i, stage in enumerate(kernel.stages):
+            types = ["int32_t", "int32_t"]
+            types += ["void *"] * (len(stage.pointers) + len(stage.task_scratch))
+            arguments = ["begin", "end"]
+            arguments += [f"pointers[{p}]" for p in stage.pointers]
+            arguments += [f"task_scratch + {offset}" for offset in stage.task_scratch]
+            lines += [
+                f"extern int32_t {stage.symbol}({', '.join(types)});",
+                f"static int32_t run_{number}_{i}(int32_t begin, int32_t end, "
+                "char *const *pointers, char *task_scratch) {",
+                "  (void)pointers; (void)task_scratch;",
+                f"  return {stage.symbol}({', '.join(arguments)});",
+                "}",
+            ]
+            rows.append(f"{{run_{number}_{i}, {stage.extent}}}")
+        tables[name] = f"stages_{number}"
+        lines.append(f"static const stage stages_{number}[] = {{{', '.join(rows) or '{0}'}}};")
+    return lines, tables
+
+
+def _step_tables(
+    plan: Plan, kernels: Mapping[str, KernelCode], tables: dict[str, str]
+) -> list[str]:
+    def place(p: Place) -> str:
+        first = {"weights": 0, "arena": 1, "input": 2, "output": 2 + len(plan.inputs)}
+        return f"{{{first[p.base] + p.index}, {p.offset}u}}"
+
+    lines = []
+    rows = []
+    for i, step in enumerate(plan.steps):
+        places = ", ".join(map(place, step.places)) or "{0}"
+        lines.append(f"static const place places_{i}[] = {{{places}}};")
+        rows.append(
+            f"  {{{tables[step.kernel]}, places_{i}, {len(kernels[step.kernel].stages)}, "
+            f"{len(step.places)}}},"
+        )
+    copies = [f"  {{{i}, {place(source)}, {size}u}}," for i, source, size in plan.copies]
+    names = [f"  {c_string(step.kernel)}," for step in plan.steps]
+    return [
+        *lines,
+        "static const step steps[] = {", *(rows or ["  {0}"]), "};",
+        "static const char *const step_names[] = {", *(names or ["  0"]), "};",
+        "static const output_copy copies[] = {", *(copies or ["  {0}"]), "};",
+    ]  # fmt: skip
+
+
+def generate_driver(
+    plan: Plan,
+    kernels: Mapping[str, KernelCode],
+    *,
+    name: str,
+    prefix: str,
+    target: str,
+    version: str,
+    embedded_weights: Path | None,
+) -> str:
+    """The model's C source. `embedded_weights` is a file to include with `.incbin`."""
+    adapters, tables = _stage_adapters(kernels)
+    task_scratch = max((k.task_scratch_bytes for k in kernels.values()), default=0)
+    constants = {
+        "NAME": c_string(name),
+        "TARGET": c_string(target),
+        "VERSION": c_string(version),
+        "INPUT_COUNT": len(plan.inputs),
+        "OUTPUT_COUNT": len(plan.outputs),
+        "STEP_COUNT": len(plan.steps),
+        "COPY_COUNT": len(plan.copies),
+        "MAX_PLACES": max((len(step.places) for step in plan.steps), default=1) or 1,
+        "WEIGHTS_BYTES": f"{plan.weights_bytes}u",
+        "ARENA_BYTES": f"{plan.arena_bytes}u",
+        "TASK_SCRATCH_BYTES": f"{task_scratch}u",
+        "EMBEDDED_WEIGHTS": "embedded_weights" if embedded_weights else "((const char *)0)",
+    }
+    embedding = []
+    if embedded_weights:
+        section = c_string(f'.incbin "{embedded_weights}"')
+        embedding = [
+            '__asm__(".section .rodata.weights,\\"a\\",%progbits\\n.balign 64\\n"',
+            f'        ".local embedded_weights\\nembedded_weights:\\n" {section}',
+            '        "\\n.previous\\n");',
+            'extern const char embedded_weights[] __attribute__((visibility("hidden")));',
+        ]
+    return "\n".join(
+        [
+            f"/* Generated by Tinsmith {version} from {name.replace('*/', '')}. */",
+            "#define _GNU_SOURCE",
+            '#include "plan.h"',
+            *(f"#define {key} {value}" for key, value in constants.items()),
+            *embedding,
+            *_tensor_table("inputs", plan.inputs),
+            *_tensor_table("outputs", plan.outputs),
+            *adapters,
+            *_step_tables(plan, kernels, tables),
+            '#include "pool.c"',
+            '#include "module.c"',
+            '__attribute__((visibility("default")))',
+            f"const tinsmith_module *{prefix}_module(void) {{",
+            "  return &description;",
+            "}",
+            "",
+        ]
+    )
+
+
+def generate_header(prefix: str, name: str, plan: Plan) -> str:
+    """The C header of one model: its entry point and its signature."""
+
+    def describe(tensors: Iterable[TensorSpec]) -> list[str]:
+        return [
+            f" *   {i}: {t.name.replace('*/', '')} {t.dtype}[{', '.join(map(str, t.shape))}]"
+            for i, t in enumerate(tensors)
+        ]
+
+    guard = f"{prefix.upper()}_H"
+    return "\n".join(
+        [
+            f"/* {name.replace('*/', '')}, compiled by Tinsmith.",
+            " * Inputs, in order:", *describe(plan.inputs),
+            " * Outputs, in order:", *describe(plan.outputs),
+            " */",
+            f"#ifndef {guard}", f"#define {guard}", '#include "tinsmith.h"',
+            "#ifdef __cplusplus", 'extern "C" {', "#endif",
+            f"const tinsmith_module *{prefix}_module(void);",
+            "#ifdef __cplusplus", "}", "#endif", "#endif", "",
+        ]
+    )  # fmt: skip

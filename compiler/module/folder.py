@@ -1,0 +1,89 @@
+"""Making a folder appear complete or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compiler.errors import BuildError
+from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def scratch_folder(destination: Path) -> Iterator[Path]:
+    """An empty folder beside `destination`; whatever is left of it is deleted at the end.
+
+    Raises `BuildError` when `destination` cannot become a module.
+    """
+    if destination.exists() and not destination.is_dir():
+        raise BuildError(f"{destination}: is a file; choose a folder for the module")
+    if destination.is_dir() and not _replaceable(destination):
+        raise BuildError(
+            f"{destination}: holds files that are not a compiled module; "
+            "choose a new or empty folder"
+        )
+    parent = destination.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
+        folder.chmod(0o755)
+    except OSError as error:
+        raise BuildError(
+            f"{destination}: cannot write the module there: {error.strerror}"
+        ) from error
+    if destination.is_dir() and not os.access(destination, os.W_OK):
+        folder.rmdir()
+        raise BuildError(f"{destination}: cannot write the module there: Permission denied")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(source: Path, destination: Path) -> None:
+    """Flush `source` to disk and put it at `destination`; what was there is swapped into `source`.
+
+    On Linux the exchange is one system call, so that a reader never sees a
+    missing or mixed folder.
+    """
+    for path in source.iterdir():
+        _flush(path)
+    _flush(source)
+    target = destination.resolve()
+    if not target.exists():
+        os.rename(source, target)
+    elif not _exchange(source, target):
+        aside = source.with_name(source.name + ".old")
+        os.rename(target, aside)
+        os.rename(source, target)
+        shutil.rmtree(aside, ignore_errors=True)
+    _flush(target.parent)
+
+
+def _replaceable(folder: Path) -> bool:
+    return (folder / MANIFEST_NAME).is_file() or not any(folder.iterdir())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    status = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(status == 0)

@@ -1,0 +1,51 @@
+"""Can this machine run a module? Checked before any of its code is loaded."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import ArtifactError
+
+_ARCHITECTURES = {
+    "amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",
+    "armv7l": "arm", "armv8l": "arm", "arm": "arm",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """The feature names that the Linux kernel prints for the first processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def architecture() -> str:
+    """This process's architecture as `TargetSpec.architecture` spells it."""
+    machine = platform.machine().lower()
+    return _ARCHITECTURES.get(machine, machine)
+
+
+def check_machine(name: str, target: Mapping[str, Any]) -> None:
+    """Raise `ArtifactError` when this machine is not one that `target` describes."""
+    if target.get("architecture") != architecture():
+        raise ArtifactError(
+            f"{name}: compiled for {target.get('architecture')} ({target.get('name')}), "
+            f"this machine is {architecture()}; compile it with another --target"
+        )
+    missing = sorted(set(target.get("cpu_features", ())) - cpu_features())
+    if missing:
+        raise ArtifactError(
+            f"{name}: compiled for {target.get('name')}, this CPU lacks {', '.join(missing)}; "
+            "compile it with another --target"
+        )

@@ -1,0 +1,35 @@
+/* What the generated part of a module hands to the runtime. */
+#ifndef TINSMITH_PLAN_H
+#define TINSMITH_PLAN_H
+
+#include "tinsmith.h"
+
+/* Runs iterations [begin, end) of a kernel's stage. */
+typedef int32_t (*stage_function)(int32_t begin, int32_t end, char *const *pointers,
+                                  char *task_scratch);
+
+typedef struct {
+  stage_function run;
+  int32_t extent;
+} stage;
+
+/* Bases: 0 weights, 1 arena, 2... inputs, then outputs. */
+typedef struct {
+  uint32_t base;
+  uint64_t offset;
+} place;
+
+typedef struct {
+  const stage *stages;
+  const place *places;
+  int32_t stage_count;
+  int32_t place_count;
+} step;
+
+typedef struct {
+  int32_t output;
+  place source;
+  uint64_t nbytes;
+} output_copy;
+
+#endif

@@ -1,0 +1,174 @@
+/* A pool of threads that claim iterations of one parallel loop at a time.
+ *
+ * The caller works too and waits only for iterations that others have claimed,
+ * so a thread that the system does not schedule delays nobody. Chunks shrink as
+ * the loop nears its end (guided self-scheduling). When the pool is taken by
+ * another context, the loop runs in the calling thread alone.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__) || defined(__arm__)
+#define PAUSE() __asm__ volatile("yield")
+#else
+#define PAUSE() ((void)0)
+#endif
+
+enum { MAX_THREADS = 256, SPIN_MICROSECONDS = 200, PAUSES_PER_CLOCK = 64 };
+#define CLOSED UINT32_MAX
+
+static struct {
+  pthread_mutex_t control; /* guards starting and stopping */
+  pthread_mutex_t sleep;
+  pthread_cond_t wake;
+  atomic_int sleepers;
+  atomic_int busy; /* a loop is being shared out, or the threads are being replaced */
+  atomic_int threads;
+  atomic_int stop;
+  _Atomic uint64_t claim; /* generation << 32 | next iteration */
+  _Atomic uint32_t done;
+  _Atomic(stage_function) run;
+  _Atomic(char *const *) pointers;
+  _Atomic uint32_t extent;
+  atomic_int failed;
+  pid_t owner; /* a forked child has none of the threads */
+  pthread_t handles[MAX_THREADS];
+  char *scratch[MAX_THREADS];
+} pool = {.control = PTHREAD_MUTEX_INITIALIZER,
+          .sleep = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER,
+          .threads = 1,
+          .claim = CLOSED};
+
+static double seconds_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static uint32_t generation_of(uint64_t claim) { return (uint32_t)(claim >> 32); }
+
+/* Works on the loop of `generation` until nothing is left to claim. */
+static void pool_work(uint32_t generation, char *task_scratch) {
+  uint32_t share = 2u * (uint32_t)atomic_load_explicit(&pool.threads, memory_order_relaxed);
+  for (;;) {
+    uint64_t claim = atomic_load_explicit(&pool.claim, memory_order_acquire);
+    /* Acquire: a value of the next loop implies that this loop's claim word is gone. */
+    uint32_t extent = atomic_load_explicit(&pool.extent, memory_order_acquire);
+    stage_function run = atomic_load_explicit(&pool.run, memory_order_acquire);
+    char *const *pointers = atomic_load_explicit(&pool.pointers, memory_order_acquire);
+    uint32_t next = (uint32_t)claim;
+    if (generation_of(claim) != generation || next >= extent) return;
+    uint32_t chunk = (extent - next) / share;
+    if (chunk == 0) chunk = 1;
+    if (!atomic_compare_exchange_weak(&pool.claim, &claim, claim + chunk)) continue;
+    if (run((int32_t)next, (int32_t)(next + chunk), pointers, task_scratch))
+      atomic_store_explicit(&pool.failed, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pool.done, chunk, memory_order_release);
+  }
+}
+
+static void *pool_thread(void *argument) {
+  char *task_scratch = argument;
+  uint32_t seen = generation_of(atomic_load(&pool.claim));
+  for (;;) {
+    double deadline = 0;
+    for (unsigned spins = 1;; spins++) {
+      if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
+      if (generation_of(atomic_load_explicit(&pool.claim, memory_order_acquire)) != seen) break;
+      PAUSE();
+      if (spins % PAUSES_PER_CLOCK) continue;
+      double now = seconds_now();
+      if (deadline == 0) {
+        deadline = now + 1e-6 * SPIN_MICROSECONDS;
+      } else if (now > deadline) {
+        pthread_mutex_lock(&pool.sleep);
+        atomic_fetch_add(&pool.sleepers, 1);
+        while (generation_of(atomic_load(&pool.claim)) == seen && !atomic_load(&pool.stop))
+          pthread_cond_wait(&pool.wake, &pool.sleep);
+        atomic_fetch_sub(&pool.sleepers, 1);
+        pthread_mutex_unlock(&pool.sleep);
+      }
+    }
+    seen = generation_of(atomic_load_explicit(&pool.claim, memory_order_acquire));
+    pool_work(seen, task_scratch);
+  }
+}
+
+static void pool_wake(void) {
+  if (atomic_load(&pool.sleepers) == 0) return;
+  pthread_mutex_lock(&pool.sleep);
+  pthread_cond_broadcast(&pool.wake);
+  pthread_mutex_unlock(&pool.sleep);
+}
+
+/* Runs a stage to its end; `task_scratch` belongs to the calling thread. */
+static int pool_run(const stage *s, char *const *pointers, char *task_scratch) {
+  if (s->extent < 2 || atomic_load_explicit(&pool.threads, memory_order_relaxed) < 2 ||
+      atomic_exchange(&pool.busy, 1))
+    return s->run(0, s->extent, pointers, task_scratch);
+  uint32_t generation = generation_of(atomic_load(&pool.claim)) + 1;
+  atomic_store_explicit(&pool.run, s->run, memory_order_release);
+  atomic_store_explicit(&pool.pointers, pointers, memory_order_release);
+  atomic_store_explicit(&pool.failed, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.extent, (uint32_t)s->extent, memory_order_release);
+  atomic_store(&pool.claim, (uint64_t)generation << 32);
+  pool_wake();
+  pool_work(generation, task_scratch);
+  for (unsigned spins = 1;
+       atomic_load_explicit(&pool.done, memory_order_acquire) < (uint32_t)s->extent; spins++) {
+    if (spins % 4096) PAUSE();
+    else sched_yield();
+  }
+  /* Nobody may claim from a word that looks unfinished once the next loop's extent is set. */
+  atomic_store(&pool.claim, (uint64_t)generation << 32 | CLOSED);
+  int failed = atomic_load_explicit(&pool.failed, memory_order_relaxed);
+  atomic_store(&pool.busy, 0);
+  return failed ? -1 : 0;
+}
+
+static int usable_processors(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int)online : 1;
+}
+
+/* Replaces the threads; the caller holds `control`. Returns the number that run. */
+static int pool_resize(int threads, uint64_t scratch_bytes) {
+  while (atomic_exchange(&pool.busy, 1)) sched_yield();
+  int old = atomic_load(&pool.threads);
+  int ours = pool.owner == getpid();
+  atomic_store(&pool.stop, 1);
+  pool_wake();
+  for (int i = 1; i < old; i++) {
+    if (ours) pthread_join(pool.handles[i], NULL);
+    free(pool.scratch[i]);
+    pool.scratch[i] = NULL;
+  }
+  if (!ours) atomic_store(&pool.sleepers, 0);
+  atomic_store(&pool.stop, 0);
+  pool.owner = getpid();
+  int running = 1;
+  while (running < threads) {
+    void *scratch = NULL;
+    if (scratch_bytes && posix_memalign(&scratch, 64, scratch_bytes)) break;
+    if (pthread_create(&pool.handles[running], NULL, pool_thread, scratch)) {
+      free(scratch);
+      break;
+    }
+    pool.scratch[running++] = scratch;
+  }
+  atomic_store(&pool.threads, running);
+  atomic_store(&pool.busy, 0);
+  return running;
+}

@@ -1,0 +1,306 @@
+"""Splits a lowered kernel into stages: plain C functions that a thread pool can share out.
+
+A kernel is a sequence of top-level statements. Each parallel loop among them
+becomes a stage of its own, every run of other statements between them becomes
+a serial stage:
+
+    for p in T.parallel(56): A        int32 k_0(int32 begin, int32 end, float *x, float *y)
+    for i in range(8): B         ->   int32 k_1(int32 begin, int32 end, float *y, float *z)
+
+The runtime calls a parallel stage with parts of `[0, extent)`; stages of one
+kernel run one after the other. All memory comes in by pointer, each `noalias`:
+
+- the kernel's own arguments,
+- *scratch*: buffers that live across stages, and large ones of serial stages;
+  the execution plan gives them a place in the arena for the time of the step;
+- *task scratch*: buffers above `STACK_BYTES` inside a parallel loop, one
+  instance per thread.
+
+Smaller buffers stay on the stack, where LLVM turns accumulators into
+registers. A parallel loop that is not at the top level runs serially.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import PointerType, PrimType, StringImm
+from tvm.tirx import IntImm
+
+ALIGNMENT = 64
+# Above this a buffer would crowd a small thread stack; below it is free and can become registers.
+STACK_BYTES = 8 * 1024
+
+
+class UnsupportedKernelError(Exception):
+    """A kernel uses something that has no self-contained form; carries the reason."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One C function `int32 symbol(int32 begin, int32 end, pointers...)`.
+
+    `extent` is the number of iterations that may be shared out (1 for a serial
+    stage). `pointers` says where each pointer comes from: below the number of
+    the kernel's arguments it is that argument, above it counts on through the
+    kernel's scratch buffers; `task_scratch` are the byte offsets in the
+    calling thread's scratch of the pointers that follow.
+    """
+
+    symbol: str
+    extent: int
+    pointers: tuple[int, ...]
+    task_scratch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """How a kernel is called: its stages and the scratch memory it needs, in bytes."""
+
+    name: str
+    argument_count: int
+    stages: tuple[Stage, ...]
+    scratch: tuple[int, ...] = ()
+    task_scratch_bytes: int = 0
+    serialised_loops: int = 0
+
+
+def align_up(value: int, alignment: int = ALIGNMENT) -> int:
+    """The smallest multiple of `alignment` that is not below `value`."""
+    return (value + alignment - 1) // alignment * alignment
+
+
+def buffer_bytes(buffer: tirx.Var) -> int | None:
+    """Size of a buffer with a constant shape, else None."""
+    count = 1
+    for extent in buffer.ty.shape:
+        if not isinstance(extent, IntImm):
+            return None
+        count *= int(extent.value)
+    data_type = tvm_ffi.dtype(str(buffer.ty.dtype))
+    return count * ((data_type.bits * data_type.lanes + 7) // 8)
+
+
+def _flatten(statement: tirx.Stmt) -> list[tirx.Stmt]:
+    if isinstance(statement, tirx.SeqStmt):
+        return [inner for part in statement.seq for inner in _flatten(part)]
+    return [statement]
+
+
+def _is_parallel(statement: tirx.Stmt) -> bool:
+    return (
+        isinstance(statement, tirx.For)
+        and statement.kind == tirx.ForKind.PARALLEL
+        and isinstance(statement.extent, IntImm)
+        and isinstance(statement.min, IntImm)
+    )
+
+
+def _definitions_for(
+    group: Sequence[tirx.Stmt], definitions: Sequence[tirx.Stmt]
+) -> list[tirx.Stmt]:
+    """Those of the views and values in `definitions` that `group` uses, directly or not."""
+    used = set().union(*map(_used_variables, group))
+    needed = []
+    for definition in reversed(definitions):
+        view = isinstance(definition, tirx.DeclBuffer)
+        if (definition.buffer if view else definition.var) in used:
+            needed.append(definition)
+            used |= _used_variables(definition)
+    return needed[::-1]
+
+
+def _used_variables(statement: tirx.Stmt) -> set[tirx.Var]:
+    return set(tirx.analysis.undefined_vars(statement))
+
+
+class _KernelSplitter:
+    """Splits one function; `functions` and `code` are the result."""
+
+    def __init__(
+        self, name: str, function: tirx.PrimFunc, aligned: Sequence[bool], prefix: str
+    ) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.function = function
+        self.parameters = list(function.params)
+        for parameter in self.parameters:
+            if not tirx.is_buffer_var(parameter):
+                raise UnsupportedKernelError(f"kernel {name} takes the scalar {parameter.name}")
+        self.aligned = list(aligned)
+        self.scratch: list[tirx.Var] = []
+        self.task_scratch_bytes = 0
+        self.serialised_loops = 0
+        self.functions: dict[str, tirx.PrimFunc] = {}
+
+    def split(self) -> KernelCode:
+        allocations: list[tirx.AllocBuffer] = []
+        definitions: list[tirx.Stmt] = []
+        groups: list[list[tirx.Stmt]] = []
+        splittable = True
+        statements = _flatten(self.function.body)
+        for statement in statements:
+            if isinstance(statement, tirx.AllocBuffer):
+                allocations.append(statement)
+            elif isinstance(statement, tirx.DeclBuffer):
+                definitions.append(statement)
+            elif isinstance(statement, tirx.Bind):
+                definitions.append(statement)
+                # A value that depends on memory must be read where it stands.
+                splittable = splittable and not _reads_memory(statement)
+            elif _is_parallel(statement):
+                groups.append([statement])
+            elif groups and not _is_parallel(groups[-1][0]):
+                groups[-1].append(statement)
+            else:
+                groups.append([statement])
+        if not splittable:
+            groups = [[s for s in statements if not isinstance(s, tirx.AllocBuffer)]]
+            definitions = []
+        needed = [_definitions_for(group, definitions) for group in groups]
+        users = [
+            set().union(*map(_used_variables, [*definitions, *group]))
+            for definitions, group in zip(needed, groups, strict=True)
+        ]
+        local: dict[int, list[tirx.AllocBuffer]] = {}
+        for allocation in allocations:
+            size = buffer_bytes(allocation.buffer)
+            if size is None:
+                raise UnsupportedKernelError(f"kernel {self.name} allocates a dynamic buffer")
+            using = [i for i, used in enumerate(users) if allocation.buffer in used]
+            if size <= STACK_BYTES and len(using) == 1 and not _is_parallel(groups[using[0]][0]):
+                local.setdefault(using[0], []).append(allocation)
+            elif using:
+                self.scratch.append(allocation.buffer)
+        stages = []
+        for i, group in enumerate(groups):
+            stages.append(self._stage(i, [*local.get(i, []), *needed[i], *group]))
+        return KernelCode(
+            name=self.name,
+            argument_count=len(self.parameters),
+            stages=tuple(stages),
+            scratch=tuple(buffer_bytes(b) or 0 for b in self.scratch),
+            task_scratch_bytes=self.task_scratch_bytes,
+            serialised_loops=self.serialised_loops,
+        )
+
+    def _stage(self, index: int, statements: list[tirx.Stmt]) -> Stage:
+        begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+        extent = 1
+        last = statements[-1]
+        if _is_parallel(last):
+            extent = int(last.extent.value)
+            data_type = str(last.loop_var.ty.dtype)
+            first = tirx.Cast(data_type, begin) if data_type != "int32" else begin
+            count = tirx.Cast(data_type, end - begin) if data_type != "int32" else end - begin
+            if int(last.min.value):
+                first = first + last.min
+            statements[-1] = tirx.For(last.loop_var, first, count, tirx.ForKind.SERIAL, last.body)
+        body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+        body = self._serialise_inner_loops(body)
+        task_buffers: list[tirx.Var] = []
+        body = self._place_allocations(body, task_buffers)
+        used = _used_variables(body)
+        handles: list[tirx.Var] = []
+        prologue: list[tirx.Stmt] = []
+        aligned: list[tirx.Var] = []
+        pointers = []
+        every = [*self.parameters, *self.scratch]
+        for position, buffer in enumerate(every):
+            layout = _compact_layout(buffer)
+            if buffer not in used and not any(variable in used for variable, _ in layout):
+                continue
+            handle = tirx.Var(f"{buffer.name}_data", PointerType(buffer.ty.dtype, "global"))
+            prologue += [tirx.Bind(variable, value) for variable, value in layout]
+            prologue.append(tirx.DeclBuffer(buffer, data=handle))
+            handles.append(handle)
+            pointers.append(position)
+            if position >= len(self.parameters) or self.aligned[position]:
+                aligned.append(handle)
+        offset = 0
+        task_scratch = []
+        for buffer in task_buffers:
+            handle = tirx.Var(f"{buffer.name}_task", PointerType(buffer.ty.dtype, "global"))
+            prologue.append(tirx.DeclBuffer(buffer, data=handle))
+            handles.append(handle)
+            aligned.append(handle)
+            task_scratch.append(offset)
+            offset = align_up(offset + (buffer_bytes(buffer) or 0))
+        self.task_scratch_bytes = max(self.task_scratch_bytes, offset)
+        body = tirx.SeqStmt([*prologue, body, tirx.Return(IntImm("int32", 0))])
+        for handle in aligned:
+            body = tirx.AttrStmt(handle, "storage_alignment", IntImm("int32", ALIGNMENT), body)
+        # LowerTVMBuiltin wants to know the device even where it has nothing to lower.
+        body = tirx.AttrStmt(StringImm("default"), "device_id", IntImm("int32", 0), body)
+        body = tirx.AttrStmt(StringImm("default"), "device_type", IntImm("int32", 1), body)
+        symbol = f"{self.prefix}_k_{self.name}_{index}"
+        function = tirx.PrimFunc([begin, end, *handles], body, ret_type=PrimType("int32"))
+        attributes = {"global_symbol": symbol, "tirx.noalias": True}
+        if "target" in self.function.attrs:
+            attributes["target"] = self.function.attrs["target"]
+        self.functions[symbol] = function.with_attr(attributes)
+        return Stage(symbol, extent, tuple(pointers), tuple(task_scratch))
+
+    def _serialise_inner_loops(self, body: tirx.Stmt) -> tirx.Stmt:
+        def serial(loop: tirx.For) -> tirx.For:
+            if loop.kind != tirx.ForKind.PARALLEL:
+                return loop
+            self.serialised_loops += 1
+            return tirx.For(
+                loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body,
+                annotations=loop.annotations,
+            )  # fmt: skip
+
+        return tvm_ffi.structural_map(body, (tirx.For, serial))
+
+    def _place_allocations(self, body: tirx.Stmt, task_buffers: list[tirx.Var]) -> tirx.Stmt:
+        def place(allocation: tirx.AllocBuffer) -> tirx.Stmt:
+            size = buffer_bytes(allocation.buffer)
+            if size is None:
+                raise UnsupportedKernelError(f"kernel {self.name} allocates a dynamic buffer")
+            if size > STACK_BYTES:
+                task_buffers.append(allocation.buffer)
+                return tirx.Evaluate(IntImm("int32", 0))
+            # Keeps LowerTVMBuiltin from turning it into a call for workspace memory.
+            annotations = {"disable_lower_builtin": IntImm("bool", 1)}
+            return tirx.AllocBuffer(allocation.buffer, annotations)
+
+        return tvm_ffi.structural_map(body, (tirx.AllocBuffer, place))
+
+
+def _compact_layout(buffer: tirx.Var) -> list[tuple[tirx.Var, IntImm]]:
+    """Values for a buffer's symbolic offset and strides: it starts at 0 and is contiguous."""
+    layout = []
+    offset = buffer.ty.elem_offset
+    if isinstance(offset, tirx.Var):
+        layout.append((offset, IntImm(str(offset.ty.dtype), 0)))
+    stride = 1
+    pairs = list(zip(buffer.ty.shape, buffer.ty.strides, strict=False))
+    for extent, variable in reversed(pairs):
+        if isinstance(variable, tirx.Var):
+            layout.append((variable, IntImm(str(variable.ty.dtype), stride)))
+        stride *= int(extent.value)
+    return layout
+
+
+def _reads_memory(statement: tirx.Stmt) -> bool:
+    found: list[tirx.Stmt] = []
+    tvm_ffi.structural_walk(statement, (tirx.BufferLoad, found.append))
+    return bool(found)
+
+
+def split_kernel(
+    name: str, function: tirx.PrimFunc, aligned: Sequence[bool], prefix: str = "tinsmith"
+) -> tuple[KernelCode, dict[str, tirx.PrimFunc]]:
+    """Split the lowered `function` into stages.
+
+    `aligned` says, per parameter, whether its pointer is always a multiple of
+    64; `prefix` starts the symbols' names. Raises `UnsupportedKernelError` for
+    scalars and dynamic buffers.
+    """
+    splitter = _KernelSplitter(name, function, aligned, prefix)
+    code = splitter.split()
+    return code, splitter.functions

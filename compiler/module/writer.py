@@ -1,0 +1,286 @@
+"""Writes a compiled module: a folder with libraries, header, weights, vectors and manifest.
+
+| file | what |
+|---|---|
+| `model.so` | shared library: kernels, plan, runtime; weights when they are small |
+| `model.a` | the same for static linking, every global symbol prefixed with the model's name |
+| `tinsmith-run` | static executable: info, run, bench, verify |
+| `model.h`, `tinsmith.h` | C interface |
+| `weights.bin` | weights, mapped read-only, when they are not embedded |
+| `golden.bin` | golden vectors |
+| `manifest.json` | what the module is, needs and consists of, with the digests of all files |
+
+The folder is made beside its destination and put there by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import tvm
+
+from compiler.build import BuiltKernels, build_kernels
+from compiler.errors import BuildError, ConfigError
+from compiler.module.driver import RUNTIME_FOLDER, generate_driver, generate_header, symbol_prefix
+from compiler.module.folder import replace_folder, scratch_folder
+from compiler.module.golden import FILE_NAME as GOLDEN_NAME
+from compiler.module.golden import GoldenVectors
+from compiler.module.linker import compile_c, link_executable, link_shared, make_archive
+from compiler.module.lowered import LoweredModel
+from compiler.module.manifest import (
+    FILE_NAME as MANIFEST_NAME,
+)
+from compiler.module.manifest import (
+    FORMAT,
+    Manifest,
+    TensorEntry,
+    digest_file,
+    write_atomically,
+)
+from compiler.module.plan import (
+    Graph,
+    NeedsVirtualMachineError,
+    Plan,
+    aligned_arguments,
+    lower_calls,
+    place_tensors,
+    read_graph,
+)
+from compiler.module.stages import UnsupportedKernelError
+from compiler.module.version import tinsmith_version
+
+FORMS = ("shared", "static", "runner")
+# Below this, weights are part of every library; above it they are stored once, in a file.
+EMBED_BELOW_BYTES = 256 * 1024
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class WrittenModule:
+    """Where a module was written, its manifest, and the seconds that each phase took."""
+
+    path: Path
+    manifest: Manifest
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, phase: str, action: Callable[[], _T]) -> _T:
+        begin = time.perf_counter()
+        try:
+            return action()
+        finally:
+            self.seconds[phase] = time.perf_counter() - begin
+
+
+def write_module(
+    lowered: LoweredModel,
+    out_dir: str | Path,
+    *,
+    golden: GoldenVectors | None = None,
+    forms: Sequence[str] = FORMS,
+    embed_weights: bool | None = None,
+    jobs: int = 2,
+) -> WrittenModule:
+    """Generate code for `lowered` and write the module to the folder `out_dir`.
+
+    `forms` chooses among "shared" (always written), "static" and "runner".
+    `embed_weights` puts the weights into the libraries (True), into a file
+    (False), or decides by size (None). `jobs` is the number of compiler threads.
+    An existing module at `out_dir` is replaced; any other non-empty folder is
+    refused. Models that have no self-contained form (dynamic shapes, control
+    flow, kernels that need TVM's runtime) are written in the VM form, with the
+    reason in the manifest.
+
+    Raises `BuildError` when code generation, linking or writing fails; then
+    `out_dir` is as it was.
+    """
+    unknown = sorted(set(forms) - set(FORMS))
+    if unknown:
+        raise ConfigError(f"unknown module form {unknown[0]!r}; choose from {', '.join(FORMS)}")
+    destination = Path(out_dir)
+    watch = _Stopwatch()
+    with scratch_folder(destination) as folder:
+        try:
+            manifest = _write_into(folder, lowered, golden, forms, embed_weights, jobs, watch)
+            watch.measure("rename", lambda: replace_folder(folder, destination))
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+            raise BuildError(f"{destination}: the module could not be written: {reason}") from error
+    return WrittenModule(destination, manifest, watch.seconds)
+
+
+def _write_into(
+    folder: Path,
+    lowered: LoweredModel,
+    golden: GoldenVectors | None,
+    forms: Sequence[str],
+    embed_weights: bool | None,
+    jobs: int,
+    watch: _Stopwatch,
+) -> Manifest:
+    try:
+        graph, plan, built = watch.measure("code generation", lambda: _plan(lowered, jobs))
+    except (NeedsVirtualMachineError, UnsupportedKernelError) as error:
+        reason = str(error)
+        graph = None
+    if graph is None:
+        from compiler.module.vm import write_vm_module
+
+        fields = watch.measure("virtual machine", lambda: write_vm_module(folder, lowered, reason))
+    else:
+        fields = _self_contained(folder, lowered, graph, plan, built, forms, embed_weights, watch)
+    if golden:
+        (folder / GOLDEN_NAME).write_bytes(golden.encode())
+        fields["tolerance"] = golden.tolerance
+    spec = lowered.spec
+    manifest = Manifest(
+        format=FORMAT,
+        name=lowered.source_name,
+        tinsmith=tinsmith_version(),
+        tvm=tvm.__version__,
+        target={
+            "name": spec.name,
+            "architecture": spec.architecture,
+            "triple": spec.llvm_triple,
+            "cpu": spec.llvm_cpu,
+            "cpu_features": sorted(spec.cpu_features),
+        },
+        files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
+        passes=lowered.pass_names,
+        config=dict(lowered.config),
+        **fields,
+    )
+    write_atomically(folder / MANIFEST_NAME, manifest.to_json().encode())
+    return manifest
+
+
+def _plan(lowered: LoweredModel, jobs: int) -> tuple[Graph, Plan, BuiltKernels]:
+    module = lower_calls(lowered.module)
+    graph = read_graph(module, lowered.input_names, lowered.output_names)
+    used = {call.kernel for call in graph.calls}
+    functions = {v.name_hint: f for v, f in module.functions.items() if v.name_hint in used}
+    prefix = symbol_prefix(lowered.source_name)
+    built = build_kernels(functions, lowered.spec, aligned_arguments(graph), prefix, jobs)
+    return graph, place_tensors(graph, built.kernels), built
+
+
+def _self_contained(
+    folder: Path,
+    lowered: LoweredModel,
+    graph: Graph,
+    plan: Plan,
+    built: BuiltKernels,
+    forms: Sequence[str],
+    embed_weights: bool | None,
+    watch: _Stopwatch,
+) -> dict[str, object]:
+    prefix = symbol_prefix(lowered.source_name)
+    if embed_weights is None:
+        embed_weights = plan.weights_bytes < EMBED_BELOW_BYTES
+    embed_weights = embed_weights or plan.weights_bytes == 0
+    build = folder / "build"
+    build.mkdir()
+    weights_file = (build if embed_weights else folder) / "weights.bin"
+    watch.measure("weights", lambda: _write_weights(weights_file, graph, plan))
+    objects = []
+    for i, data in enumerate(built.objects):
+        objects.append(build / f"kernels_{i}.o")
+        objects[-1].write_bytes(data)
+    source = build / f"{prefix}_model.c"
+    embedded = weights_file.resolve() if embed_weights and plan.weights_bytes else None
+    source.write_text(
+        generate_driver(
+            plan,
+            built.kernels,
+            name=lowered.source_name,
+            prefix=prefix,
+            target=lowered.spec.name,
+            version=tinsmith_version(),
+            embedded_weights=embedded,
+        )
+    )  # fmt: skip
+    (folder / "model.h").write_text(generate_header(prefix, lowered.source_name, plan))
+    shutil.copyfile(RUNTIME_FOLDER / "tinsmith.h", folder / "tinsmith.h")
+
+    entry = f"MODULE_ENTRY={prefix}_module"
+
+    def libraries() -> None:
+        driver = build / f"{prefix}_model.o"
+        compile_c(source, driver, lowered.spec, [RUNTIME_FOLDER])
+        link_shared(
+            [RUNTIME_FOLDER / "entry.c", driver, *objects], folder / "model.so", lowered.spec,
+            [RUNTIME_FOLDER], [entry], [f"{prefix}_module", "tinsmith_get_module"],
+        )  # fmt: skip
+        if "static" in forms:
+            make_archive([driver, *objects], folder / "model.a")
+
+    def runner() -> None:
+        link_executable(
+            [RUNTIME_FOLDER / "runner.c", source, *objects], folder / "tinsmith-run",
+            lowered.spec, [RUNTIME_FOLDER], [entry],
+        )  # fmt: skip
+
+    def link() -> None:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            jobs: list[Future[None]] = [pool.submit(libraries)]
+            if "runner" in forms:
+                jobs.append(pool.submit(runner))
+        for job in jobs:
+            job.result()
+
+    watch.measure("link", link)
+    shutil.rmtree(build)
+    serialised = [f"kernel {k.name} runs an inner parallel loop serially"
+                  for k in built.kernels.values() if k.serialised_loops]  # fmt: skip
+    return {
+        "form": "self-contained",
+        "entry": f"{prefix}_module",
+        "inputs": tuple(TensorEntry(t.name, t.dtype, t.shape) for t in plan.inputs),
+        "outputs": tuple(TensorEntry(t.name, t.dtype, t.shape) for t in plan.outputs),
+        "weights_bytes": plan.weights_bytes,
+        "weights_embedded": embed_weights,
+        "arena_bytes": plan.arena_bytes,
+        "kernels": _kernel_entries(lowered, plan),
+        "steps": tuple(step.kernel for step in plan.steps),
+        "notes": (*lowered.notes, *serialised),
+    }
+
+
+def _write_weights(path: Path, graph: Graph, plan: Plan) -> None:
+    with open(path, "wb") as stream:
+        for array, offset in zip(graph.weights, plan.weight_offsets, strict=True):
+            stream.write(b"\0" * (offset - stream.tell()))
+            stream.write(array.reshape(-1).view(np.uint8).data)
+        stream.write(b"\0" * (plan.weights_bytes - stream.tell()))
+
+
+def _kernel_entries(lowered: LoweredModel, plan: Plan) -> tuple[dict[str, object], ...]:
+    reports = {report.name: report for report in lowered.kernels}
+    entries = []
+    for name in dict.fromkeys(step.kernel for step in plan.steps):
+        calls = sum(step.kernel == name for step in plan.steps)
+        entry: dict[str, object] = {"name": name, "calls": calls}
+        if name in reports:
+            report = reports[name]
+            entry |= {
+                "template": report.template,
+                "template_version": report.template_version,
+                "decisions": dict(report.decisions),
+                "source": report.source,
+                "flops": report.flops,
+                "bytes": report.bytes,
+            }
+        entries.append(entry)
+    return tuple(entries)
