@@ -20,8 +20,6 @@ ModuleForm = Literal["auto", "self-contained", "vm"]
 # A number, or nested tuples of numbers.
 Constant = Any
 
-MEBIBYTE = 1024 * 1024
-
 
 @dataclass(frozen=True)
 class CompileConfig:
@@ -38,11 +36,11 @@ class CompileConfig:
         libtvm_runtime), or `auto`: self-contained where the model allows it.
     static_library: also write `model.a`, for linking into a program.
     runner: also write `tinsmith-run`, a static executable that runs the module.
-    external_weights: from how many bytes of weights on they go to a file of their
-        own that is mapped read-only, instead of into the library.
-    golden_vectors: how many input and output examples the module carries, with
-        which it can prove itself where it is deployed.
-    seed: for the random inputs of the golden vectors.
+    embed_weights: whether the weights are part of the library, or a file of their own
+        that is mapped read-only; None decides by their size.
+    golden: whether the module carries golden vectors (an input with its reference
+        output), with which it can prove itself where it is deployed.
+    seed: for the random input of the golden vectors.
     dump: a folder to write the graph to after each pass, or None.
     timing: whether the time of every single pass is in the report, and not just that
         of the phases.
@@ -55,8 +53,8 @@ class CompileConfig:
     form: ModuleForm = "auto"
     static_library: bool = True
     runner: bool = True
-    external_weights: int = 512 * MEBIBYTE
-    golden_vectors: int = 2
+    embed_weights: bool | None = None
+    golden: bool = True
     seed: int = 0
     dump: Path | None = None
     timing: bool = False
@@ -68,8 +66,6 @@ class CompileConfig:
         object.__setattr__(self, "constants", _checked_constants(self.constants))
         for name, low, high in (
             ("threads", 0, 1024),
-            ("external_weights", 0, None),
-            ("golden_vectors", 0, 64),
             ("seed", 0, 2**32 - 1),
         ):
             _check_integer(name, getattr(self, name), low, high)
@@ -77,7 +73,9 @@ class CompileConfig:
             raise ConfigError(
                 f"form must be one of {', '.join(get_args(ModuleForm))}, not {self.form!r}"
             )
-        for name in ("static_library", "runner", "timing"):
+        for name in ("static_library", "runner", "golden", "timing", "embed_weights"):
+            if name == "embed_weights" and self.embed_weights is None:
+                continue
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.dump is not None:
@@ -165,9 +163,8 @@ def _frozen(name: str, value: Any) -> Constant:
     raise ConfigError(f"constant for {name} must be numbers, not {value!r}")
 
 
-def _check_integer(name: str, value: Any, low: int, high: int | None) -> None:
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ConfigError(f"{name} must be {bounds}, not {value}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be between {low} and {high}, not {value}")

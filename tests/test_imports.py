@@ -35,7 +35,9 @@ def imported_packages(source: str, filename: str = "<text>") -> set[str]:
 
 
 def test_the_check_sees_every_form_of_import() -> None:
-    source = "def f():\n    import compiler.api as a\n    from passes import graph\nfrom . import b\n"
+    source = (
+        "def f():\n    import compiler.api as a\n    from passes import graph\nfrom . import b\n"
+    )
     assert imported_packages(source) == {"compiler", "passes", "<relative>"}
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import BuildError, ConfigError
+from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
+from compiler.module.loader import load
 
 MODULE_LABEL = "Tinsmith"
 BURST = 5
@@ -87,33 +89,34 @@ class BenchReport:
 
 def bench(
     module: Path,
-    model: Path | None,
-    inputs: Mapping[str, np.ndarray],
+    model: Path | None = None,
     runs: int = 50,
     threads: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchReport:
     """Time `runs` runs of the module and, given the ONNX `model`, of every peer installed.
 
-    `inputs` are the module's inputs by name. `progress` is told (bursts done, bursts in all).
+    All get the same inputs. `progress` is told (rounds done, rounds in all). Raises
+    ArtifactError if the module cannot be loaded, ModelError if `model` is another one.
     """
     if runs < 1 or threads < 1:
         raise ConfigError("bench needs at least one run and one thread")
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
+        inputs, peer_model = _prepare(module, model, Path(folder))
         archive = Path(folder) / "inputs.npz"
-        np.savez(archive, **dict(inputs))  # type: ignore[arg-type]
+        np.savez(archive, **inputs)  # type: ignore[arg-type]
         contestants = [_Contestant(MODULE_LABEL, "tinsmith", module, archive, threads)]
         try:
             if contestants[0].error is not None:
                 raise BuildError(f"{module}: {contestants[0].error}")
             for peer in PEERS:
-                if model is None:
+                if peer_model is None:
                     missing[peer.label] = "needs the ONNX model: --model MODEL.onnx"
                 elif not installed(peer):
                     missing[peer.label] = "not installed: pip install 'tinsmith[bench]'"
                 else:
-                    opened = _Contestant(peer.label, peer.package, model, archive, threads)
+                    opened = _Contestant(peer.label, peer.package, peer_model, archive, threads)
                     contestants.append(opened)
                     if opened.error is not None:
                         missing[peer.label] = opened.error
@@ -126,6 +129,30 @@ def bench(
             for one in contestants:
                 one.close()
     return BenchReport(threads, timings, missing)
+
+
+def _prepare(
+    module: Path, model: Path | None, folder: Path
+) -> tuple[dict[str, np.ndarray], Path | None]:
+    """Inputs for all contestants, and the model with the module's shapes as a file for the peers.
+
+    Loading the module here makes a damaged one fail before any process is started.
+    """
+    with load(module, threads=1) as loaded:
+        manifest, golden = loaded.manifest, loaded.golden()
+    signature = signature_of(manifest.inputs)
+    bounds: dict[str, int] = {}
+    peer_model = None
+    if model is not None:
+        from compiler.evaluate.original import open_original
+
+        original = open_original(model, manifest)
+        bounds = original.bounds
+        peer_model = folder / "model.onnx"
+        peer_model.write_bytes(original.content)
+    if golden is not None:
+        return dict(zip(signature, golden.inputs, strict=True)), peer_model
+    return random_inputs(signature, bounds, seed=0), peer_model
 
 
 def _race(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from compiler.module.golden import largest_deviation
+
 # Largest deviation of a float output, relative to the range of the reference.
 TOLERANCE = 1e-3
 
@@ -66,20 +68,12 @@ def compare(
         if wrong:
             return incomparable(f"{wrong} of {expected.size} values differ")
         return Difference(name, 0.0, 0.0, tolerance)
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(expected)
-    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True):
-        return incomparable("infinities or NaNs stand elsewhere")
-    if not np.isfinite(actual[finite]).all():
-        bad = int((~np.isfinite(actual[finite])).sum())
-        return incomparable(f"{bad} of {expected.size} values are not finite")
-    if not finite.any():
-        return Difference(name, 0.0, 0.0, tolerance)
-    absolute = float(np.abs(actual[finite] - expected[finite]).max())
-    scale = float(np.ptp(expected[finite]))
-    if scale == 0.0:  # one value, or all the same: their size is the only scale there is
-        scale = float(np.abs(expected[finite]).max()) or 1.0
-    return Difference(name, absolute, absolute / scale, tolerance)
+    relative = largest_deviation(actual, expected)
+    if not np.isfinite(relative):
+        return incomparable("infinities or NaNs stand in different places")
+    both = np.isfinite(expected)
+    distance = np.abs(actual[both].astype(np.float64) - expected[both].astype(np.float64))
+    return Difference(name, float(distance.max(initial=0.0)), relative, tolerance)
 
 
 def compare_all(

@@ -26,14 +26,15 @@ def open_contestant(order: dict[str, Any]) -> tuple[str, Callable[[], object]]:
     with np.load(order["inputs"], allow_pickle=False) as archive:
         inputs = {name: archive[name] for name in archive.files}
     path, threads = Path(order["path"]), int(order["threads"])
-    for peer in PEERS:
-        if peer.package == order["runtime"]:
-            opened = peer(path, threads, {name: value.shape for name, value in inputs.items()})
-            return opened.version, lambda: opened.run(inputs)
-    from compiler.module.loader import load  # noqa: PLC0415
+    rivals = {peer.package: peer for peer in PEERS}
+    if order["runtime"] in rivals:
+        shapes = {name: value.shape for name, value in inputs.items()}
+        rival = rivals[order["runtime"]](path, threads, shapes)
+        return rival.version, lambda: rival.run(inputs)
+    from compiler.module.loader import load
 
     module = load(path, threads=threads)
-    return str(module.manifest["tinsmith_version"]), lambda: module(inputs)
+    return module.manifest.tinsmith, lambda: module(inputs)
 
 
 def serve() -> None:

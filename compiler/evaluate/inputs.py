@@ -7,7 +7,7 @@ in every runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,8 @@ from compiler.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
+
+    from compiler.module.manifest import TensorEntry
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -52,6 +54,11 @@ def random_inputs(
         else:
             raise ModelError(f"input {name}: no random values of dtype {dtype_name}")
     return result
+
+
+def signature_of(tensors: Iterable[TensorEntry]) -> Signature:
+    """The signature of a module's inputs, as its manifest lists them."""
+    return {t.name: (tuple(int(size) for size in t.shape), t.dtype) for t in tensors}
 
 
 def index_bounds(model: onnx.ModelProto) -> dict[str, int]:

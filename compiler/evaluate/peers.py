@@ -43,7 +43,7 @@ class OnnxRuntime:
     package: ClassVar[str] = "onnxruntime"
 
     def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -51,7 +51,9 @@ class OnnxRuntime:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else os.fspath(model), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else os.fspath(model),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # the package raises its own unrelated classes
             raise ModelError(f"{_name(model)}: ONNX Runtime refuses it: {_line(error)}") from error
@@ -70,7 +72,7 @@ class OpenVino:
 
     def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
         os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
-        import openvino  # noqa: PLC0415
+        import openvino
 
         core = openvino.Core()
         settings: dict[str, Any] = {

@@ -29,7 +29,7 @@ class Reference:
             self._session = OnnxRuntime(serialized, threads, {})
             self.label = f"{OnnxRuntime.label} {self._session.version}"
             return
-        import onnx.reference  # noqa: PLC0415
+        import onnx.reference
 
         try:
             self._evaluator = onnx.reference.ReferenceEvaluator(model)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def cached(threads: int, vector_bits: int, folder: Path | None = None) -> Roofli
     return result
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, object]]:
+def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -143,7 +144,7 @@ def _read_cache(path: Path) -> dict[str, dict[str, object]]:
     return dict(data["machines"])
 
 
-def _write_cache(path: Path, entries: dict[str, dict[str, object]]) -> None:
+def _write_cache(path: Path, entries: dict[str, dict[str, Any]]) -> None:
     # A folder that cannot be written costs a second measurement next time, nothing else.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

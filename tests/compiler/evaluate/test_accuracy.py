@@ -27,7 +27,9 @@ def test_counts_hits_and_scales_pixels(tmp_path: Path) -> None:
         seen.append((batch.shape, batch.dtype.name, float(batch[0, 0, 0, 0])))
         return np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
 
-    result = top1(scores, LabelledImages.read(path), lambda done, total: steps.append((done, total)))
+    result = top1(
+        scores, LabelledImages.read(path), lambda done, total: steps.append((done, total))
+    )
     assert (result.correct, result.total, result.top1) == (1, 4, 0.25)
     assert [s[:2] for s in seen] == [((1, 1, 2, 3), "float32")] * 4
     assert [s[2] for s in seen] == pytest.approx([0, 0.2, 0.4, 1.0])

@@ -29,9 +29,9 @@ def test_deviation_is_relative_to_the_range_of_the_reference(error: float, where
         (np.zeros(2, np.int32), np.zeros(2, np.float32), "dtype"),
         (np.zeros(2, bool), np.zeros(2, np.int64), "dtype"),
         (np.array([1, 2]), np.array([1, 3]), "1 of 2 values differ"),
-        (np.array([np.nan, 1.0]), np.array([0.0, 1.0]), "not finite"),
-        (np.array([0.0, 1.0]), np.array([np.nan, 1.0]), "stand elsewhere"),
-        (np.array([-np.inf]), np.array([np.inf]), "stand elsewhere"),
+        (np.array([np.nan, 1.0]), np.array([0.0, 1.0]), "different places"),
+        (np.array([0.0, 1.0]), np.array([np.nan, 1.0]), "different places"),
+        (np.array([-np.inf]), np.array([np.inf]), "different places"),
     ],
 )
 def test_what_cannot_agree(actual: np.ndarray, expected: np.ndarray, detail: str) -> None:

@@ -1,0 +1,58 @@
+"""The command line, `tinsmith`: one command per task.
+
+Every command takes `--json` and prints one JSON document then; errors are one line
+on standard error. Exit codes: 0 success, 1 a verification failed, 2 something the
+user can mend, 70 a bug in Tinsmith, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from compiler.cli import (
+    bench_command,
+    compile_command,
+    demo_command,
+    inspect_command,
+    run_command,
+    targets_command,
+    verify_command,
+)
+from compiler.cli.output import DEBUG_VARIABLE
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="tinsmith",
+    help="Trained model in; small, fast, verified module out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Add `--debug` to any command for the traceback of an error.",
+)
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "compile": compile_command.compile_model,
+    "run": run_command.run_module,
+    "bench": bench_command.bench_module,
+    "verify": verify_command.verify_module,
+    "inspect": inspect_command.inspect_module,
+    "targets": targets_command.list_targets,
+    "demo": demo_command.run_demo,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
+    app()

@@ -1,0 +1,5 @@
+"""`python -m compiler.cli` is the same as `tinsmith`."""
+
+from compiler.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""`tinsmith bench`: a module beside its peers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
+from compiler.evaluate.bench import BenchReport
+
+
+@output.reported
+def bench_module(
+    module: ModulePath,
+    model: ModelOption = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each contestant.")] = 50,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time a module, ONNX Runtime and OpenVINO, taking turns on the same cores.
+
+    **Example:** `tinsmith bench out/ --model resnet50.onnx --runs 100 --threads 2`
+    """
+    from compiler.evaluate.bench import bench
+
+    with output.progress_bar("bench", hidden=as_json) as show:
+        report = bench(
+            module, model, runs, threads, lambda done, total: show("bursts in turn", done / total)
+        )
+    if as_json:
+        output.print_json(report.to_dict())
+    else:
+        print_report(report)
+
+
+def print_report(report: BenchReport) -> None:
+    """The table of a BenchReport; who is missing is named below it."""
+    output.print_table(
+        f"latency in ms, {report.threads} threads",
+        ("", "version", "median", "p95", "best", "runs", "times the module"),
+        [
+            (
+                timing.label,
+                timing.version,
+                f"{timing.median:.3f}",
+                f"{timing.p95:.3f}",
+                f"{timing.best:.3f}",
+                len(timing.milliseconds),
+                f"{report.ratio(timing):.2f}",
+            )
+            for timing in report.timings
+        ],
+        left=2,
+    )
+    for label, reason in report.missing.items():
+        output.say(f"missing: {label}: {reason}")

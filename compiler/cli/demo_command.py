@@ -1,0 +1,78 @@
+"""`tinsmith demo`: the embedded network through everything, in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli import bench_command, output, verify_command
+from compiler.cli.options import AsJson, Threads
+from compiler.demo import IMAGES, MODEL
+from compiler.errors import VerificationError
+
+
+@output.reported
+def run_demo(
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to leave the module in.")
+    ] = Path("tinsmith-demo"),
+    target: Annotated[str, typer.Option(help="The machine to compile for.")] = "native",
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Compile, verify, evaluate and benchmark a small network trained on Fashion-MNIST.
+
+    **Example:** `tinsmith demo -o demo/`
+    """
+    from compiler.api import compile_to
+    from compiler.evaluate.accuracy import LabelledImages, top1
+    from compiler.evaluate.bench import bench
+    from compiler.evaluate.verify import verify
+    from compiler.module.loader import load
+    from compiler.module.manifest import update_measured
+
+    with output.progress_bar("demo: compile", hidden=as_json) as show:
+        report = compile_to(MODEL, out, target=target, progress=show)
+    if not as_json:
+        output.say(f"compiled: {report.path}: {report.summary()}")
+
+    with output.progress_bar("demo: verify", hidden=as_json) as show:
+        checks = verify(out, MODEL, samples=3, seed=1, threads=threads, progress=show)
+    if not as_json:
+        verify_command.print_report(checks)
+
+    data = LabelledImages.read(IMAGES)
+    module = load(out, threads=threads)
+    with output.progress_bar("demo: evaluate", hidden=as_json) as show:
+        accuracy = top1(
+            lambda image: module({"image": image})["logits"],
+            data,
+            lambda done, total: show(f"{total} labelled images", done / total),
+        )
+    update_measured(out, accuracy={"top1": accuracy.top1, "images": accuracy.total})
+    if not as_json:
+        output.say(
+            f"accuracy: {accuracy.top1:.1%} top-1 ({accuracy.correct} of {accuracy.total} "
+            "labelled Fashion-MNIST test images)"
+        )
+
+    with output.progress_bar("demo: bench", hidden=as_json) as show:
+        timings = bench(
+            out, MODEL, 100, threads, lambda done, total: show("bursts in turn", done / total)
+        )
+    if as_json:
+        output.print_json(
+            {
+                "compile": report.to_dict(),
+                "verify": checks.to_dict(),
+                "accuracy": {"top1": accuracy.top1, "images": accuracy.total},
+                "bench": timings.to_dict(),
+            }
+        )
+    else:
+        bench_command.print_report(timings)
+        output.say(f"the module is in {out}; look into it: tinsmith inspect {out}")
+    if not checks.agrees:
+        raise VerificationError(f"{out}: the module does not agree with its reference")

@@ -1,0 +1,58 @@
+"""`tinsmith inspect`: what a module consists of, and how near each kernel is to the roofline."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson, ModulePath, Threads
+
+
+@output.reported
+def inspect_module(
+    module: ModulePath,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Profiled runs; each kernel's median counts.")
+    ] = 10,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Show a module's kernels: template, decisions, FLOPs, bytes, time, share of the roofline.
+
+    The roofline of this machine is measured once and kept in the user's cache folder.
+
+    **Example:** `tinsmith inspect out/ --threads 2`
+    """
+    from compiler.evaluate.kernels import inspect
+
+    with output.progress_bar("inspect", hidden=as_json) as show:
+        report = inspect(module, runs, threads, show)
+    if as_json:
+        output.print_json(report.to_dict())
+        return
+    for line in report.header():
+        output.say(line)
+    output.print_table(
+        "kernels, slowest first",
+        ("kernel", "template", "decisions", "from", "calls", "MFLOP", "KiB", "us", "time", "roof"),
+        [
+            (
+                row.name,
+                row.template,
+                " ".join(f"{key}={value}" for key, value in row.decisions.items()) or "-",
+                row.source,
+                row.calls,
+                f"{row.flops / 1e6:.2f}",
+                f"{row.bytes / 1024:.0f}",
+                f"{row.seconds * 1e6:.1f}",
+                f"{row.share_of_time:.1%}",
+                f"{row.share_of_roofline:.0%}" if row.known_work else "-",
+            )
+            for row in report.rows
+        ],
+        left=4,
+    )
+    for line in report.footer():
+        output.say(line)

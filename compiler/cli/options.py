@@ -1,0 +1,71 @@
+"""Options that several commands have in common, and the reading of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from compiler.errors import InputError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ModulePath = Annotated[
+    Path, typer.Argument(metavar="MODULE", help="A folder that `tinsmith compile` has written.")
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="MODEL.onnx", help="The model the module was compiled from."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads to compute with.")]
+
+
+def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays that `--input name=file.npy` options name.
+
+    `--input file.npy` will do for a model of one input (`names` are all of them), and
+    `--input file.npz` holds several by name. Raises InputError.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for option in options:
+        name, separator, file = option.rpartition("=")
+        loaded = _load(Path(file))
+        if isinstance(loaded, Mapping):
+            if separator:
+                raise InputError(
+                    f"--input {option}: an .npz names its arrays itself: --input {file}"
+                )
+            arrays.update(loaded)
+        elif separator:
+            arrays[name] = loaded
+        elif len(names) == 1:
+            arrays[names[0]] = loaded
+        else:
+            raise InputError(
+                f"--input {option}: say which input it is for: NAME={file} "
+                f"(NAME is one of {', '.join(names)})"
+            )
+    unknown = sorted(set(arrays) - set(names))
+    if unknown:
+        raise InputError(f"no input is named {', '.join(unknown)}; there are {', '.join(names)}")
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise InputError(
+            f"no value for input {', '.join(missing)}: give --input {missing[0]}=FILE.npy"
+        )
+    return arrays
+
+
+def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Exception as error:  # numpy raises ValueError, BadZipFile, EOFError, OSError ...
+        raise InputError(f"{path}: not a .npy or .npz file ({error})") from error

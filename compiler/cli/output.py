@@ -1,0 +1,145 @@
+"""What every command shares: errors as one line, tables or JSON, progress with ETA."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from compiler.errors import TinsmithError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEBUG_VARIABLE = "TINSMITH_DEBUG"
+INTERNAL_ERROR_CODE = 70
+INTERRUPTED_CODE = 130
+
+
+def reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the errors of a command into one line on standard error and an exit code.
+
+    With `--json` the error also goes to standard output, as `{"error": ...}`.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except TinsmithError as error:
+            _fail(kwargs, type(error).__name__, str(error), error.exit_code)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(kwargs, type(error).__name__, f"{place}{error.strerror or error}", 2)
+        except KeyboardInterrupt:
+            _fail(kwargs, "KeyboardInterrupt", "interrupted", INTERRUPTED_CODE)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            message = f"{type(error).__name__}: {text[0] if text else ''}"
+            hint = "this is a bug in Tinsmith; run again with --debug for the traceback"
+            _fail(kwargs, "InternalError", f"{message} ({hint})", INTERNAL_ERROR_CODE)
+        raise AssertionError  # _fail does not return
+
+    return wrapper
+
+
+def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> None:
+    line = " ".join(message.split())
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
+    if options.get("as_json"):
+        print(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
+    print(f"tinsmith: error: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def print_json(data: Any) -> None:
+    """The one JSON document that a command with `--json` prints."""
+    print(json.dumps(data, indent=2))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
+) -> None:
+    """A table on standard output; all but the first `left` columns are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, or wide enough for any table if it is a file."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+
+
+def say(line: str) -> None:
+    """One line of plain text on standard output, never wrapped."""
+    print(line)
+
+
+def note(line: str) -> None:
+    """A remark that is no result: on standard error."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"
+
+
+def size(count: float) -> str:
+    """A number of bytes as a person reads it: `46.8 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+@contextmanager
+def progress_bar(title: str, hidden: bool = False) -> Iterator[Callable[[str, float], None]]:
+    """A bar with percentage, time elapsed and time left on standard error.
+
+    Yields `show(phase, fraction)`, `fraction` being the share of the whole that is done.
+    Nothing is drawn if `hidden` or if standard error is not a terminal.
+    """
+    screen = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=hidden or not screen.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=1.0)
+
+        def show(phase: str, fraction: float) -> None:
+            bar.update(task, description=f"{title}: {phase}", completed=fraction)
+
+        yield show

@@ -1,0 +1,68 @@
+"""`tinsmith run`: a module on data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson, ModulePath, Threads, read_arrays
+from compiler.errors import ConfigError
+
+
+@output.reported
+def run_module(
+    module: ModulePath,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="Data for an input."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")
+    ] = None,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Run a module on numpy arrays and write or summarise what comes out.
+
+    **Example:** `tinsmith run out/ --input input=photo.npy -o scores.npz`
+    """
+    from compiler.module.loader import load
+
+    if out is not None and out.suffix != ".npz":
+        raise ConfigError(f"--output {out}: the outputs are written as .npz")
+    loaded = load(module, threads=threads)
+    arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])
+    begin = time.perf_counter()
+    results = loaded(arrays)
+    seconds = time.perf_counter() - begin
+    if out is not None:
+        np.savez(out, **results)  # type: ignore[arg-type]  # its stub knows no names
+    rows = [
+        (name, value.dtype.name, value.shape, *_range(value)) for name, value in results.items()
+    ]
+    if as_json:
+        output.print_json(
+            {
+                "seconds": seconds,
+                "written": None if out is None else str(out),
+                "outputs": {
+                    name: {"dtype": dtype, "shape": list(shape), "minimum": low, "maximum": high}
+                    for name, dtype, shape, low, high in rows
+                },
+            }
+        )
+        return
+    output.print_table("", ("output", "dtype", "shape", "minimum", "maximum"), rows, left=3)
+    output.say(f"ran in {output.milliseconds(seconds)} ms" + (f"; wrote {out}" if out else ""))
+
+
+def _range(value: np.ndarray) -> tuple[float | None, float | None]:
+    """Smallest and largest value, or None for an empty array."""
+    if value.size == 0:
+        return None, None
+    return float(value.min()), float(value.max())

@@ -1,0 +1,90 @@
+"""`tinsmith verify`: does a module compute what it should?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
+from compiler.errors import ConfigError, VerificationError
+from compiler.evaluate.verify import VerifyReport
+
+
+@output.reported
+def verify_module(
+    module: ModulePath,
+    model: ModelOption = None,
+    bisect: Annotated[
+        bool,
+        typer.Option(
+            "--bisect", help="Name the first pass and tensor that diverge (needs --model)."
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Fresh random inputs to compare on.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh inputs.")] = 1,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a module with its golden vectors and, given the model, on fresh inputs too.
+
+    Exits with 1 if anything disagrees.
+
+    **Example:** `tinsmith verify out/ --model resnet50.onnx --bisect`
+    """
+    if bisect and model is None:
+        raise ConfigError("--bisect replays the compilation: give the model with --model")
+    from compiler.evaluate.verify import verify
+
+    with output.progress_bar("verify", hidden=as_json) as show:
+        report = verify(module, model, samples, seed, threads, show)
+        found = None
+        if bisect and model is not None:
+            from compiler.evaluate.bisect import bisect_module
+
+            found = bisect_module(module, model, seed, show)
+    if as_json:
+        output.print_json(report.to_dict() | ({"bisect": found.to_dict()} if found else {}))
+    else:
+        print_report(report)
+        if found is not None:
+            output.print_table(
+                "pass by pass",
+                ("after", "agrees", "deviation / range", "tensor"),
+                [
+                    (step.name, _yes(step.agrees), f"{step.relative:.2e}", step.tensor)
+                    for step in found.steps
+                ],
+            )
+            output.say(found.conclusion())
+    if not report.agrees or (found is not None and found.first_divergence is not None):
+        raise VerificationError(f"{module}: the module does not agree with its reference")
+
+
+def print_report(report: VerifyReport) -> None:
+    """One row for each output of each input compared."""
+    output.print_table(
+        "",
+        ("inputs", "reference", "output", "largest deviation", "of the range", "allowed", "agrees"),
+        [
+            (
+                check.inputs,
+                check.reference,
+                difference.name,
+                f"{difference.absolute:.2e}",
+                difference.detail or f"{difference.relative:.2e}",
+                f"{difference.tolerance:.0e}",
+                _yes(difference.agrees),
+            )
+            for check in report.checks
+            for difference in check.differences
+        ],
+        left=3,
+    )
+    for remark in report.notes:
+        output.note(remark)
+
+
+def _yes(agrees: bool) -> str:
+    return "yes" if agrees else "NO"

@@ -1,0 +1,50 @@
+"""The ONNX model that a module was compiled from, with the same inputs bound again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from compiler.config import CompileConfig
+from compiler.errors import ModelError
+from compiler.evaluate.inputs import index_bounds
+from compiler.frontends.onnx_files import read_model, serialized
+from compiler.frontends.onnx_shapes import bind_inputs
+from compiler.module.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class OriginalModel:
+    """`model` has the module's input shapes and constants; `content` is it serialised.
+
+    `bounds` says how large the values of integer inputs may be (see `index_bounds`).
+    """
+
+    model: onnx.ModelProto
+    content: bytes
+    bounds: dict[str, int]
+
+
+def open_original(path: Path, manifest: Manifest) -> OriginalModel:
+    """Read the model in `path` and bind its inputs as the module `manifest` describes has them.
+
+    Raises ModelError if the file is unreadable or has other inputs or outputs than the module.
+    """
+    proto = read_model(path)
+    signature = {tensor.name: tensor.shape for tensor in manifest.inputs}
+    constants = CompileConfig.from_dict(
+        {"constants": manifest.config.get("constants", {})}
+    ).constants
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    names = {value.name for value in proto.graph.input} - initializers - set(constants)
+    outputs = [value.name for value in proto.graph.output]
+    if names != set(signature) or outputs != [tensor.name for tensor in manifest.outputs]:
+        raise ModelError(
+            f"{path}: is not the model that {manifest.name} was compiled from "
+            f"(inputs {', '.join(sorted(names))}; outputs {', '.join(outputs)})"
+        )
+    shapes = {name: tuple(int(size) for size in shape) for name, shape in signature.items()}
+    bound, _, _ = bind_inputs(proto, shapes, dict(constants), str(path))
+    return OriginalModel(bound, serialized(bound, str(path)), index_bounds(bound))
