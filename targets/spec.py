@@ -52,3 +52,7 @@ class TargetSpec:
         if self.llvm_attributes:
             config["mattr"] = list(self.llvm_attributes)
         return config
+
+
+class UnknownTargetError(ValueError):
+    """No target has this name, or this machine cannot be described."""

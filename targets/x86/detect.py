@@ -1,0 +1,108 @@
+"""Describes the x86-64 machine that this process runs on.
+
+The instruction set is the microarchitecture level plus the features beyond it
+that the kernel reports, not the processor's model: a virtual machine may hide
+features that its model has.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+from targets.spec import TargetSpec
+from targets.x86.specs import X86_64_V3, X86_64_V4
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+# Linux's name of a feature -> LLVM's, for those beyond the level that code generation can use.
+_BEYOND_V3 = {
+    "avx_vnni": "avxvnni",
+    "avx_vnni_int8": "avxvnniint8",
+    "gfni": "gfni",
+}
+_BEYOND_V4 = {
+    **_BEYOND_V3,
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "avx512_fp16": "avx512fp16",
+    "avx512vbmi": "avx512vbmi",
+    "avx512_vbmi2": "avx512vbmi2",
+    "avx512ifma": "avx512ifma",
+    "avx512_bitalg": "avx512bitalg",
+    "avx512_vpopcntdq": "avx512vpopcntdq",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
+}
+
+
+class DetectionError(ValueError):
+    """The machine cannot be described, or is older than the oldest supported level."""
+
+
+def detect_native(cpuinfo: Path = _CPUINFO, caches: Path = _CACHES) -> TargetSpec:
+    """The specification of this machine, named "native".
+
+    Raises `DetectionError` when it is not x86-64 or has no AVX2.
+    """
+    machine = platform.machine()
+    if machine not in ("x86_64", "AMD64"):
+        raise DetectionError(f"this machine is {machine}; name its target instead of 'native'")
+    flags, model = _read_cpuinfo(cpuinfo)
+    if flags >= X86_64_V4.cpu_features:
+        level, beyond = X86_64_V4, _BEYOND_V4
+    elif flags >= X86_64_V3.cpu_features:
+        level, beyond = X86_64_V3, _BEYOND_V3
+    else:
+        missing = ", ".join(sorted(X86_64_V3.cpu_features - flags))
+        raise DetectionError(f"this CPU lacks {missing}; the oldest supported is x86-64-v3")
+    present = sorted(name for name in beyond if name in flags)
+    sizes = _cache_sizes(caches)
+    extra = f" with {', '.join(present)}" if present else ""
+    return replace(
+        level,
+        name="native",
+        llvm_attributes=(*level.llvm_attributes, *(f"+{beyond[name]}" for name in present)),
+        cpu_features=level.cpu_features | frozenset(present),
+        cores=len(os.sched_getaffinity(0)),
+        l1_bytes=sizes.get(1, level.l1_bytes),
+        l2_bytes=sizes.get(2, level.l2_bytes),
+        l3_bytes=sizes.get(3, level.l3_bytes),
+        description=f"{model}: {level.name}{extra}",
+    )
+
+
+def _read_cpuinfo(path: Path) -> tuple[frozenset[str], str]:
+    flags: frozenset[str] = frozenset()
+    model = "unknown processor"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DetectionError(f"{path}: cannot be read: {error.strerror}") from error
+    for line in text.split("\n\n", 1)[0].splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            flags = frozenset(value.split())
+        elif key.strip() == "model name":
+            model = value.strip()
+    return flags, model
+
+
+def _cache_sizes(folder: Path) -> dict[int, int]:
+    """Bytes of the first core's data or unified cache, by level."""
+    sizes: dict[int, int] = {}
+    for index in sorted(folder.glob("index*")):
+        try:
+            kind = (index / "type").read_text().strip()
+            level = int((index / "level").read_text())
+            size = (index / "size").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        scale = {"K": 1024, "M": 1024 * 1024}.get(size[-1:], 1)
+        if kind != "Instruction" and size.rstrip("KM").isdigit():
+            sizes[level] = int(size.rstrip("KM")) * scale
+    return sizes
