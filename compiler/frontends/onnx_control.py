@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from compiler.errors import ModelError
+from compiler.frontends.onnx_converters.constants import constant
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx_importer import GraphImporter
@@ -79,7 +80,7 @@ class ControlFlow:
                 raise ModelError(
                     f"{importer.describe(node)}: more than {_UNROLL_LIMIT} turns to unroll"
                 )
-            first = [relax.const(np.array(turn, np.int64)), relax.const(np.array(True))]
+            first = [constant(np.array(turn, np.int64)), constant(np.array(True))]
             names = [value.name for value in body.input]
             results = self._run(body, dict(zip(names, [*first, *state], strict=True)))
             if not isinstance(results[0], GenericConst):
@@ -141,8 +142,8 @@ class ControlFlow:
             importer.values = outer
 
     def _slice(self, source: relax.Expr, axis: int, index: int) -> relax.Expr:
-        position = relax.const(np.array(index, np.int64))
-        return self._importer.builder.emit(relax.op.take(source, position, axis=axis))
+        position = constant(np.array(index, np.int64))
+        return self._importer.builder.emit(relax.op.take(source, position, axis=axis, mode="clip"))
 
     def _stack(self, node: NodeProto, values: list[relax.Expr], axis: int) -> relax.Expr:
         if not values:

@@ -24,6 +24,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.errors import ModelError, TinsmithError
 from compiler.frontends.onnx_control import ControlFlow
+from compiler.frontends.onnx_converters.constants import constant, static_shape
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
@@ -105,7 +106,7 @@ class GraphImporter:
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
         for tensor in graph.initializer:
-            self.values[tensor.name] = relax.const(onnx.numpy_helper.to_array(tensor))
+            self.values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
         if graph.sparse_initializer:
             raise ModelError(f"{self.source}: sparse initializers are not supported")
         for node in graph.node:
@@ -163,7 +164,7 @@ class GraphImporter:
             known = self._evaluate(node)
             if known is not None:
                 for name, array in zip((n for n in node.output if n), known, strict=True):
-                    self.values[name] = relax.const(array)
+                    self.values[name] = constant(array)
                 return
             self._bind_outputs(node, self._convert(node, inputs))
         except TinsmithError:
@@ -235,11 +236,10 @@ def _attribute(attribute: AttributeProto) -> Any:
 def _static_shape(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
         return None
-    shape = value.ty.shape
-    if not isinstance(shape, relax.ShapeExpr):
+    try:
+        return static_shape(value)
+    except ValueError:
         return None
-    sizes = [getattr(dim, "value", None) for dim in shape.values]
-    return None if any(size is None for size in sizes) else tuple(int(size) for size in sizes)
 
 
 def _shape_result(node: NodeProto, shape: tuple[int, ...]) -> np.ndarray:

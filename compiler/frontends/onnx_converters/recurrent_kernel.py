@@ -1,0 +1,368 @@
+"""The time loop of LSTM, GRU and RNN as one TensorIR function.
+
+The input projection of all time steps has been computed before, as one matrix
+product; what is left depends on the previous step:
+
+    gates[t] = projected[t] + hidden[t - 1] @ recurrent        (a matrix-vector product)
+    hidden[t], cell[t] = step(gates[t], cell[t - 1])           (elementwise)
+
+The product runs over register tiles of gates with the hidden state innermost but
+one, so that each weight is read once per step, along rows. Directions and batch
+entries are independent and run in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import PrimType
+from tvm.tirx import PrimFunc, Stmt
+
+from compiler.frontends.onnx_converters.recurrent_cells import Activation, gru_update, lstm_step
+from targets.cpu import loops
+
+TEMPLATE_ATTRIBUTE = "tinsmith.template"
+# A tile of gates is kept in registers: eight of 256 bits or four of 512.
+_TILES = (64, 32, 16, 8, 4, 2, 1)
+_LANES = (16, 8, 4, 2, 1)
+_OPAQUE = 8  # Relax's kOpaque: never fused with its neighbours
+
+
+@dataclass(frozen=True)
+class RecurrentWorkload:
+    """Everything that decides what the kernel looks like.
+
+    `kind` is `lstm`, `gru` or `rnn`. `functions` holds, per direction, the activations in the
+    operator's order. `reverse` says of each direction whether it runs backwards.
+    """
+
+    kind: str
+    steps: int
+    batch: int
+    hidden: int
+    dtype: str
+    functions: tuple[tuple[Activation, ...], ...]
+    reverse: tuple[bool, ...]
+    linear_before_reset: bool = False
+    couple_forget: bool = False
+    has_peepholes: bool = False
+    has_lengths: bool = False
+
+    @property
+    def gate_count(self) -> int:
+        return {"lstm": 4, "gru": 3, "rnn": 1}[self.kind]
+
+    @property
+    def directions(self) -> int:
+        return len(self.reverse)
+
+
+class ScalarArithmetic:
+    """`Arithmetic` on TensorIR expressions."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+
+    def const(self, value: float) -> Any:
+        return tirx.const(value, self._dtype)
+
+    def exp(self, x: Any) -> Any:
+        return tirx.exp(x)
+
+    def log(self, x: Any) -> Any:
+        return tirx.log(x)
+
+    def abs(self, x: Any) -> Any:
+        return tirx.abs(x)
+
+    def tanh(self, x: Any) -> Any:
+        return tirx.tanh(x)
+
+    def sigmoid(self, x: Any) -> Any:
+        return tirx.sigmoid(x)
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        return tirx.max(x, y)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        return tirx.min(x, y)
+
+    def select_non_negative(self, sign: Any, x: Any, y: Any) -> Any:
+        return tirx.Select(sign >= self.const(0.0), x, y)
+
+
+class _Kernel:
+    """Builds the function for one workload.
+
+    Shapes, with T steps, D directions, B batch, H hidden, G gates:
+    projected (T, B, D*G*H), recurrent (D, H, G*H), initial states (D, B, H),
+    peepholes (D, 3*H) in the order i, o, f, recurrent_bias (D, H) of a GRU's candidate,
+    lengths (B) int32 -> sequence (T, D, B, H), final states (D, B, H), scratch (D, B, G*H).
+    """
+
+    def __init__(self, workload: RecurrentWorkload) -> None:
+        w = self.workload = workload
+        self.math = ScalarArithmetic(w.dtype)
+        self.width = w.gate_count * w.hidden
+        state = (w.directions, w.batch, w.hidden)
+        self.projected = self._buffer("projected", w.steps, w.batch, w.directions * self.width)
+        self.recurrent = self._buffer("recurrent", w.directions, w.hidden, self.width)
+        self.initial_hidden = self._buffer("initial_hidden", *state)
+        self.initial_cell = self._buffer("initial_cell", *state)
+        self.peepholes = self._buffer("peepholes", w.directions, 3 * w.hidden)
+        self.recurrent_bias = self._buffer("recurrent_bias", w.directions, w.hidden)
+        self.lengths = tirx.decl_buffer((w.batch,), "int32", "lengths")
+        self.sequence = self._buffer("sequence", w.steps, *state)
+        self.final_hidden = self._buffer("final_hidden", *state)
+        self.final_cell = self._buffer("final_cell", *state)
+        self.scratch = self._buffer("scratch", w.directions, w.batch, self.width)
+
+    def _buffer(self, name: str, *shape: int) -> Any:
+        return tirx.decl_buffer(shape, self.workload.dtype, name)
+
+    def function(self) -> PrimFunc:
+        w = self.workload
+        lstm, linear = w.kind == "lstm", w.kind == "gru" and w.linear_before_reset
+        present = [
+            (self.projected, True),
+            (self.recurrent, True),
+            (self.initial_hidden, True),
+            (self.initial_cell, lstm),
+            (self.peepholes, w.has_peepholes),
+            (self.recurrent_bias, linear),
+            (self.lengths, w.has_lengths),
+            (self.sequence, True),
+            (self.final_hidden, True),
+            (self.final_cell, lstm),
+            (self.scratch, True),
+        ]
+        batches = loops.serial if w.directions * w.batch == 1 else loops.parallel
+        # Each direction is spelled out: its activations and its order in time differ.
+        body = batches(
+            "lane",
+            w.directions * w.batch,
+            lambda lane: self._by_direction(lane // w.batch, lane % w.batch),
+        )
+        function = PrimFunc([buffer for buffer, used in present if used], body)
+        return function.with_attrs(
+            {
+                "tirx.noalias": True,
+                "op_pattern": _OPAQUE,
+                TEMPLATE_ATTRIBUTE: "recurrent",
+                "tinsmith.workload": (
+                    f"{w.kind} steps={w.steps} batch={w.batch} hidden={w.hidden} "
+                    f"directions={w.directions}"
+                ),
+            }
+        )
+
+    def _by_direction(self, direction: Any, entry: Any) -> Stmt:
+        if self.workload.directions == 1:
+            return self._run(0, entry)
+        return tirx.IfThenElse(
+            direction == loops.index(0), self._run(0, entry), self._run(1, entry)
+        )
+
+    def _run(self, direction: int, entry: Any) -> Stmt:
+        """All steps of one direction for one batch entry."""
+        w = self.workload
+        first = [self._copy(self.final_hidden, self.initial_hidden, direction, entry)]
+        if w.kind == "lstm":
+            first.append(self._copy(self.final_cell, self.initial_cell, direction, entry))
+
+        def step(turn: Any) -> Stmt:
+            if not w.has_lengths:
+                position = loops.index(w.steps - 1) - turn if w.reverse[direction] else turn
+                return self._step(direction, entry, position)
+            length = loops.load(self.lengths, entry)
+            position = length - 1 - turn if w.reverse[direction] else turn
+            beyond = self._elementwise(
+                lambda j: [
+                    loops.store(self.sequence, (turn, direction, entry, j), self.math.const(0.0))
+                ]
+            )
+            return tirx.IfThenElse(turn < length, self._step(direction, entry, position), beyond)
+
+        return loops.sequence([*first, loops.serial("turn", w.steps, step)])
+
+    def _step(self, direction: int, entry: Any, position: Any) -> Stmt:
+        make = {"lstm": self._lstm, "gru": self._gru, "rnn": self._rnn}[self.workload.kind]
+        return make(direction, entry, position)
+
+    def _lstm(self, d: int, entry: Any, position: Any) -> Stmt:
+        w = self.workload
+        h = w.hidden
+
+        def update(j: Any) -> list[Stmt]:
+            peepholes = None
+            if w.has_peepholes:
+                peepholes = [loops.load(self.peepholes, d, j + k * h) for k in range(3)]
+            gates = [loops.load(self.scratch, d, entry, j + k * h) for k in range(4)]
+            hidden, cell = lstm_step(
+                self.math,
+                w.functions[d],
+                gates,
+                loops.load(self.final_cell, d, entry, j),
+                peepholes,
+                w.couple_forget,
+            )
+            # The cell is stored first and read no more: `hidden` needs the old one.
+            new_cell, new_hidden = (
+                tirx.Var(name, PrimType(w.dtype)) for name in ("cell", "hidden")
+            )
+            return [
+                tirx.Bind(new_cell, cell),
+                tirx.Bind(new_hidden, hidden),
+                loops.store(self.final_cell, (d, entry, j), new_cell),
+                *self._publish(d, entry, position, j, new_hidden),
+            ]
+
+        product = self._product(
+            d, entry, self.final_hidden, 0, self.width, self._projection(d, entry, position)
+        )
+        return loops.sequence([product, self._elementwise(update)])
+
+    def _rnn(self, d: int, entry: Any, position: Any) -> Stmt:
+        function = self.workload.functions[d][0]
+
+        def update(j: Any) -> list[Stmt]:
+            hidden = function(self.math, loops.load(self.scratch, d, entry, j))
+            return self._publish(d, entry, position, j, hidden)
+
+        product = self._product(
+            d, entry, self.final_hidden, 0, self.width, self._projection(d, entry, position)
+        )
+        return loops.sequence([product, self._elementwise(update)])
+
+    def _gru(self, d: int, entry: Any, position: Any) -> Stmt:
+        w = self.workload
+        h = w.hidden
+        f, g = w.functions[d]
+        projection = self._projection(d, entry, position)
+
+        def gate(j: Any, number: int) -> Any:
+            return loops.load(self.scratch, d, entry, j + number * h)
+
+        def hidden(j: Any) -> Any:
+            return loops.load(self.final_hidden, d, entry, j)
+
+        def finish(j: Any) -> list[Stmt]:
+            if w.linear_before_reset:
+                reset = f(self.math, gate(j, 1))
+                candidate = g(self.math, projection(j + 2 * h) + reset * gate(j, 2))
+            else:
+                candidate = g(self.math, gate(j, 2))
+            update = f(self.math, gate(j, 0))
+            value = gru_update(self.math, update, candidate, hidden(j))
+            return self._publish(d, entry, position, j, value)
+
+        if w.linear_before_reset:
+            both = self._product(d, entry, self.final_hidden, 0, 2 * h, projection)
+            linear = self._product(
+                d,
+                entry,
+                self.final_hidden,
+                2 * h,
+                3 * h,
+                lambda column: loops.load(self.recurrent_bias, d, column - 2 * h),
+            )
+            return loops.sequence([both, linear, self._elementwise(finish)])
+
+        def reset(j: Any) -> list[Stmt]:
+            # The reset state takes the place of the reset gate, which is needed no more.
+            value = f(self.math, gate(j, 1)) * hidden(j)
+            return [loops.store(self.scratch, (d, entry, j + h), value)]
+
+        return loops.sequence(
+            [
+                self._product(d, entry, self.final_hidden, 0, 2 * h, projection),
+                self._elementwise(reset),
+                self._product(d, entry, self.scratch, 2 * h, 3 * h, projection, offset=h),
+                self._elementwise(finish),
+            ]
+        )
+
+    def _projection(self, d: int, entry: Any, position: Any) -> Callable[[Any], Any]:
+        return lambda column: loops.load(self.projected, position, entry, column + d * self.width)
+
+    def _publish(self, d: int, entry: Any, position: Any, j: Any, value: Any) -> list[Stmt]:
+        new = tirx.Var("new_hidden", PrimType(self.workload.dtype))
+        return [
+            tirx.Bind(new, value),
+            loops.store(self.final_hidden, (d, entry, j), new),
+            loops.store(self.sequence, (position, d, entry, j), new),
+        ]
+
+    def _product(
+        self,
+        d: int,
+        entry: Any,
+        vector: Any,
+        start: int,
+        stop: int,
+        initial: Callable[[Any], Any],
+        offset: int = 0,
+    ) -> Stmt:
+        """scratch[start:stop] = initial + vector[offset:offset + H] @ recurrent[:, start:stop]"""
+        tile = next(size for size in _TILES if (stop - start) % size == 0)
+        total = loops.local_buffer("total", (tile,), self.workload.dtype)
+
+        def block(number: Any) -> Stmt:
+            base = number * tile + start
+
+            def accumulate(k: Any) -> Stmt:
+                value = loops.load(vector, d, entry, k + offset)
+                return loops.vectorized(
+                    "j",
+                    tile,
+                    lambda j: loops.store(
+                        total,
+                        (j,),
+                        loops.load(total, j) + value * loops.load(self.recurrent, d, k, base + j),
+                    ),
+                )
+
+            return loops.allocate(
+                [total],
+                loops.sequence(
+                    [
+                        loops.vectorized(
+                            "j", tile, lambda j: loops.store(total, (j,), initial(base + j))
+                        ),
+                        loops.serial("k", self.workload.hidden, accumulate),
+                        loops.vectorized(
+                            "j",
+                            tile,
+                            lambda j: loops.store(
+                                self.scratch, (d, entry, base + j), loops.load(total, j)
+                            ),
+                        ),
+                    ]
+                ),
+            )
+
+        return loops.serial("block", (stop - start) // tile, block)
+
+    def _elementwise(self, body: Callable[[Any], list[Stmt]]) -> Stmt:
+        hidden = self.workload.hidden
+        lanes = next(size for size in _LANES if hidden % size == 0)
+        return loops.serial(
+            "group",
+            hidden // lanes,
+            lambda group: loops.vectorized(
+                "j", lanes, lambda j: loops.sequence(body(group * lanes + j))
+            ),
+        )
+
+    def _copy(self, target: Any, source: Any, d: int, entry: Any) -> Stmt:
+        return self._elementwise(
+            lambda j: [loops.store(target, (d, entry, j), loops.load(source, d, entry, j))]
+        )
+
+
+def recurrent_kernel(workload: RecurrentWorkload) -> PrimFunc:
+    """The function for `workload`; `_Kernel` lists its parameters."""
+    return _Kernel(workload).function()
