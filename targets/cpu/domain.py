@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import tvm_ffi
@@ -56,10 +57,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Box:
-    """Assignments executed for every point of `axes` (outermost first)."""
+    """Assignments executed for every point of `axes` (outermost first).
+
+    `context` are the loops around the box: free variables with known ranges.
+    """
 
     axes: tuple[Axis, ...]
     assignments: tuple[Assignment, ...]
+    context: tuple[Axis, ...] = ()
 
     @property
     def points(self) -> int:
@@ -71,11 +76,12 @@ class Box:
         return Box(
             tuple(axes),
             tuple(a.map(lambda e: substitute(e, mapping)) for a in self.assignments),
+            self.context,
         )
 
     def simplified(self) -> Box:
         """The box with indices and conditions simplified for its domain."""
-        simplifier = Simplifier((a.var, a.extent) for a in self.axes)
+        simplifier = Simplifier((a.var, a.extent) for a in self.axes + self.context)
         return replace(
             self,
             assignments=tuple(
@@ -241,7 +247,7 @@ def cut_at_conditions(box: Box) -> list[Box]:
         parts: list[Box] = []
         for current in boxes:
             edges = [0, *cuts, axis.extent]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in pairwise(edges):
                 where = next(i for i, a in enumerate(current.axes) if a.var.same_as(axis.var))
                 new = Axis(axis.var, high - low)
                 shift = axis.var if low == 0 else axis.var + int32(low)
@@ -258,10 +264,16 @@ def cut_at_conditions(box: Box) -> list[Box]:
 
 
 def order_axes(box: Box) -> Box:
-    """Sorts the axes so that the first store runs through memory in order."""
-    stored = linear_form(box.assignments[0].offset)
-    axes = sorted(box.axes, key=lambda a: -abs(stored.stride(a.var)))
-    return replace(box, axes=tuple(axes))
+    """Sorts the axes so that the first store runs through memory in order.
+
+    Where that store does not move (a reduction), the reads decide.
+    """
+    forms = accesses(box)
+
+    def key(axis: Axis) -> tuple[int, int]:
+        return -abs(forms[0].stride(axis.var)), -max(abs(f.stride(axis.var)) for f in forms)
+
+    return replace(box, axes=tuple(sorted(box.axes, key=key)))
 
 
 def collapse(box: Box) -> Box:

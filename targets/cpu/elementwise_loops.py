@@ -8,7 +8,7 @@ covered by a last vector that overlaps its neighbour, or by a shorter vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tvm
 from tvm import tirx
@@ -75,7 +75,7 @@ def emit_box(box: Box, spec: TargetSpec, parallel: bool = True) -> list[Stmt]:
 
 
 def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
-    lane = _lane_axis(box, spec)
+    lane = lane_axis(box, spec)
     outer = [a for a in box.axes if a is not lane]
     work = box.points * point_cost(box.assignments)
     parallel = parallel and spec.cores > 1 and work >= PARALLEL_COST
@@ -85,7 +85,7 @@ def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
     lanes = vector_lanes(spec, box.assignments)
     outer_points = math.prod(a.extent for a in outer)
     if parallel and outer_points < spec.cores * TASKS_PER_CORE and lane.extent >= 4 * lanes:
-        return _split_lane_axis(box, outer, lane, lanes, spec)
+        return _splitlane_axis(box, outer, lane, lanes, spec)
     return nest(outer, vector_row(box.assignments, lane, lanes), spec, parallel)
 
 
@@ -93,7 +93,7 @@ def _store(a: Assignment) -> Stmt:
     return tirx.BufferStore(a.buffer, a.value, [a.offset])
 
 
-def _lane_axis(box: Box, spec: TargetSpec) -> Axis | None:
+def lane_axis(box: Box, spec: TargetSpec) -> Axis | None:
     """The axis to vectorise: the one along which most accesses are contiguous."""
     if not box.axes:
         return None
@@ -209,7 +209,7 @@ def parallel_over(axes: Sequence[Axis], body: Stmt) -> Stmt:
     return for_loop(task, stride, loops.sequence([*statements, body]), ForKind.PARALLEL)
 
 
-def _split_lane_axis(
+def _splitlane_axis(
     box: Box, outer: Sequence[Axis], lane: Axis, lanes: int, spec: TargetSpec
 ) -> Stmt:
     """Parallel over parts of a long innermost axis; what is left over follows serially."""

@@ -128,6 +128,12 @@ def element_bytes(buffer: Var) -> int:
     return max(1, tvm.DataType(buffer_dtype(buffer)).bits // 8)
 
 
+def static_bytes(function: PrimFunc) -> int:
+    """Bytes of all parameters whose shapes are static."""
+    buffers = [p for p in function.params if _is_static(p)]
+    return sum(buffer_size(b) * element_bytes(b) for b in buffers)
+
+
 def intermediate(name: str, shape: Sequence[int], dtype: str) -> Var:
     """A new intermediate buffer."""
     return tirx.decl_buffer(tuple(shape), dtype, name)

@@ -1,0 +1,103 @@
+"""The last resort: any program of stages, one after the other, and whatever is no program.
+
+`Generic` vectorises and parallelises each stage on its own but tiles nothing and
+keeps intermediate results in memory; a kernel reported under this name deserves
+a template. `Unscheduled` leaves the function alone and says so in the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx import PrimFunc, Stmt
+
+from targets.cpu.domain import Box
+from targets.cpu.elementwise_loops import emit_box
+from targets.cpu.program import Program, inline, parse, static_bytes
+from targets.cpu.row_loops import RowSchedule, emit_rows
+from targets.cpu.row_program import RowProgram, analyse
+from targets.cpu.schedules.stagewise import (
+    add_intermediates,
+    finish,
+    flat_views,
+    stage_assignment,
+)
+from targets.cpu.template import Decisions, Match, Template
+from targets.spec import TargetSpec
+
+
+@dataclass(frozen=True)
+class GenericWorkload:
+    """The program, and for each of its stages the row structure if it is a reduction."""
+
+    program: Program
+    rows: tuple[RowProgram | None, ...]
+
+
+class Generic(Template):
+    """Any function that consists of stages with static shapes."""
+
+    name = "generic"
+
+    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
+        """Every function that can be parsed into stages."""
+        program = parse(function)
+        if program is None:
+            return None
+        program = inline(program)
+        rows: list[RowProgram | None] = []
+        for stage in program.stages:
+            alone = Program(program.function, (stage,))
+            found = None if stage.reduction is None else analyse(alone)
+            if stage.reduction is not None and found is None:
+                return None
+            rows.append(found)
+        return Match(GenericWorkload(program, tuple(rows)), program.flops, program.bytes)
+
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        """Four vectors per step of a reduction."""
+        return {"unroll": 4}
+
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        """The number of vectors per step of a reduction."""
+        return {"unroll": (1, 2, 4, 8)}
+
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        """One nest per stage."""
+        program = match.workload.program
+        flat, statements = flat_views(program)
+        statements.extend(add_intermediates(program, flat))
+        for stage, rows in zip(program.stages, match.workload.rows, strict=True):
+            emitted: list[Stmt]
+            if rows is None:
+                emitted = emit_box(Box(stage.axes, (stage_assignment(stage, flat),)), spec)
+            else:
+                emitted = emit_rows(rows, flat, spec, RowSchedule(decisions["unroll"]))
+            statements.extend(emitted)
+        return finish(program, statements)
+
+
+class Unscheduled(Template):
+    """Everything else: loops with state, library calls, dynamic shapes."""
+
+    name = "unscheduled"
+
+    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
+        """Every function; its arithmetic is not known."""
+        return Match(None, 0, static_bytes(function))
+
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        """Nothing to decide."""
+        return {}
+
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        """Nothing to decide."""
+        return {}
+
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        """The function as it is."""
+        return function
