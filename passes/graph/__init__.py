@@ -3,7 +3,9 @@
 from passes.graph.absorb_input_transposes import AbsorbInputTransposes
 from passes.graph.cancel_transposes import CancelTransposes
 from passes.graph.canonicalize import Canonicalize
+from passes.graph.combine_constants import CombineConstants
 from passes.graph.convert_layout import ConvertLayout
+from passes.graph.decompose_convolutions import DecomposeConvolutions
 from passes.graph.fold_batch_norm import FoldBatchNorm
 from passes.graph.fold_constants import FoldConstants
 from passes.graph.fuse import Fuse
@@ -16,7 +18,9 @@ __all__ = [
     "AbsorbInputTransposes",
     "CancelTransposes",
     "Canonicalize",
+    "CombineConstants",
     "ConvertLayout",
+    "DecomposeConvolutions",
     "FoldBatchNorm",
     "FoldConstants",
     "Fuse",

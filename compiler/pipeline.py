@@ -1,0 +1,227 @@
+"""The phases from an imported graph to scheduled kernels, in order, with the reasons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from compiler.errors import ConfigError, PassError
+from passes.graph import (
+    AbsorbInputTransposes,
+    CancelTransposes,
+    Canonicalize,
+    CombineConstants,
+    ConvertLayout,
+    DecomposeConvolutions,
+    FoldBatchNorm,
+    FoldConstants,
+    Fuse,
+    Legalize,
+    RaisePrimitives,
+    RecognizeComposites,
+    SinkReshapes,
+)
+from targets.cpu.operators.legalize import legalize_map
+from targets.cpu.schedule import schedule_module
+from targets.cpu.template import KernelReport
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """Time that one pass took, and the bindings (calls, mostly) of the graph after it."""
+
+    name: str
+    seconds: float
+    verification_seconds: float
+    bindings: int
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """What the pipeline did: each pass in order, and how each kernel was scheduled."""
+
+    passes: tuple[PassTiming, ...]
+    kernels: tuple[KernelReport, ...]
+    dumped: tuple[Path, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Time of all passes and verifications."""
+        return sum(timing.seconds + timing.verification_seconds for timing in self.passes)
+
+    @property
+    def pass_names(self) -> tuple[str, ...]:
+        """The passes in the order in which they ran."""
+        return tuple(timing.name for timing in self.passes)
+
+
+def graph_passes() -> tuple[tuple[str, tvm.transform.Pass], ...]:
+    """The passes on the graph before lowering to kernels, in order, by the name of their dump."""
+    dead_code = relax.transform.DeadCodeElimination()
+    return (
+        ("canonicalize", Canonicalize()),
+        # Before all pattern matching: weights and bounds often hide behind a constant
+        # permute_dims, reshape or where.
+        ("fold_constants", FoldConstants()),
+        ("raise_primitives", RaisePrimitives()),
+        # Again, because the raised operators (minimum, maximum, pad) have canonical forms too.
+        ("canonicalize_raised", Canonicalize()),
+        # Before folding into weights, which would take a GELU's constants apart.
+        ("recognize_composites", RecognizeComposites()),
+        ("fold_batch_norm", FoldBatchNorm()),
+        # Before layout, because it emits convolutions that want the layout too.
+        ("decompose_convolutions", DecomposeConvolutions()),
+        ("fold_constants_again", FoldConstants()),
+        ("eliminate_common_subexpressions", relax.transform.EliminateCommonSubexpr()),
+        ("eliminate_dead_code", dead_code),
+        ("convert_layout", ConvertLayout()),
+        ("cancel_transposes", CancelTransposes()),
+        # After cancelling: only now it is known which transposes reach a convolution.
+        ("absorb_input_transposes", AbsorbInputTransposes()),
+        # After layout, because transposes pass through reshapes and leave new ones.
+        ("sink_reshapes", SinkReshapes()),
+        ("canonicalize_layout", Canonicalize()),
+        # Layout conversion may make the same transpose or constant in several places.
+        ("combine_constants", CombineConstants()),
+        ("eliminate_common_subexpressions_again", relax.transform.EliminateCommonSubexpr()),
+        ("eliminate_dead_code_again", dead_code),
+    )
+
+
+def kernel_passes(spec: TargetSpec) -> tuple[tuple[str, tvm.transform.Pass], ...]:
+    """The passes from operators to fused kernels, in order, by the name of their dump."""
+    return (
+        ("legalize", Legalize(legalize_map(spec))),
+        # Definitions of the target may leave shape arithmetic on weights behind.
+        ("fold_legalized", FoldConstants()),
+        ("fuse", Fuse()),
+        ("eliminate_dead_kernels", relax.transform.DeadCodeElimination()),
+    )
+
+
+def lower(
+    module: tvm.IRModule,
+    spec: TargetSpec,
+    *,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[tvm.IRModule, PipelineReport]:
+    """Lower an imported module to fused, scheduled kernels for `spec`.
+
+    `module` has one Relax function `main` with the weights as constants. In the
+    result, `main` consists of `call_tir` of scheduled `PrimFunc`s and of
+    reshapes, which move no data.
+
+    The module is verified before the first pass and after each. With `dump`,
+    that folder receives `NN_name.py` after each pass: the module as script,
+    constants elided. `progress` is called with the name of each phase that
+    begins and the share of phases that are done.
+
+    Raises PassError if a module is ill-formed or a pass fails, naming the pass
+    and those before it, and ConfigError if `dump` cannot be written.
+    """
+    runner = PassRunner(dump=dump)
+    stages = [*graph_passes(), *kernel_passes(spec)]
+    runner.verify(module, "the imported module")
+    for done, (name, step) in enumerate(stages):
+        if progress is not None:
+            progress(name, done / (len(stages) + 1))
+        module = runner.run(name, step, module)
+    if progress is not None:
+        progress("schedule", len(stages) / (len(stages) + 1))
+    kernels: list[KernelReport] = []
+
+    def schedule(fused: tvm.IRModule) -> tvm.IRModule:
+        scheduled, reports = schedule_module(fused, spec)
+        kernels.extend(reports)
+        return scheduled
+
+    module = runner.run("schedule", schedule, module)
+    return module, PipelineReport(tuple(runner.timings), tuple(kernels), tuple(runner.dumped))
+
+
+class PassRunner:
+    """Runs passes one by one; verifies, times and dumps the module after each."""
+
+    def __init__(self, dump: Path | None = None) -> None:
+        self.timings: list[PassTiming] = []
+        self.dumped: list[Path] = []
+        self._folder = dump
+
+    def run(
+        self, name: str, step: Callable[[tvm.IRModule], tvm.IRModule], module: tvm.IRModule
+    ) -> tvm.IRModule:
+        """The module after the pass; raises PassError if it fails or breaks the module."""
+        begin = time.perf_counter()
+        try:
+            module = step(module)
+        except Exception as error:
+            raise PassError(f"{self._failing(name)}: {_first_line(error)}{self._advice()}") from error
+        end = time.perf_counter()
+        self._write(name, module)
+        verified = time.perf_counter()
+        self.verify(module, f"the module after pass {name}", name)
+        self.timings.append(
+            PassTiming(name, end - begin, time.perf_counter() - verified, count_bindings(module))
+        )
+        return module
+
+    def verify(self, module: tvm.IRModule, what: str, name: str | None = None) -> None:
+        """Raise PassError if the module is not well-formed."""
+        try:
+            relax.analysis.well_formed(module)
+        except Exception as error:
+            where = self._failing(name) if name is not None else what
+            raise PassError(
+                f"{where}: {what} is ill-formed: {_first_line(error)}{self._advice()}"
+            ) from error
+
+    def _failing(self, name: str) -> str:
+        before = ", ".join(timing.name for timing in self.timings) or "none"
+        return f"pass {name} failed (passes before it: {before})"
+
+    def _advice(self) -> str:
+        if self._folder is None:
+            return "; pass --dump DIR to see the module after each pass"
+        return f"; the module after each pass is in {self._folder}"
+
+    def _write(self, name: str, module: tvm.IRModule) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / f"{len(self.timings):02d}_{name}.py"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(module.script(show_meta=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--dump {self._folder}: cannot write {path.name}: {error}") from error
+        self.dumped.append(path)
+
+
+def count_bindings(module: tvm.IRModule) -> int:
+    """Number of bindings in the Relax functions of a module."""
+    bodies: Sequence[relax.Expr] = [
+        function.body
+        for _, function in module.functions_items()
+        if isinstance(function, relax.Function)
+    ]
+    return sum(
+        len(block.bindings)
+        for body in bodies
+        if isinstance(body, relax.SeqExpr)
+        for block in body.blocks
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The line of an error that says what is wrong; TVM puts a backtrace around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line or "Check failed" in line]
+    return (told or lines or [type(error).__name__])[0]
