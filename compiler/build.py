@@ -18,16 +18,21 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from compiler.errors import BuildError
+from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
 from targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)
 class BuiltKernels:
-    """Relocatable object files (ELF) and how to call what is in them, by kernel name."""
+    """Relocatable object files (ELF) and how to call what is in them, by kernel name.
+
+    `sorts` are the kernels that have no object code: the module's runtime does them.
+    """
 
     objects: tuple[bytes, ...]
     kernels: Mapping[str, KernelCode]
+    sorts: Mapping[str, SortCall]
 
 
 def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> tvm.IRModule:
@@ -88,8 +93,12 @@ def build_kernels(
     `BuildError` when LLVM rejects one.
     """
     aligned = aligned or {}
-    lowered = lower_kernels(functions, spec)
     kernels: dict[str, KernelCode] = {}
+    sorts: dict[str, SortCall] = {}
+    for name, function in functions.items():
+        if matched := match_sort(name, function):
+            kernels[name], sorts[name] = matched
+    lowered = lower_kernels({n: f for n, f in functions.items() if n not in sorts}, spec)
     stages: dict[str, tirx.PrimFunc] = {}
     for variable, function in lowered.functions.items():
         name = variable.name_hint
@@ -103,7 +112,7 @@ def build_kernels(
     groups = _balance(stages, max(1, jobs))
     with ThreadPoolExecutor(max_workers=len(groups) or 1) as pool:
         objects = list(pool.map(lambda group: _emit(group, spec), groups))
-    return BuiltKernels(tuple(objects), kernels)
+    return BuiltKernels(tuple(objects), kernels, sorts)
 
 
 def tvm_target(spec: TargetSpec) -> tvm.target.Target:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from compiler.module.plan import Place, Plan, TensorSpec
+from compiler.module.sort_kernels import SortCall
 from compiler.module.stages import KernelCode
 
 RUNTIME_FOLDER = Path(__file__).parent / "runtime"
@@ -44,11 +45,25 @@ def _tensor_table(kind: str, tensors: Iterable[TensorSpec]) -> list[str]:
     return [*lines, f"static const tinsmith_tensor {kind}[] = {{", *(rows or ["  {0}"]), "};"]
 
 
-def _stage_adapters(kernels: Mapping[str, KernelCode]) -> tuple[list[str], dict[str, str]]:
-    lines: list[str] = []
+def _stage_adapters(
+    kernels: Mapping[str, KernelCode], sorts: Mapping[str, SortCall]
+) -> tuple[list[str], dict[str, str]]:
+    lines: list[str] = ["#include <string.h>", '#include "sort.c"'] if sorts else []
     tables: dict[str, str] = {}
     for number, (name, kernel) in enumerate(sorted(kernels.items())):
         rows = []
+        if name in sorts:
+            lines += [
+                f"static int32_t run_{number}_0(int32_t begin, int32_t end, "
+                "char *const *pointers, char *task_scratch) {",
+                f"  static const sort_call call = {sorts[name].initializer()};",
+                "  return sort_rows(&call, begin, end, pointers, task_scratch);",
+                "}",
+                f"static const stage stages_{number}[] = "
+                f"{{{{run_{number}_0, {kernel.stages[0].extent}}}}};",
+            ]
+            tables[name] = f"stages_{number}"
+            continue
         for i, stage in enumerate(kernel.stages):
             types = ["int32_t", "int32_t"]
             types += ["void *"] * (len(stage.pointers) + len(stage.task_scratch))
@@ -98,6 +113,7 @@ def _step_tables(
 def generate_driver(
     plan: Plan,
     kernels: Mapping[str, KernelCode],
+    sorts: Mapping[str, SortCall],
     *,
     name: str,
     prefix: str,
@@ -106,7 +122,7 @@ def generate_driver(
     embedded_weights: Path | None,
 ) -> str:
     """The model's C source. `embedded_weights` is a file to include with `.incbin`."""
-    adapters, tables = _stage_adapters(kernels)
+    adapters, tables = _stage_adapters(kernels, sorts)
     task_scratch = max((k.task_scratch_bytes for k in kernels.values()), default=0)
     constants = {
         "NAME": c_string(name),

@@ -87,6 +87,8 @@ def buffer_bytes(buffer: tirx.Var) -> int | None:
 def _flatten(statement: tirx.Stmt) -> list[tirx.Stmt]:
     if isinstance(statement, tirx.SeqStmt):
         return [inner for part in statement.seq for inner in _flatten(part)]
+    if isinstance(statement, tirx.AttrStmt) and str(statement.attr_key).startswith("pragma_"):
+        return _flatten(statement.body)  # a hint for other back ends
     return [statement]
 
 

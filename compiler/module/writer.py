@@ -204,6 +204,7 @@ def _self_contained(
         generate_driver(
             plan,
             built.kernels,
+            built.sorts,
             name=lowered.source_name,
             prefix=prefix,
             target=lowered.spec.name,
