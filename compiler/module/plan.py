@@ -110,7 +110,6 @@ def itemsize(dtype: str) -> int:
 def lower_calls(module: IRModule) -> IRModule:
     """Make memory explicit: every `call_tir` becomes an allocation and a direct call."""
     passes = [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

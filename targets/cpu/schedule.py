@@ -18,6 +18,7 @@ from targets.cpu.schedules.layer_norm import Normalization
 from targets.cpu.schedules.matmul import MatmulTemplate
 from targets.cpu.schedules.reduction import RowReduction
 from targets.cpu.schedules.softmax import Softmax
+from targets.cpu.program import buffer_shape
 from targets.cpu.template import Decisions, KernelReport, Match, Template
 from targets.spec import TargetSpec
 
@@ -51,12 +52,16 @@ def match_template(function: PrimFunc, spec: TargetSpec) -> tuple[Template, Matc
     raise ValueError("no template matches; `Unscheduled` must be the last of TEMPLATES")
 
 
+def _interface(function: PrimFunc) -> list[tuple[tuple[int, ...], str]]:
+    return [(buffer_shape(p), str(p.ty.dtype)) for p in function.params]
+
+
 def schedule_function(
     function: PrimFunc, template: Template, match: Match, decisions: Decisions, spec: TargetSpec
 ) -> PrimFunc:
     """The scheduled function, its elementary functions lowered, its form verified."""
     scheduled = lower_elementary_functions(template.apply(function, match, decisions, spec))
-    if not all(a.same_as(b) for a, b in zip(scheduled.params, function.params, strict=True)):
+    if _interface(scheduled) != _interface(function):
         raise ValueError(f"template {template.name} changed the parameters of a kernel")
     if template.name != Unscheduled.name:
         tvm.tirx.analysis.verify_ssa(scheduled)
