@@ -14,11 +14,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from targets.registry import get_target
 
 from compiler.config import CompileConfig
 from compiler.errors import ArtifactError, ModelError, VerificationError
@@ -29,9 +27,12 @@ from compiler.evaluate.roofline import cpu_name
 from compiler.frontends.onnx import ImportedModel, import_onnx
 from compiler.module.golden import GoldenVectors
 from compiler.module.loader import Module, load
+from compiler.module.lowered import LoweredModel
 from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
 from compiler.pipeline import lower
+from targets.registry import get_target
+from targets.spec import TargetSpec, UnknownTargetError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -161,14 +162,32 @@ def compile_to(
     if target is not None:
         options["target"] = target
     config = (config or CompileConfig()).with_options(**options)
-    spec = get_target(config.target)
+    spec = target_named(config.target)
+    if config.threads:
+        spec = replace(spec, cores=config.threads)
     clock = _Clock(progress)
 
     with clock.phase("import"):
         imported = import_onnx(model, config.shapes, config.constants)
     with clock.phase("lower"):
-        lowered = lower(imported, spec, config)
+        scheduled, pipeline = lower(
+            imported.module,
+            spec,
+            dump=config.dump,
+            progress=lambda step, share: clock.show("lower", share, step),
+        )
     notes = [*imported.notes]
+    lowered = LoweredModel(
+        module=scheduled,
+        spec=spec,
+        input_names=imported.input_names,
+        output_names=imported.output_names,
+        kernels=pipeline.kernels,
+        source_name=_model_name(imported.source),
+        notes=imported.notes,
+        pass_names=pipeline.pass_names,
+        config=config.to_dict(),
+    )
     with clock.phase("reference"):
         golden, reference = _golden(imported, config, notes)
     with clock.phase("build"):
@@ -193,12 +212,20 @@ def compile_to(
         path=written.path,
         manifest=manifest,
         seconds=clock.seconds,
-        pass_seconds=(),
+        pass_seconds=tuple((timing.name, timing.seconds) for timing in pipeline.passes),
         peak_memory_bytes=_peak_memory(),
         reference=reference,
         differences=differences,
         notes=tuple(notes),
     )
+
+
+def target_named(name: str) -> TargetSpec:
+    """The target of that name; raises TargetError for one that is not known."""
+    try:
+        return get_target(name)
+    except UnknownTargetError as error:
+        raise TargetError(str(error)) from error
 
 
 class _Clock:
@@ -215,12 +242,17 @@ class _Clock:
         yield
         self.seconds[name] = time.perf_counter() - begin
 
-    def show(self, name: str, share_of_phase: float) -> None:
+    def show(self, name: str, share_of_phase: float, step: str = "") -> None:
         if self._progress is not None:
             names = list(_BEGIN)
             later = names[names.index(name) + 1 :]
             begin, end = _BEGIN[name], _BEGIN[later[0]] if later else 1.0
-            self._progress(name, begin + (end - begin) * share_of_phase)
+            self._progress(step or name, begin + (end - begin) * share_of_phase)
+
+
+def _model_name(source: str) -> str:
+    """The name of the model's file without its folder and ending."""
+    return Path(source).stem or "model"
 
 
 def _golden(

@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from compiler.errors import ConfigError
-
-ModuleForm = Literal["auto", "self-contained", "vm"]
 
 # A number, or nested tuples of numbers.
 Constant = Any
@@ -30,10 +28,8 @@ class CompileConfig:
         stay symbolic become 1, with a note.
     constants: inputs to replace by constants: a number, or nested sequences of numbers
         (numpy arrays are converted), which must fit the input's dtype.
-    threads: how many threads the module uses unless told otherwise when it is
-        loaded; 0 means as many as the target has cores.
-    form: `self-contained` (no TVM needed to run; static shapes), `vm` (needs
-        libtvm_runtime), or `auto`: self-contained where the model allows it.
+    threads: for how many threads the kernels are scheduled, and with how many the
+        module is proved and timed after it was built; 0 means the target's cores.
     static_library: also write `model.a`, for linking into a program.
     runner: also write `tinsmith-run`, a static executable that runs the module.
     embed_weights: whether the weights are part of the library, or a file of their own
@@ -50,7 +46,6 @@ class CompileConfig:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     constants: Mapping[str, Constant] = field(default_factory=dict)
     threads: int = 0
-    form: ModuleForm = "auto"
     static_library: bool = True
     runner: bool = True
     embed_weights: bool | None = None
@@ -69,10 +64,6 @@ class CompileConfig:
             ("seed", 0, 2**32 - 1),
         ):
             _check_integer(name, getattr(self, name), low, high)
-        if self.form not in get_args(ModuleForm):
-            raise ConfigError(
-                f"form must be one of {', '.join(get_args(ModuleForm))}, not {self.form!r}"
-            )
         for name in ("static_library", "runner", "golden", "timing", "embed_weights"):
             if name == "embed_weights" and self.embed_weights is None:
                 continue

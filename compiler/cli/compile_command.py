@@ -28,9 +28,8 @@ def compile_model(
         typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads the module uses; 0: as many as there are cores.")
+        int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
     ] = 0,
-    form: Annotated[str, typer.Option(help="auto, self-contained or vm.")] = "auto",
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the graph after each pass there.")
     ] = None,
@@ -46,7 +45,6 @@ def compile_model(
         shapes=dict(map(parse_shape_option, shape or [])),
         constants=dict(map(parse_constant_option, constant or [])),
         threads=threads,
-        form=form,  # type: ignore[arg-type]  # checked by CompileConfig
         dump=dump,
         timing=timing,
     )

@@ -12,9 +12,9 @@ def list_targets(as_json: AsJson = False) -> None:
 
     **Example:** `tinsmith targets`
     """
-    from targets.registry import get_target, known_targets
+    from targets.registry import get_target, target_names
 
-    specs = [get_target(name) for name in known_targets()]
+    specs = [get_target(name) for name in target_names()]
     if as_json:
         output.print_json(
             [

@@ -2,7 +2,8 @@
 
 Reads JSON lines on standard input and answers each with one on its original
 standard output. The first line says what to open and answers with its version;
-each further `{"runs": n}` answers with `{"nanoseconds": [...]}` of n runs.
+each further `{"runs": n, "warm_up_ms": t}` answers with `{"nanoseconds": [...]}` of n
+runs, after running untimed at least once and for t milliseconds.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def serve() -> None:
     answer({"version": version})
     for line in sys.stdin:
         request = json.loads(line)
+        deadline = time.perf_counter_ns() + int(request["warm_up_ms"] * 1e6)
+        run()
+        while time.perf_counter_ns() < deadline:
+            run()
         times = []
         for _ in range(request["runs"]):
             begin = time.perf_counter_ns()

@@ -24,7 +24,6 @@ from compiler.errors import ConfigError
         ({"threads": -1}, "threads"),
         ({"threads": True}, "threads"),
         ({"threads": 1.5}, "threads"),
-        ({"form": "wasm"}, "form"),
         ({"golden": 2}, "golden"),
         ({"embed_weights": 0}, "embed_weights"),
         ({"seed": -1}, "seed"),

@@ -47,6 +47,20 @@ def test_cache_is_used_and_survives_corruption(
     assert calls == [1, 2, 1]
 
 
+def test_measuring_again_keeps_the_higher_ceilings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [
+        Roofline(roofline.cpu_name(), 1, 5.0, ((1, 2.0), (9, 1.0))),
+        Roofline(roofline.cpu_name(), 1, 4.0, ((1, 3.0), (9, 0.5))),
+    ]
+    monkeypatch.setattr(roofline, "measure", lambda threads, vector_bits: results.pop(0))
+    roofline.cached(1, 256, tmp_path)
+    merged = roofline.cached(1, 256, tmp_path, again=True)
+    assert merged == Roofline(roofline.cpu_name(), 1, 5.0, ((1, 3.0), (9, 1.0)))
+    assert roofline.cached(1, 256, tmp_path) == merged
+
+
 def test_an_unwritable_cache_still_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +72,7 @@ def test_an_unwritable_cache_still_measures(
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(roofline, "WINDOWS", 3)
     monkeypatch.setattr(roofline, "WORKING_SETS", (64 * 1024, 1024 * 1024))
     roof = roofline.measure(threads=1, vector_bits=128)
     # Between a slow board and ten times what any core of today can do.

@@ -1,0 +1,242 @@
+"""Which pass, and which tensor, first departs from what the model ought to compute.
+
+The compilation is replayed pass by pass, and the graph after each is run on the same
+input. The first graph whose result departs from the reference names the pass; its
+tensors are then compared with those of the graph before it. If every graph agrees and
+the module does not, the fault lies in code generation, and the tensors of freshly
+generated code are compared with those of the last graph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from compiler.config import CompileConfig
+from compiler.errors import ModelError, TinsmithError
+from compiler.evaluate.compare import Difference, compare_all
+from compiler.evaluate.inputs import index_bounds, random_inputs
+from compiler.evaluate.reference import Reference
+from compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
+from compiler.frontends.onnx import ImportedModel, import_onnx
+from compiler.module.loader import load
+from compiler.module.lowered import LoweredModel
+from compiler.module.writer import write_module
+from compiler.pipeline import PassRunner, graph_passes, kernel_passes
+from targets.cpu.schedule import schedule_module
+from targets.registry import get_target
+from targets.spec import TargetSpec
+
+IMPORT = "import"
+MODULE = "code generation"
+# Of the tensor's range: a tensor that a pass has merely recomputed differs by rounding only.
+_SAME = 1e-4
+
+Stages = Sequence[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """After a pass: the output farthest from the reference; `tensor` is the first to diverge."""
+
+    name: str
+    agrees: bool
+    relative: float
+    tensor: str = ""
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The steps that were replayed, up to and with the first that diverges."""
+
+    reference: str
+    steps: tuple[Step, ...]
+
+    @property
+    def first_divergence(self) -> Step | None:
+        """The first step that does not agree, or None."""
+        return next((step for step in self.steps if not step.agrees), None)
+
+    def conclusion(self) -> str:
+        """One line that says where the divergence begins."""
+        step = self.first_divergence
+        if step is None:
+            return f"no pass diverges from {self.reference}"
+        return f"first divergence: {step.name}, tensor {step.tensor or 'unknown'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        found = self.first_divergence
+        return {
+            "reference": self.reference,
+            "first_divergence": None if found is None else found.name,
+            "tensor": None if found is None else found.tensor,
+            "steps": [
+                {
+                    "after": step.name,
+                    "agrees": step.agrees,
+                    "relative": step.relative if np.isfinite(step.relative) else None,
+                }
+                for step in self.steps
+            ],
+        }
+
+
+def bisect_module(
+    path: Path,
+    model: Path,
+    seed: int = 1,
+    progress: Callable[[str, float], None] | None = None,
+) -> Bisection:
+    """Replay the compilation of the module in `path` from `model`, and run the module itself.
+
+    Raises ModelError if the model cannot be run by the reference, ArtifactError if the
+    module is damaged or for another machine.
+    """
+    with load(path) as module:
+        manifest = module.manifest
+        config = CompileConfig.from_dict(manifest.config | {"dump": None})
+        shapes = {t.name: tuple(int(size) for size in t.shape) for t in manifest.inputs}
+        imported = import_onnx(model, shapes, config.constants)
+        if imported.output_names != tuple(t.name for t in manifest.outputs):
+            raise ModelError(f"{model}: is not the model that {manifest.name} was compiled from")
+        spec = get_target(config.target)
+        if config.threads:
+            spec = replace(spec, cores=config.threads)
+        return bisect(imported, spec, pipeline_stages(spec), seed, module.run, progress)
+
+
+def pipeline_stages(spec: TargetSpec) -> Stages:
+    """All passes that `compiler.pipeline.lower` runs, by name."""
+    schedule = ("schedule", lambda module: schedule_module(module, spec)[0])
+    return (*graph_passes(), *kernel_passes(spec), schedule)
+
+
+def bisect(
+    imported: ImportedModel,
+    spec: TargetSpec,
+    stages: Stages,
+    seed: int,
+    run_module: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]] | None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Bisection:
+    """Replay `stages` on an imported model until a result departs from the reference.
+
+    `run_module` is the compiled module to compare after all stages agree.
+    """
+    show = progress or (lambda phase, share: None)
+    reference = Reference(imported.reference, imported.reference_bytes())
+    signature = {
+        name: (shape, dtype)
+        for name, shape, dtype in zip(
+            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
+        )
+    }
+    inputs = random_inputs(signature, index_bounds(imported.reference), seed)
+    arrays = list(inputs.values())
+    expected = reference.run(inputs)
+    runner = PassRunner()
+    steps: list[Step] = []
+
+    def judge(values: Sequence[np.ndarray]) -> Difference:
+        actual = dict(zip(imported.output_names, values, strict=True))
+        return max(compare_all(actual, expected), key=lambda d: (not d.agrees, d.relative))
+
+    module, before = imported.module, None
+    replayed: Iterator[tuple[str, Callable[[tvm.IRModule], tvm.IRModule] | None]] = iter(
+        [(IMPORT, None), *stages]
+    )
+    for index, (name, stage) in enumerate(replayed):
+        show(f"after {name}", index / (len(stages) + 2))
+        if stage is not None:
+            before, module = module, runner.run(name, stage, module)
+        worst = judge(run_stage(module, arrays, spec))
+        if worst.agrees:
+            steps.append(Step(name, True, worst.relative))
+            continue
+        show("tensors", 1.0)
+        if before is None:
+            good = _reference_tensors(imported, inputs)
+        else:
+            good = run_all_tensors(before, arrays, spec)
+        tensor = first_divergent(good, run_all_tensors(module, arrays, spec)) or worst.name
+        steps.append(Step(name, False, worst.relative, tensor))
+        return Bisection(reference.label, tuple(steps))
+    if run_module is not None:
+        show(MODULE, 1.0)
+        worst = judge(run_module(inputs))
+        tensor = ""
+        if not worst.agrees:
+            good = run_all_tensors(module, arrays, spec)
+            tensor = first_divergent(good, _generated_tensors(imported, module, arrays, spec))
+            tensor = tensor or f"{worst.name} (freshly generated code agrees)"
+        steps.append(Step(MODULE, worst.agrees, worst.relative, tensor))
+    return Bisection(reference.label, tuple(steps))
+
+
+def first_divergent(good: Sequence[Tensor], bad: Sequence[Tensor]) -> str:
+    """Name of the tensor of `bad` from which on nothing agrees with any tensor of `good`.
+
+    A pass may compute new intermediate values, and values in another layout: a tensor
+    agrees if some tensor of `good` has the same values in any order, and one that
+    does not is forgiven when a later one agrees. Empty if the last one agrees.
+    """
+    known: dict[int, list[np.ndarray]] = {}
+    for tensor in good:
+        known.setdefault(tensor.value.size, []).append(np.sort(tensor.value, axis=None))
+    name = ""
+    for tensor in reversed(bad):
+        if _is_known(tensor.value, known):
+            break
+        name = tensor.name
+    return name
+
+
+def _is_known(value: np.ndarray, known: Mapping[int, list[np.ndarray]]) -> bool:
+    ordered = np.sort(value, axis=None)
+    for other in known.get(value.size, []):
+        if ordered.size == 0:
+            return True
+        scale = float(np.ptp(other)) or 1.0
+        if np.allclose(ordered, other, rtol=0.0, atol=_SAME * scale, equal_nan=True):
+            return True
+    return False
+
+
+def _reference_tensors(imported: ImportedModel, inputs: Mapping[str, np.ndarray]) -> list[Tensor]:
+    """Every tensor of the original model, as the reference computes it."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(imported.reference)
+    existing = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in existing:
+                model.graph.output.append(onnx.ValueInfoProto(name=name))
+    try:
+        values = Reference(model, model.SerializeToString()).run(inputs)
+    except TinsmithError:  # a tensor that is none (a sequence): the outputs then have to do
+        return []
+    return [Tensor(name, value) for name, value in values.items()]
+
+
+def _generated_tensors(
+    imported: ImportedModel, module: tvm.IRModule, arrays: list[np.ndarray], spec: TargetSpec
+) -> list[Tensor]:
+    """Every tensor of the scheduled graph, as generated code computes it."""
+    exposed, names = expose_tensors(module)
+    lowered = LoweredModel(
+        exposed, spec, imported.input_names, tuple(f"t{i}" for i in range(len(names)))
+    )
+    with tempfile.TemporaryDirectory(prefix="tinsmith-") as folder:
+        written = write_module(lowered, Path(folder) / "module", forms=["shared"])
+        with load(written.path) as generated:
+            values = generated.run(arrays)
+    return [Tensor(name, value) for name, value in zip(names, values, strict=True)]
