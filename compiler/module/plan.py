@@ -23,6 +23,10 @@ from compiler.module.arena import Lifetime, place_buffers
 from compiler.module.stages import ALIGNMENT, KernelCode, align_up
 
 
+# Operators that name the same memory with another shape.
+_VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
+
+
 class NeedsVirtualMachineError(Exception):
     """The model cannot take the self-contained form; carries the reason."""
 
@@ -175,7 +179,7 @@ class _GraphReader:
             size = TensorSpec("", dtype, shape).nbytes
             self.graph.intermediates.append(size)
             self.values[binding.var] = Value("arena", len(self.graph.intermediates) - 1, size)
-        elif name == "relax.reshape":
+        elif name in _VIEWS:
             _static_tensor(binding.var.ty)
             self.values[binding.var] = self._value(call.args[0])
         elif not name.startswith("relax.memory.kill"):
