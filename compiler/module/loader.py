@@ -211,6 +211,12 @@ class Module:
         ctypes.CDLL(None).dlclose(ctypes.c_void_p(handle))
         os.close(self._descriptor)
 
+    def __del__(self) -> None:
+        # A library that stayed loaded under its descriptor's name would be handed out for the
+        # next file that gets the number.
+        if hasattr(self, "_library"):
+            self.close()
+
     def __enter__(self) -> Module:
         return self
 
