@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import onnx
+import onnx.defs
+import onnx.inliner
+import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto
 
 from compiler.errors import ModelError
