@@ -27,7 +27,7 @@ from passes.graph import (
     SinkReshapes,
 )
 from targets.cpu.operators.legalize import legalize_map
-from targets.cpu.schedule import schedule_module
+from targets.cpu.schedule import RecordLookup, schedule_module
 from targets.cpu.template import KernelReport
 from targets.spec import TargetSpec
 
@@ -113,6 +113,7 @@ def lower(
     *,
     dump: Path | None = None,
     progress: Progress | None = None,
+    records: RecordLookup | None = None,
 ) -> tuple[tvm.IRModule, PipelineReport]:
     """Lower an imported module to fused, scheduled kernels for `spec`.
 
@@ -123,7 +124,8 @@ def lower(
     The module is verified before the first pass and after each. With `dump`,
     that folder receives `NN_name.py` after each pass: the module as script,
     constants elided. `progress` is called with the name of each phase that
-    begins and the share of phases that are done.
+    begins and the share of phases that are done. `records` are the decisions of
+    earlier searches; without them every kernel gets its template's default.
 
     Raises PassError if a module is ill-formed or a pass fails, naming the pass
     and those before it, and ConfigError if `dump` cannot be written.
@@ -140,7 +142,7 @@ def lower(
     kernels: list[KernelReport] = []
 
     def schedule(fused: tvm.IRModule) -> tvm.IRModule:
-        scheduled, reports = schedule_module(fused, spec)
+        scheduled, reports = schedule_module(fused, spec, records)
         kernels.extend(reports)
         return scheduled
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from passes.graph.rewriter import BlockRewriter
+from passes.graph.tensors import element_count, operator_name, static_shape
+
+# Of Relax's OpPatternKind: elementwise and broadcasting kernels are below it.
+_INJECTIVE = 2
+
 
 @tvm.transform.module_pass(opt_level=0, name="Fuse")
 class Fuse:
@@ -26,16 +32,57 @@ class Fuse:
     fusable at its output, opaque) and TVM's dominator-tree fusion joins them:
     elementwise chains with each other and behind convolutions and matrix
     products. Reshapes are not kernels by now, and end a fused group.
+
+    Left alone, against TVM's habit: a computed operand that is repeated over
+    the result, such as the gate of a squeeze-and-excite block
+    `multiply(x: (1, 56, 56, 64), gate: (1, 1, 1, 64))` or what is enlarged by
+    a nearest-neighbour resize. Fused, it would be computed anew for each use.
     """
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        steps = tvm.transform.Sequential(
-            [
-                relax.transform.AnnotateTIROpPattern(),
-                relax.transform.FuseOps(),
-                relax.transform.FuseTIR(),
-            ]
-        )
-        return steps(module)
+        module = relax.transform.AnnotateTIROpPattern()(module)
+        module = _BarrierInserter(module).run()
+        module = relax.transform.FuseOps()(module)
+        module = relax.transform.FuseTIR()(module)
+        return _BarrierRemover(module).run()
+
+
+class _BarrierInserter(BlockRewriter):
+    """Put a reshape that changes nothing before operands that must not be fused."""
+
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        if operator_name(value) != "relax.call_tir" or not isinstance(value.args[1], relax.Tuple):
+            return value
+        kernel = self.module[value.args[0]]
+        pattern = kernel.attrs.get("op_pattern") if kernel.attrs else None
+        shape = static_shape(value)
+        if pattern is None or shape is None or int(pattern) > _INJECTIVE:
+            return value
+        operands = list(value.args[1].fields)
+        if int(pattern) == _INJECTIVE and len(operands) != 1:
+            return value  # concatenation and the like read every element once
+        fields = [self._guarded(operand, element_count(shape)) for operand in operands]
+        if all(new.same_as(old) for new, old in zip(fields, operands, strict=True)):
+            return value
+        arguments = [value.args[0], relax.Tuple(fields), *value.args[2:]]
+        return relax.Call(value.op, arguments, value.attrs, value.ty_args)
+
+    def _guarded(self, operand: relax.Expr, result_count: int) -> relax.Expr:
+        shape = static_shape(operand)
+        if shape is None or operator_name(self.definition(operand)) != "relax.call_tir":
+            return operand
+        # Padding, too, makes a tensor larger, but repeats nothing.
+        if 2 * element_count(shape) > result_count:
+            return operand
+        return self.emit(relax.op.reshape(operand, shape))
+
+
+class _BarrierRemover(BlockRewriter):
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        if operator_name(value) != "relax.reshape":
+            return value
+        shape = static_shape(value)
+        same = shape is not None and static_shape(value.args[0]) == shape
+        return value.args[0] if same else value
