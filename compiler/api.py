@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.config import CompileConfig
-from compiler.errors import ArtifactError, ModelError, VerificationError
+from compiler.errors import ArtifactError, ModelError, TargetError, VerificationError
 from compiler.evaluate.compare import TOLERANCE, Difference, compare_all
 from compiler.evaluate.inputs import index_bounds, random_inputs
 from compiler.evaluate.reference import Reference

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 
 from compiler.config import CompileConfig
 from compiler.errors import ModelError, TinsmithError
@@ -152,11 +153,13 @@ def bisect(
     replayed: Iterator[tuple[str, Callable[[tvm.IRModule], tvm.IRModule] | None]] = iter(
         [(IMPORT, None), *stages]
     )
+    worst: Difference | None = None
     for index, (name, stage) in enumerate(replayed):
         show(f"after {name}", index / (len(stages) + 2))
         if stage is not None:
             before, module = module, runner.run(name, stage, module)
-        worst = judge(run_stage(module, arrays, spec))
+        if worst is None or before is None or not tvm_ffi.structural_equal(before, module):
+            worst = judge(run_stage(module, arrays, spec))
         if worst.agrees:
             steps.append(Step(name, True, worst.relative))
             continue

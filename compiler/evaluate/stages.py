@@ -9,7 +9,29 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from passes.graph import Legalize
+from targets.cpu.operators.legalize import legalize_map
 from targets.spec import TargetSpec
+
+# TVM's lowering for its virtual machine without the search for reshapes among the
+# kernels, which cannot look into scheduled ones, and without optimisation.
+_LOWERING = tvm.transform.Sequential(
+    [
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +47,11 @@ def run_stage(
 ) -> list[np.ndarray]:
     """What `main` returns. Runs in TVM's virtual machine, kernels as they stand in `module`."""
     target = tvm.target.Target(spec.tvm_target_config())
-    executable = tvm.compile(module, target=target.with_host(target))
+    target = target.with_host(target)
+    with target:
+        # Some layouts that the passes choose only this project's definitions know.
+        module = _LOWERING(Legalize(legalize_map(spec))(module))
+    executable = tvm.compile(module, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.array(array)) for array in inputs))
     if isinstance(result, tvm.runtime.Tensor):

@@ -1,0 +1,116 @@
+"""A fault that is put into a pass is found there, and so is the tensor that it spoils."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from compiler.evaluate.bisect import (
+    MODULE,
+    Stages,
+    Tensor,
+    bisect,
+    bisect_module,
+    first_divergent,
+    pipeline_stages,
+)
+from compiler.frontends.onnx import ImportedModel, import_onnx
+from passes.graph.rewriter import BlockRewriter
+from passes.graph.tensors import constant, constant_array
+from targets.registry import get_target
+
+SPEC = get_target("native")
+
+
+@pytest.fixture(scope="module")
+def imported(small_model_file: Path) -> ImportedModel:
+    return import_onnx(small_model_file)
+
+
+class _Doubler(BlockRewriter):
+    """Doubles every constant of `size` elements that an operator takes."""
+
+    def __init__(self, module: tvm.IRModule, size: int) -> None:
+        super().__init__(module)
+        self.size = size
+
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        if not isinstance(value, relax.Call):
+            return value
+        arguments = []
+        for argument in value.args:
+            array = constant_array(argument)
+            spoiled = array is not None and array.size == self.size
+            arguments.append(constant(array * 2) if spoiled else argument)
+        return relax.Call(value.op, arguments, value.attrs, value.ty_args)
+
+
+def spoil(module: tvm.IRModule, size: int) -> tvm.IRModule:
+    return _Doubler(module, size).run()
+
+
+def with_fault(stages: Stages, name: str, size: int) -> Stages:
+    """`stages` with a spoiled pass of that name."""
+    assert name in dict(stages)
+    return tuple(
+        (n, (lambda m, step=step: spoil(step(m), size)) if n == name else step)
+        for n, step in stages
+    )
+
+
+def test_a_sound_compilation_has_no_divergence(small_model_file: Path, small_module: Path) -> None:
+    found = bisect_module(small_module, small_model_file)
+    assert found.first_divergence is None
+    assert [step.name for step in found.steps][0] == "import"
+    assert [step.name for step in found.steps][-1] == MODULE
+    assert "no pass diverges" in found.conclusion()
+
+
+@pytest.mark.parametrize("name", ["fold_constants", "eliminate_dead_code_again"])
+def test_names_the_faulty_pass_and_the_first_spoiled_tensor(
+    imported: ImportedModel, name: str
+) -> None:
+    # Only the weights of the second convolution have 16 * 16 * 3 * 3 elements.
+    stages = with_fault(pipeline_stages(SPEC), name, 16 * 16 * 3 * 3)
+    found = bisect(imported, SPEC, stages, seed=0, run_module=None)
+    assert found.first_divergence is not None
+    assert found.first_divergence.name == name
+    assert [step.agrees for step in found.steps] == [True] * (len(found.steps) - 1) + [False]
+    assert "conv2d" in found.first_divergence.tensor
+    assert name in found.conclusion()
+    assert found.to_dict()["first_divergence"] == name
+
+
+def test_a_fault_of_the_import_is_named_against_the_original(imported: ImportedModel) -> None:
+    faulty = replace(imported, module=spoil(imported.module, 16 * 3 * 3 * 3))
+    found = bisect(faulty, SPEC, pipeline_stages(SPEC), seed=0, run_module=None)
+    assert [step.name for step in found.steps] == ["import"]
+    assert "conv2d" in found.steps[0].tensor
+
+
+def test_a_fault_of_the_module_alone_is_code_generation(imported: ImportedModel) -> None:
+    found = bisect(
+        imported,
+        SPEC,
+        pipeline_stages(SPEC),
+        seed=0,
+        run_module=lambda inputs: [np.zeros((1, 5), np.float32)],
+    )
+    assert found.first_divergence is not None
+    assert found.first_divergence.name == MODULE
+
+
+def tensors(**values: list[float]) -> list[Tensor]:
+    return [Tensor(name, np.array(value)) for name, value in values.items()]
+
+
+def test_first_divergent_forgives_new_and_permuted_values() -> None:
+    good = tensors(a=[1, 2, 3], b=[4, 5, 6])
+    assert first_divergent(good, tensors(new=[7, 7, 7], b=[6, 4, 5])) == ""
+    assert first_divergent(good, tensors(a=[3, 2, 1], c=[9, 9, 9], d=[8, 8, 8])) == "c"
+    assert first_divergent([], tensors(c=[9, 9, 9], d=[8, 8, 8])) == "c"
