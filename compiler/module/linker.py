@@ -36,10 +36,10 @@ def run_zig(arguments: Sequence[str | Path], purpose: str) -> None:
 
 
 def _compile_options(spec: TargetSpec, libc: str, include: Sequence[Path]) -> list[str]:
-    options = ["cc", "-target", _triple(spec, libc)]
-    if spec.link_cpu:
-        options.append(f"-mcpu={spec.link_cpu}")
-    return [*options, *_C_FLAGS, *(f"-I{folder}" for folder in include)]
+    # No -mcpu: zig builds its libc once for every CPU it is given, which takes half a minute,
+    # and the C code only drives the kernels, which LLVM has compiled for the CPU.
+    options = ["cc", "-target", _triple(spec, libc), *_C_FLAGS]
+    return [*options, *(f"-I{folder}" for folder in include)]
 
 
 def compile_c(source: Path, result: Path, spec: TargetSpec, include: Sequence[Path]) -> None:
@@ -69,6 +69,12 @@ def link_shared(
         f"link {result.name}",
     )  # fmt: skip
     script.unlink()
+
+
+def link_objects(objects: Sequence[Path], result: Path, spec: TargetSpec) -> None:
+    """Link objects into a shared library that leaves symbols to its host and exports all."""
+    options = _compile_options(spec, "gnu", ())
+    run_zig([*options, "-shared", "-o", result, *objects, "-lm"], f"link {result.name}")
 
 
 def link_executable(

@@ -22,7 +22,6 @@ from tvm.tirx import IntImm
 from compiler.module.arena import Lifetime, place_buffers
 from compiler.module.stages import ALIGNMENT, KernelCode, align_up
 
-
 # Operators that name the same memory with another shape.
 _VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
 

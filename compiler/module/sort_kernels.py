@@ -8,6 +8,7 @@ in a thread's scratch memory; ties keep their order, as in TVM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tvm_ffi
 from tvm import tirx
@@ -67,26 +68,18 @@ def match_sort(name: str, function: tirx.PrimFunc) -> tuple[KernelCode, SortCall
         return None
     arrays, attributes = _split_arguments(call)
     parameters = list(function.params)
-    positions = [_parameter_of(array, parameters) for array in arrays]
-    if None in positions or len(positions) != len(parameters):
+    positions = [p for array in arrays if (p := _parameter_of(array, parameters)) is not None]
+    if not len(positions) == len(arrays) == len(parameters):
         return None
-    source = positions[0]
-    assert source is not None
+    source, *outputs = positions
     shape = [int(extent.value) for extent in parameters[source].ty.shape]
-    values, indices = _NONE, _NONE
+    wanted = "values" if kind == "sort" else "indices"
+    keep = 0
     if kind == "topk":
-        keep, axis, wanted, ascending = attributes
-        outputs = iter(positions[1:])
-        values = next(outputs) if wanted in ("both", "values") else _NONE
-        indices = next(outputs) if wanted in ("both", "indices") else _NONE
-    else:
-        axis, ascending = attributes
-        keep = 0
-        if kind == "sort":
-            values = positions[1]
-        else:
-            indices = positions[1]
-    axis = int(axis) % len(shape)
+        keep, wanted = int(attributes[0]), str(attributes[2])
+    axis, ascending = int(attributes[1 if kind == "topk" else 0]) % len(shape), attributes[-1]
+    values = outputs.pop(0) if wanted in ("both", "values") else _NONE
+    indices = outputs.pop(0) if wanted in ("both", "indices") else _NONE
     length = shape[axis]
     inner, rows = 1, 1
     for i, extent in enumerate(shape):
@@ -98,15 +91,16 @@ def match_sort(name: str, function: tirx.PrimFunc) -> tuple[KernelCode, SortCall
         return None
     sort = SortCall(
         dtype, index_dtype, source, values, indices, length, inner,
-        int(keep) if 0 < int(keep) < length else length, not ascending,
+        keep if 0 < keep < length else length, not ascending,
     )  # fmt: skip
     stage = Stage("", rows, (), ())
     scratch = 2 * align_up(4 * length)
     return KernelCode(name, len(parameters), (stage,), task_scratch_bytes=scratch), sort
 
 
-def _split_arguments(call: Call) -> tuple[list[Call], list[object]]:
-    arrays, attributes = [], []
+def _split_arguments(call: Call) -> tuple[list[Call], list[Any]]:
+    arrays: list[Call] = []
+    attributes: list[Any] = []
     for argument in call.args[1:]:
         if isinstance(argument, Call):
             arrays.append(argument)

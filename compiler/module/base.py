@@ -1,0 +1,132 @@
+"""What every loaded module offers, whatever its form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import TinsmithError
+from compiler.module.golden import FILE_NAME as GOLDEN_NAME
+from compiler.module.golden import GoldenVectors, read_golden
+from compiler.module.manifest import Manifest, TensorEntry
+from compiler.module.signature import Inputs, Signature
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Time of one step: its position, its kernel, and the median seconds of a run of it."""
+
+    index: int
+    kernel: str
+    seconds: float
+
+
+class Context(ABC):
+    """Memory for one run at a time. Made by `Module.context()`."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, np.ndarray]:
+        """As `Module.__call__`, on this context."""
+        signature = self._signature
+        return signature.named(self.run(signature.gather(inputs, named)))
+
+    @abstractmethod
+    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        """As `Module.run`, on this context."""
+
+    @abstractmethod
+    def profile(self, inputs: Inputs, repeats: int = 10) -> list[StepTime]:
+        """As `Module.profile`, on this context."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the memory; the context cannot be used any more."""
+
+
+class Module(ABC):
+    """A compiled model, ready to run.
+
+    `module(x)` or `module(name=x)` returns a dict from output names to new
+    numpy arrays; `module.run([x])` returns them as a list. Inputs must have the
+    declared dtype and shape and be C-contiguous: they are read in place. The
+    interpreter is released while kernels run; any number of threads may call
+    one module at the same time.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._signature = Signature(manifest.name, manifest.inputs, manifest.outputs)
+
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, np.ndarray]:
+        """Run on arrays given in order, by keyword, or as one dict; outputs by name.
+
+        Raises `InputError` when an input is missing, unknown, or not as declared.
+        """
+        signature = self._signature
+        return signature.named(self.run(signature.gather(inputs, named)))
+
+    @abstractmethod
+    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Run on `inputs` (a list, or a dict by name); outputs in declared order.
+
+        `outputs` are arrays to fill, of the declared dtype and shape; they must
+        not overlap the inputs. Without them new ones are made.
+        """
+
+    @abstractmethod
+    def context(self) -> Context:
+        """A context of its own, to run beside others."""
+
+    @abstractmethod
+    def profile(self, inputs: Inputs, repeats: int = 10) -> list[StepTime]:
+        """Median time of each step over `repeats` runs, in order of execution."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Number of threads that share a parallel loop, the caller included; can be set."""
+
+    @threads.setter
+    @abstractmethod
+    def threads(self, count: int) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the threads and unload the code. The module cannot be used any more."""
+
+    def golden(self) -> GoldenVectors | None:
+        """The golden vectors that were stored with the module, if any."""
+        if GOLDEN_NAME not in self.manifest.files:
+            return None
+        signature = self._signature
+        return read_golden(
+            self.path / GOLDEN_NAME,
+            _static(signature.inputs, signature.input_dtypes),
+            _static(signature.outputs, signature.output_dtypes),
+        )
+
+    def __enter__(self) -> Module:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _static(
+    tensors: Sequence[TensorEntry], dtypes: Sequence[np.dtype]
+) -> list[tuple[np.dtype, tuple[int, ...]]]:
+    pairs = []
+    for tensor, dtype in zip(tensors, dtypes, strict=True):
+        shape = tuple(extent for extent in tensor.shape if isinstance(extent, int))
+        if len(shape) != len(tensor.shape):
+            raise TinsmithError(f"{tensor.name!r} has a dynamic shape and no golden vectors")
+        pairs.append((dtype, shape))
+    return pairs

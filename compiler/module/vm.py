@@ -1,0 +1,94 @@
+"""The VM form: a Relax virtual machine executable, for models without a static plan.
+
+Dynamic shapes, control flow and kernels that call TVM's runtime end up here.
+The result needs TVM's runtime on the machine that loads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+
+from compiler.build import tvm_target
+from compiler.errors import BuildError
+from compiler.module.linker import link_objects
+from compiler.module.lowered import LoweredModel
+from compiler.module.manifest import TensorEntry
+from compiler.module.vm_loader import LIBRARY_NAME
+from targets.spec import TargetSpec
+
+
+def write_vm_module(folder: Path, lowered: LoweredModel, reason: str) -> dict[str, Any]:
+    """Write `model_vm.so` into `folder`; returns the manifest's fields for this form.
+
+    Raises `BuildError` when TVM cannot compile the model either.
+    """
+    executable = _compile(lowered.module, lowered.spec, lowered.source_name)
+    build = folder / "build"
+    build.mkdir()
+
+    def link(output: str, objects: list[str], **_options: Any) -> None:
+        link_objects([Path(name) for name in objects], Path(output), lowered.spec)
+
+    executable.export_library(str(folder / LIBRARY_NAME), fcompile=link, workspace_dir=str(build))
+    for path in build.iterdir():
+        path.unlink()
+    build.rmdir()
+    main = lowered.module["main"]
+    return {
+        "form": "vm",
+        "vm_reason": reason,
+        "entry": "main",
+        "inputs": tuple(
+            _entry(name, parameter.ty)
+            for name, parameter in zip(lowered.input_names, main.params, strict=True)
+        ),
+        "outputs": tuple(
+            _entry(name, kind)
+            for name, kind in zip(lowered.output_names, _result_types(main), strict=True)
+        ),
+        "notes": (*lowered.notes, f"written in the VM form: {reason}"),
+    }
+
+
+def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Executable:
+    passes = [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    try:
+        return tvm.compile(
+            module, target=tvm_target(spec), relax_pipeline=tvm.ir.transform.Sequential(passes)
+        )
+    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+        detail = str(error).strip().splitlines()[-1]
+        raise BuildError(f"{name}: TVM could not compile the model's VM form: {detail}") from error
+
+
+def _result_types(main: relax.Function) -> list[Any]:
+    kind = main.ret_ty
+    return list(kind.fields) if isinstance(kind, relax.TupleType) else [kind]
+
+
+def _entry(name: str, kind: Any) -> TensorEntry:
+    if not isinstance(kind, relax.TensorType):
+        raise BuildError(f"input or output {name!r} is not a tensor; the VM form needs tensors")
+    if isinstance(kind.shape, relax.ShapeExpr):
+        shape = tuple(
+            int(e.value) if isinstance(e, tvm.tirx.IntImm) else str(e) for e in kind.shape.values
+        )
+    else:
+        shape = tuple(f"{name}_{i}" for i in range(max(kind.ndim, 0)))
+    return TensorEntry(name, str(kind.dtype), shape)
