@@ -14,8 +14,8 @@ functions' ranges (tests/targets/cpu/test_elementary_functions.py):
 | tanh | odd rational function of degree 9/8, minimax fit on [0, 9.02] | 4e-7 relative |
 | erf | odd rational function of degree 11/10, minimax fit on [0, 3.925] | 4e-7 relative |
 | sigmoid | 1 / (1 + exp(-x)) | 4 ulp |
-| sin, cos | reduction by pi/2 in float64, Taylor polynomials | 2 ulp below 1e6 |
-| pow, constant exponent | products for whole exponents to 16; else exp(y log x) | 1e-6 for x^y near 1 |
+| sin, cos | reduction by pi/2 in float64, polynomials (Cephes) | 2 ulp below 1e6 |
+| pow, constant exponent | products to the 16th power; else exp(y log x) | 1e-6 near x^y = 1 |
 
 Infinities and NaN come out as in IEEE 754 / C99; results of exp below 1.7e-38
 are flushed to zero. Functions not listed are left alone.
@@ -25,11 +25,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import PrimFunc, Var
+
+from targets.cpu import loops
+from targets.cpu.expressions import CONDITIONAL, loads
 
 _INFINITY = math.inf
 # 1.5 * 2^23: adding it to a float32 leaves the nearest integer in the low mantissa bits.
@@ -52,282 +57,387 @@ _TANH_Q = (7.76213393e-07, 3.28311657e-04, 2.58711336e-02, 4.67130468e-01, 1.0)
 _ERF_P = (2.04596485e-06, 2.84836179e-04, 3.77247233e-03, 5.27690577e-02, 1.90592709e-01,
           1.12837915)
 _ERF_Q = (3.80467361e-05, 1.16382806e-03, 1.49830534e-02, 1.14182194e-01, 5.02241122e-01, 1.0)
+# Cephes sinf and cosf on [-pi/4, pi/4].
+_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 _MOST_PRODUCTS = 16
 
 
 def lower_elementary_functions(function: PrimFunc) -> PrimFunc:
     """Replaces float32 calls of elementary functions in `function` by arithmetic.
 
-    Given `B[i] = exp(A[i])`, the result is `B[i] = let x = A[i] in ...` without calls.
-    float64 and float16 calls, and functions without a lowering, stay as they are.
+    Given `B[i] = exp(A[i])` in a vectorised loop, the result is
+    `x[i] = A[i]; n[i] = ...; B[i] = ...` with small buffers on the stack that LLVM
+    keeps in registers. Scalars and explicit vectors are handled alike. `Let`
+    expressions are treated the same way. float64 and float16 calls, and functions
+    without a lowering, stay as they are.
     """
-    body = tvm_ffi.structural_mutate(function.body, [(Call, _lower_call)])
+    body = _Lowering().lower(function.body)
     if body.same_as(function.body):
         return function
     return PrimFunc(list(function.params), body, function.ret_type, attrs=function.attrs)
 
 
-def _lower_call(call: Call, mutator: object) -> Expr:
-    mutated = mutator.default_mutate(call)  # type: ignore[attr-defined]
-    if not isinstance(mutated, Call):
-        return mutated
-    name = str(getattr(mutated.op, "name", ""))
-    if not name.startswith("tirx.") or str(getattr(mutated.ty, "dtype", "")) != "float32":
-        return mutated
-    short = name.removeprefix("tirx.")
-    if short == "pow":
-        base, exponent = mutated.args
-        if isinstance(exponent, tirx.FloatImm):
-            return _power(base, float(exponent.value))
-        return mutated
-    lower = _LOWERINGS.get(short)
-    return mutated if lower is None else lower(mutated.args[0])
+def _with_lanes(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
-def _f32(value: float) -> Expr:
-    return tirx.FloatImm("float32", value)
+class _Scope:
+    """The values that one statement needs, computed once each and in order.
+
+    They live in buffers and not in `Let` or `Bind` variables: TVM's simplifier
+    and its code generator substitute variables by their values, and the result
+    grows exponentially with the number of variables that are used twice.
+    """
+
+    def __init__(self, lane: Expr | None, width: int) -> None:
+        self.buffers: list[Var] = []
+        self.statements: list[tirx.Stmt] = []
+        self.guards: list[Expr] = []
+        self._lane = lane
+        self._width = width
+
+    def bind(self, value: Expr) -> Expr:
+        """A read of a new buffer that holds `value`."""
+        if isinstance(value, (Var, tirx.FloatImm)):
+            return value
+        dtype = tvm.DataType(str(value.ty.dtype))
+        index: Expr = _lanes_index(dtype.lanes)
+        width = dtype.lanes
+        if width == 1 and self._lane is not None:
+            index, width = self._lane, self._width
+        element = str(dtype).partition("x")[0]
+        buffer = loops.local_buffer("value", (width,), element)
+        if loads(value):
+            # Under a condition a read may be out of bounds where the condition fails.
+            zero = tirx.const(0, str(dtype))
+            for guard in reversed(self.guards):
+                value = tirx.if_then_else(guard, value, zero)
+        self.buffers.append(buffer)
+        self.statements.append(tirx.BufferStore(buffer, value, [index]))
+        return tirx.BufferLoad(buffer, [index])
 
 
-def _i32(value: int) -> Expr:
-    return tirx.IntImm("int32", value)
+def _lanes_index(lanes: int) -> Expr:
+    return loops.ramp(0, lanes)
 
 
-def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """`body` of a variable that is computed once."""
-    if isinstance(value, (Var, tirx.FloatImm)):
-        return body(value)
-    variable = Var("t", value.ty)
-    return tirx.Let(variable, value, body(variable))
+class _Lowering:
+    """Rewrites statements; what a statement needs is computed right before it."""
+
+    def __init__(self) -> None:
+        self._scope: _Scope | None = None
+        self._lane: Expr | None = None
+        self._width = 1
+        self._loop_buffers: list[Var] = []
+        self._bound: dict[Var, Expr] = {}
+
+    def lower(self, statement: tirx.Stmt) -> tirx.Stmt:
+        """The statement without elementary functions."""
+        callbacks = [
+            (tirx.For, self._loop),
+            (tirx.BufferStore, self._store),
+            (tirx.Bind, self._bind),
+            (tirx.Let, self._let),
+            (tirx.Select, self._select),
+            (Var, self._variable),
+            (Call, self._call),
+        ]
+        return tvm_ffi.structural_mutate(statement, callbacks)
+
+    def _loop(self, loop: tirx.For, mutator: Any) -> tirx.Stmt:
+        if loop.kind != tirx.ForKind.VECTORIZED or self._lane is not None:
+            return mutator.default_mutate(loop)
+        self._lane, self._width = loop.loop_var, int(loop.extent)
+        mutated = mutator.default_mutate(loop)
+        buffers, self._loop_buffers = self._loop_buffers, []
+        self._lane, self._width = None, 1
+        return loops.sequence([*(loops.allocate_on_stack(b) for b in buffers), mutated])
+
+    def _statement(self, make: Callable[[], tirx.Stmt]) -> tirx.Stmt:
+        self._scope = scope = _Scope(self._lane, self._width)
+        statement = make()
+        self._scope = None
+        if self._lane is not None:
+            self._loop_buffers.extend(scope.buffers)
+            return loops.sequence([*scope.statements, statement])
+        allocations = [loops.allocate_on_stack(b) for b in scope.buffers]
+        return loops.sequence([*allocations, *scope.statements, statement])
+
+    def _store(self, store: tirx.BufferStore, mutator: Any) -> tirx.Stmt:
+        def make() -> tirx.Stmt:
+            indices = [mutator.mutate(i) for i in store.indices]
+            return tirx.BufferStore(store.buffer, mutator.mutate(store.value), indices)
+
+        return self._statement(make)
+
+    def _bind(self, bind: tirx.Bind, mutator: Any) -> tirx.Stmt:
+        return self._statement(lambda: tirx.Bind(bind.var, mutator.mutate(bind.value)))
+
+    def _variable(self, variable: Var, _mutator: Any) -> Expr:
+        return self._bound.get(variable, variable)
+
+    def _let(self, let: tirx.Let, mutator: Any) -> Expr:
+        if self._scope is None:
+            return mutator.default_mutate(let)
+        self._bound[let.var] = self._scope.bind(mutator.mutate(let.value))
+        return mutator.mutate(let.body)
+
+    def _guarded(self, condition: Expr, yes: Expr, no: Expr, mutator: Any) -> list[Expr]:
+        if self._scope is None:
+            return [mutator.mutate(e) for e in (condition, yes, no)]
+        test = mutator.mutate(condition)
+        branches = []
+        for guard, branch in ((test, yes), (tirx.Not(test), no)):
+            self._scope.guards.append(guard)
+            branches.append(mutator.mutate(branch))
+            self._scope.guards.pop()
+        return [test, *branches]
+
+    def _select(self, select: tirx.Select, mutator: Any) -> Expr:
+        return tirx.Select(
+            mutator.mutate(select.condition),
+            mutator.mutate(select.true_value),
+            mutator.mutate(select.false_value),
+        )
+
+    def _call(self, call: Call, mutator: Any) -> Expr:
+        name = str(getattr(call.op, "name", ""))
+        if name == CONDITIONAL:
+            return tirx.if_then_else(*self._guarded(*call.args, mutator))
+        short = name.removeprefix("tirx.")
+        known = short in _LOWERINGS or short == "pow"
+        dtype = str(getattr(call.ty, "dtype", ""))
+        if not known or name == short or self._scope is None or not _is_float32(dtype):
+            return mutator.default_mutate(call)
+        maths = _Maths(self._scope, tvm.DataType(dtype).lanes)
+        argument = mutator.mutate(call.args[0])
+        if short in _LOWERINGS:
+            return _LOWERINGS[short](maths, argument)
+        exponent = mutator.mutate(call.args[1])
+        value = exponent.value if isinstance(exponent, tirx.Broadcast) else exponent
+        if isinstance(value, tirx.FloatImm):
+            return _power(maths, argument, float(value.value))
+        return tirx.pow(argument, exponent)
 
 
-def _horner(coefficients: Sequence[float], x: Expr) -> Expr:
-    result = _f32(coefficients[0])
+def _is_float32(dtype: str) -> bool:
+    return dtype.partition("x")[0] == "float32"
+
+
+class _Maths:
+    """Literals and conversions with the lanes of the call that is replaced."""
+
+    def __init__(self, scope: _Scope, lanes: int) -> None:
+        self.bind = scope.bind
+        self._lanes = lanes
+
+    def literal(self, value: float, dtype: str) -> Expr:
+        """`value` in all lanes."""
+        kind = tirx.IntImm if dtype.startswith("int") else tirx.FloatImm
+        return loops.splat(kind(dtype, value), self._lanes)
+
+    def f32(self, value: float) -> Expr:
+        """A float32 literal."""
+        return self.literal(value, "float32")
+
+    def f64(self, value: float) -> Expr:
+        """A float64 literal."""
+        return self.literal(value, "float64")
+
+    def i32(self, value: int) -> Expr:
+        """An int32 literal."""
+        return self.literal(value, "int32")
+
+    def cast(self, dtype: str, value: Expr) -> Expr:
+        """A conversion by value."""
+        return tirx.Cast(_with_lanes(dtype, self._lanes), value)
+
+    def bits(self, dtype: str, value: Expr) -> Expr:
+        """A conversion by bit pattern."""
+        return tirx.reinterpret(_with_lanes(dtype, self._lanes), value)
+
+
+def _horner(m: _Maths, coefficients: Sequence[float], x: Expr) -> Expr:
+    result = m.f32(coefficients[0])
     for coefficient in coefficients[1:]:
-        result = result * x + _f32(coefficient)
+        result = result * x + m.f32(coefficient)
     return result
 
 
-def _two_to_the(shifted: Expr) -> Expr:
-    """2^(n - 1) for a float32 `shifted` that was computed as n + 126 + 1.5 * 2^23."""
-    return tirx.reinterpret("float32", tirx.reinterpret("int32", shifted) << _i32(23))
+def _exponential(
+    m: _Maths,
+    x: Expr,
+    scale: float,
+    remainder: Callable[[Expr], Expr],
+    low: float,
+    high: float,
+) -> Expr:
+    """base^x, where `scale` = log2(base) and `remainder(n)` = (x - n / scale) ln(base)."""
+    # n + 126 ends up in the low bits of `shifted`: moved up by 23 they are 2^(n - 1).
+    shifted = m.bind(x * m.f32(scale) + m.f32(_ROUNDING + 126))
+    n = m.bind(shifted - m.f32(_ROUNDING + 126))
+    r = m.bind(remainder(n))
+    value = m.bind(_horner(m, _EXP, r) * (r * r) + r + m.f32(1.0))
+    power = m.bits("float32", m.bits("int32", shifted) << m.i32(23))
+    # Doubling before scaling by 2^(n-1) reaches n = 128, where 2^n would overflow.
+    scaled = m.bind((value + value) * power)
+    flushed = tirx.Select(x < m.f32(low), m.f32(0.0), scaled)
+    return tirx.Select(x > m.f32(high), m.f32(_INFINITY), flushed)
 
 
-def _exp_core(x: Expr, scale: float, reduce: Callable[[Expr], Expr], low: float, high: float
-              ) -> Expr:
-    """base^x, where `scale` = log2(base) and `reduce(n)` = (x - n / scale) ln(base)."""
-
-    def of_shifted(shifted: Expr) -> Expr:
-        return _let(
-            shifted - _f32(_ROUNDING + 126),
-            lambda n: _let(reduce(n), lambda r: of_remainder(r, shifted)),
-        )
-
-    def of_remainder(r: Expr, shifted: Expr) -> Expr:
-        value = _horner(_EXP, r) * (r * r) + r + _f32(1.0)
-        # Doubling before scaling by 2^(n-1) reaches n = 128, where 2^n would overflow.
-        scaled = _let(value, lambda v: (v + v) * _two_to_the(shifted))
-        flushed = tirx.Select(x < _f32(low), _f32(0.0), scaled)
-        return tirx.Select(x > _f32(high), _f32(_INFINITY), flushed)
-
-    return _let(x * _f32(scale) + _f32(_ROUNDING + 126), of_shifted)
-
-
-def _exp(argument: Expr) -> Expr:
-    return _let(
-        argument,
-        lambda x: _exp_core(
-            x,
-            1.44269504088896341,
-            lambda n: x - n * _f32(_LN2_HIGH) - n * _f32(_LN2_LOW),
-            _EXP_MIN,
-            _EXP_MAX,
-        ),
+def _exp(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    return _exponential(
+        m,
+        x,
+        1.44269504088896341,
+        lambda n: x - n * m.f32(_LN2_HIGH) - n * m.f32(_LN2_LOW),
+        _EXP_MIN,
+        _EXP_MAX,
     )
 
 
-def _exp2(argument: Expr) -> Expr:
-    return _let(
-        argument,
-        lambda x: _exp_core(
-            x, 1.0, lambda n: (x - n) * _f32(0.693147180559945), -125.4, 127.99999
-        ),
+def _exp2(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    return _exponential(
+        m, x, 1.0, lambda n: (x - n) * m.f32(0.693147180559945), -125.4, 127.99999
     )
 
 
-def _exp10(argument: Expr) -> Expr:
+def _exp10(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
     # log10(2) in two parts, the first one exact in 8 bits.
     high, low = 0.30078125, 2.4874566e-4
-    return _let(
-        argument,
-        lambda x: _exp_core(
-            x,
-            3.32192809488736235,
-            lambda n: (x - n * _f32(high) - n * _f32(low)) * _f32(2.30258509299404568),
-            -37.7,
-            38.53183,
-        ),
+    return _exponential(
+        m,
+        x,
+        3.32192809488736235,
+        lambda n: (x - n * m.f32(high) - n * m.f32(low)) * m.f32(2.30258509299404568),
+        -37.7,
+        38.53183,
     )
 
 
-def _log_core(x: Expr, finish: Callable[[Expr, Expr], Expr]) -> Expr:
-    """`finish(e, log1p(f))` for x = 2^e (1 + f) with the special cases around it."""
-    tiny = x < _f32(1.17549435e-38)
-    normal = tirx.Select(tiny, x * _f32(8388608.0), x)
-    bias = tirx.Select(tiny, _f32(-23.0), _f32(0.0))
-
-    def of_bits(bits: Expr) -> Expr:
-        exponent = (bits - _i32(0x3F3504F3)) >> _i32(23)
-        return _let(
-            exponent,
-            lambda e: _let(
-                tirx.reinterpret("float32", bits - (e << _i32(23))) - _f32(1.0),
-                lambda f: finish(tirx.Cast("float32", e) + bias, f),
-            ),
-        )
-
-    value = _let(tirx.reinterpret("int32", normal), of_bits)
-    # NaN fails every comparison and is passed on; so is +inf.
-    ordinary = tirx.Select(x < _f32(_INFINITY), value, x)
-    negative = tirx.Select(x < _f32(0.0), _f32(math.nan), ordinary)
-    return tirx.Select(tirx.EQ(x, _f32(0.0)), _f32(-_INFINITY), negative)
+def _exponent_and_fraction(m: _Maths, x: Expr) -> tuple[Expr, Expr]:
+    """(e, f) with x = 2^e (1 + f) and sqrt(1/2) <= 1 + f < sqrt(2), for positive x."""
+    tiny = x < m.f32(1.17549435e-38)
+    normal = m.bind(tirx.Select(tiny, x * m.f32(8388608.0), x))
+    bits = m.bind(m.bits("int32", normal))
+    e = m.bind((bits - m.i32(0x3F3504F3)) >> m.i32(23))
+    f = m.bind(m.bits("float32", bits - (e << m.i32(23))) - m.f32(1.0))
+    bias = tirx.Select(tiny, m.f32(-23.0), m.f32(0.0))
+    return m.bind(m.cast("float32", e) + bias), f
 
 
-def _log(argument: Expr) -> Expr:
-    def finish(e: Expr, f: Expr) -> Expr:
-        def combine(exponent: Expr) -> Expr:
-            square = f * f
-            tail = f * square * _horner(_LOG, f) + exponent * _f32(_LN2_LOW)
-            return f + (tail - square * _f32(0.5)) + exponent * _f32(_LN2_HIGH)
-
-        return _let(e, combine)
-
-    return _let(argument, lambda x: _log_core(x, finish))
+def _with_log_limits(m: _Maths, x: Expr, value: Expr) -> Expr:
+    """Logarithms of 0, negative numbers, infinity and NaN (which fails every comparison)."""
+    ordinary = tirx.Select(x < m.f32(_INFINITY), m.bind(value), x)
+    negative = tirx.Select(x < m.f32(0.0), m.f32(math.nan), ordinary)
+    return tirx.Select(tirx.EQ(x, m.f32(0.0)), m.f32(-_INFINITY), negative)
 
 
-def _log_base(scale: float) -> Callable[[Expr], Expr]:
-    def lower(argument: Expr) -> Expr:
-        return _log(argument) * _f32(scale)
-
-    return lower
-
-
-def _log2(argument: Expr) -> Expr:
-    def finish(e: Expr, f: Expr) -> Expr:
-        square = f * f
-        fraction = f + (f * square * _horner(_LOG, f) - square * _f32(0.5))
-        return e + fraction * _f32(1.44269504088896341)
-
-    return _let(argument, lambda x: _log_core(x, finish))
+def _log(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    e, f = _exponent_and_fraction(m, x)
+    square = m.bind(f * f)
+    tail = f * square * _horner(m, _LOG, f) + e * m.f32(_LN2_LOW)
+    value = f + (tail - square * m.f32(0.5)) + e * m.f32(_LN2_HIGH)
+    return _with_log_limits(m, x, value)
 
 
-def _log1p(argument: Expr) -> Expr:
-    def of(x: Expr) -> Expr:
-        def of_sum(u: Expr) -> Expr:
-            corrected = _log(u) + (x - (u - _f32(1.0))) / u
-            return tirx.Select(tirx.And(u > _f32(0.0), u < _f32(_INFINITY)), corrected, _log(u))
+def _log2(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    e, f = _exponent_and_fraction(m, x)
+    square = m.bind(f * f)
+    fraction = f + (f * square * _horner(m, _LOG, f) - square * m.f32(0.5))
+    return _with_log_limits(m, x, e + fraction * m.f32(1.44269504088896341))
 
-        return _let(x + _f32(1.0), of_sum)
 
-    return _let(argument, of)
+def _log10(m: _Maths, argument: Expr) -> Expr:
+    return _log(m, argument) * m.f32(0.434294481903251828)
+
+
+def _log1p(m: _Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    u = m.bind(x + m.f32(1.0))
+    plain = m.bind(_log(m, u))
+    corrected = plain + (x - (u - m.f32(1.0))) / u
+    return tirx.Select(tirx.And(u > m.f32(0.0), u < m.f32(_INFINITY)), corrected, plain)
 
 
 def _odd_rational(
     numerator: Sequence[float], denominator: Sequence[float], limit: float
-) -> Callable[[Expr], Expr]:
+) -> Callable[[_Maths, Expr], Expr]:
     """x P(x^2) / Q(x^2) with x held within [-limit, limit]; NaN passes through."""
 
-    def lower(argument: Expr) -> Expr:
-        def of(x: Expr) -> Expr:
-            below = tirx.Select(x < _f32(-limit), _f32(-limit), x)
-            return _let(below, lambda b: _let(tirx.Select(b > _f32(limit), _f32(limit), b), ratio))
-
-        def ratio(x: Expr) -> Expr:
-            return _let(
-                x * x, lambda t: (x * _horner(numerator, t)) / _horner(denominator, t)
-            )
-
-        return _let(argument, of)
+    def lower(m: _Maths, argument: Expr) -> Expr:
+        x = m.bind(argument)
+        x = m.bind(tirx.Select(x < m.f32(-limit), m.f32(-limit), x))
+        x = m.bind(tirx.Select(x > m.f32(limit), m.f32(limit), x))
+        t = m.bind(x * x)
+        return (x * _horner(m, numerator, t)) / _horner(m, denominator, t)
 
     return lower
 
 
-def _sigmoid(argument: Expr) -> Expr:
-    return _f32(1.0) / (_f32(1.0) + _exp(_f32(0.0) - argument))
+def _sigmoid(m: _Maths, argument: Expr) -> Expr:
+    return m.f32(1.0) / (m.f32(1.0) + _exp(m, m.f32(0.0) - argument))
 
 
-def _sine(quarter: int) -> Callable[[Expr], Expr]:
+def _sine(quarter: int) -> Callable[[_Maths, Expr], Expr]:
     """sin(x + quarter * pi/2). The reduction in float64 is exact enough to |x| = 1e7."""
 
-    def f64(value: float) -> Expr:
-        return tirx.FloatImm("float64", value)
-
-    def lower(argument: Expr) -> Expr:
-        wide = tirx.Cast("float64", argument)
+    def lower(m: _Maths, argument: Expr) -> Expr:
         rounding = 6755399441055744.0  # 1.5 * 2^52
-
-        def of(x: Expr) -> Expr:
-            return _let(x * f64(2.0 / math.pi) + f64(rounding), lambda s: of_shifted(x, s))
-
-        def of_shifted(x: Expr, shifted: Expr) -> Expr:
-            n = shifted - f64(rounding)
-            remainder = tirx.Cast("float32", x - n * f64(math.pi / 2))
-            bits = tirx.Cast("int32", tirx.reinterpret("int64", shifted) & tirx.const(3, "int64"))
-            return _let(remainder, lambda r: _let(bits + _i32(quarter), lambda q: of_rest(r, q)))
-
-        def of_rest(r: Expr, quadrant: Expr) -> Expr:
-            def value(t: Expr) -> Expr:
-                sine = r + r * t * _horner(
-                    (2.6000548e-6, -1.9806615e-4, 8.3330173e-3, -1.6666657e-1), t
-                )
-                cosine = _f32(1.0) + t * _horner(
-                    (2.3153932e-5, -1.3854137e-3, 4.1663583e-2, -0.49999905), t
-                )
-                even = tirx.EQ(tirx.bitwise_and(quadrant, _i32(1)), _i32(0))
-                positive = tirx.EQ(tirx.bitwise_and(quadrant, _i32(2)), _i32(0))
-                return _let(
-                    tirx.Select(even, sine, cosine),
-                    lambda v: tirx.Select(positive, v, _f32(0.0) - v),
-                )
-
-            return _let(r * r, value)
-
-        return _let(wide, of)
+        x = m.bind(m.cast("float64", argument))
+        shifted = m.bind(x * m.f64(2.0 / math.pi) + m.f64(rounding))
+        n = shifted - m.f64(rounding)
+        r = m.bind(m.cast("float32", x - n * m.f64(math.pi / 2)))
+        low_bits = m.cast("int32", m.bits("int64", shifted))
+        quadrant = m.bind(low_bits + m.i32(quarter))
+        t = m.bind(r * r)
+        sine = m.bind(r + r * t * _horner(m, _SIN, t))
+        cosine = m.bind(m.f32(1.0) - t * m.f32(0.5) + t * t * _horner(m, _COS, t))
+        even = tirx.EQ(tirx.bitwise_and(quadrant, m.i32(1)), m.i32(0))
+        positive = tirx.EQ(tirx.bitwise_and(quadrant, m.i32(2)), m.i32(0))
+        value = m.bind(tirx.Select(even, sine, cosine))
+        return tirx.Select(positive, value, m.f32(0.0) - value)
 
     return lower
 
 
-def _power(base: Expr, exponent: float) -> Expr:
+def _power(m: _Maths, base: Expr, exponent: float) -> Expr:
     """x^y for a constant y."""
-    whole = exponent == int(exponent) if math.isfinite(exponent) else False
+    whole = math.isfinite(exponent) and exponent == int(exponent)
     if whole and abs(exponent) <= _MOST_PRODUCTS:
-        count = abs(int(exponent))
-        if count == 0:
-            return _f32(1.0)
-        value = _let(base, lambda x: _product(x, count))
-        return value if exponent > 0 else _f32(1.0) / value
+        value = _product(m, m.bind(base), abs(int(exponent)))
+        return value if exponent >= 0 else m.f32(1.0) / value
     if exponent == 0.5:
         return tirx.sqrt(base)
     if exponent == -0.5:
-        return _f32(1.0) / tirx.sqrt(base)
+        return m.f32(1.0) / tirx.sqrt(base)
     if whole or not math.isfinite(exponent):
-        return tirx.pow(base, _f32(exponent))
-    return _exp(_log(base) * _f32(exponent))
+        return tirx.pow(base, m.f32(exponent))
+    return _exp(m, _log(m, base) * m.f32(exponent))
 
 
-def _product(x: Expr, count: int) -> Expr:
+def _product(m: _Maths, x: Expr, count: int) -> Expr:
+    if count == 0:
+        return m.f32(1.0)
     if count == 1:
         return x
-    half = _let(_product(x, count // 2), lambda h: h * h)
-    return half * x if count % 2 else half
+    half = m.bind(_product(m, x, count // 2))
+    return half * half * x if count % 2 else half * half
 
 
-_LOWERINGS: dict[str, Callable[[Expr], Expr]] = {
+_LOWERINGS: dict[str, Callable[[_Maths, Expr], Expr]] = {
     "exp": _exp,
     "exp2": _exp2,
     "exp10": _exp10,
     "log": _log,
     "log2": _log2,
-    "log10": _log_base(0.434294481903251828),
+    "log10": _log10,
     "log1p": _log1p,
     "tanh": _odd_rational(_TANH_P, _TANH_Q, 9.02),
     "erf": _odd_rational(_ERF_P, _ERF_Q, 3.925),

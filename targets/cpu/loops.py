@@ -85,6 +85,11 @@ def allocate(buffers: Iterable[Var], body: Stmt) -> Stmt:
     return sequence([*(tirx.AllocBuffer(b) for b in buffers), body])
 
 
+def allocate_on_stack(buffer: Var) -> Stmt:
+    """Allocates a buffer where LLVM can turn it into registers, whatever its size."""
+    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)})
+
+
 def store(buffer: Var, indices: Sequence[Index], value: Expr) -> Stmt:
     """`buffer[indices] = value`"""
     return tirx.BufferStore(buffer, value, [index(i) for i in indices])

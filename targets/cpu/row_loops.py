@@ -188,7 +188,7 @@ class _RowInLanes:
 
     def body(self) -> Stmt:
         """Everything for one row."""
-        statements: list[Stmt] = [tirx.AllocBuffer(b) for b in self._local.buffers.values()]
+        statements: list[Stmt] = [loops.allocate_on_stack(b) for b in self._local.buffers.values()]
         for current in _passes(self._rows, self._local, int32(0)):
             statements.append(self._emit(current))
         return loops.sequence(statements)
@@ -273,10 +273,7 @@ class _Accumulators:
     def update(self, step: _Step, width: int, lane: Expr, value: Expr) -> Stmt:
         """Adds `value` to the lane's accumulator."""
         buffer = self._buffer(step, width)
-        reduction = step.reduction
-        if reduction is None:
-            raise ValueError("an elementwise step has no accumulator")
-        combined = reduction.combine(tirx.BufferLoad(buffer, [lane]), value)
+        combined = _step_of(step).combine(tirx.BufferLoad(buffer, [lane]), value)
         return tirx.BufferStore(buffer, combined, [lane])
 
     def _buffer(self, step: _Step, width: int) -> Var:
@@ -291,10 +288,9 @@ class _Accumulators:
         """Allocates and clears the accumulators; to be called after all updates are built."""
         statements: list[Stmt] = []
         for number, step in enumerate(self._steps):
-            self._buffer(step, self._lanes)
             for (owner, width), buffer in self._buffers.items():
                 if owner == number:
-                    statements.append(tirx.AllocBuffer(buffer))
+                    statements.append(loops.allocate_on_stack(buffer))
                     statements.append(_fill(buffer, width, step))
         return statements
 
@@ -302,41 +298,82 @@ class _Accumulators:
         """Combines all accumulators of a step into its result."""
         statements: list[Stmt] = []
         for number, step in enumerate(self._steps):
-            total = self._buffer(step, self._lanes)
+            total: Expr | None = None
             for (owner, width), buffer in self._buffers.items():
-                if owner != number or width == self._lanes:
-                    continue
-                for start in range(0, width, self._lanes):
-                    part = min(self._lanes, width - start)
-                    statements.append(_combine(step, total, 0, buffer, start, part))
-            half = self._lanes // 2
-            while half:
-                statements.append(_combine(step, total, 0, total, half, half))
-                half //= 2
-            result = tirx.BufferLoad(total, [int32(0)])
+                if owner == number:
+                    part = _read(buffer, width)
+                    for piece in _pieces(part, width, self._lanes, step):
+                        total = piece if total is None else _step_of(step).combine(total, piece)
+            if total is None:
+                raise ValueError("a reduction without accumulators")
+            result = _combine_lanes(total, self._lanes, step, statements)
             place = step.assignment
             statements.append(tirx.BufferStore(place.buffer, result, [place.offset]))
         return statements
 
 
-def _fill(buffer: Var, width: int, step: _Step) -> Stmt:
+def _step_of(step: _Step) -> Reduction:
     if step.reduction is None:
         raise ValueError("an elementwise step has no accumulator")
-    identity = step.reduction.identity
+    return step.reduction
+
+
+def _read(buffer: Var, width: int) -> Expr:
+    """All of a buffer as one vector."""
+    return tirx.BufferLoad(buffer, [loops.ramp(0, width)])
+
+
+def _stored(value: Expr, lanes: int, step: _Step, statements: list[Stmt]) -> Expr:
+    """The vector `value`, computed once.
+
+    It goes through a buffer (a register in the end): TVM would substitute a bound
+    variable into each of its uses.
+    """
+    buffer = loops.local_buffer("part", (lanes,), buffer_dtype(step.stage.buffer))
+    statements.append(loops.allocate_on_stack(buffer))
+    statements.append(tirx.BufferStore(buffer, value, [loops.ramp(0, lanes)]))
+    return _read(buffer, lanes)
+
+
+def _pieces(
+    vector: Expr, width: int, lanes: int, step: _Step
+) -> list[Expr]:
+    """A vector as vectors of `lanes`, the last one filled up with the identity.
+
+    Shuffles and not loads of parts: LLVM forwards a partly overlapping store
+    through integer shifts, lane by lane.
+    """
+    if width == lanes:
+        return [vector]
+    if width == 1:
+        fill = loops.splat(_step_of(step).identity, lanes)
+        return [tirx.Shuffle([fill, vector], [int32(i) for i in (lanes, *range(1, lanes))])]
+    pieces: list[Expr] = []
+    for start in range(0, width, lanes):
+        sources = [vector]
+        if start + lanes > width:
+            sources.append(loops.splat(_step_of(step).identity, lanes))
+        pieces.append(tirx.Shuffle(sources, [int32(i) for i in range(start, start + lanes)]))
+    return pieces
+
+
+def _combine_lanes(vector: Expr, lanes: int, step: _Step, statements: list[Stmt]) -> Expr:
+    """All lanes of a vector combined, in log2(lanes) steps."""
+    while lanes > 1:
+        whole = _stored(vector, lanes, step, statements)
+        half = lanes // 2
+        low, high = (
+            tirx.Shuffle([whole], [int32(i) for i in range(start, start + half)])
+            for start in (0, half)
+        )
+        vector = _step_of(step).combine(low, high)
+        lanes = half
+    return vector
+
+
+def _fill(buffer: Var, width: int, step: _Step) -> Stmt:
+    identity = _step_of(step).identity
     return _lanes(width, lambda v: tirx.BufferStore(buffer, identity, [v]))
-
-
-def _combine(step: _Step, into: Var, at: int, other: Var, start: int, width: int) -> Stmt:
-    reduction = step.reduction
-    if reduction is None:
-        raise ValueError("an elementwise step has no accumulator")
-
-    def one(v: Expr) -> Stmt:
-        left = tirx.BufferLoad(into, [int32(at) + v])
-        right = tirx.BufferLoad(other, [int32(start) + v])
-        return tirx.BufferStore(into, reduction.combine(left, right), [int32(at) + v])
-
-    return _lanes(width, one)
 
 
 def _lanes(width: int, body: Callable[[Expr], Stmt]) -> Stmt:
@@ -401,7 +438,7 @@ def _block_nest(
             outer.append(fresh)
     local = _Locals(rows, flat, width)
     context = (*outer, Axis(lane, width))
-    statements: list[Stmt] = [tirx.AllocBuffer(b) for b in local.buffers.values()]
+    statements: list[Stmt] = [loops.allocate_on_stack(b) for b in local.buffers.values()]
     for current in _passes(rows, local, lane):
         moved = _Pass(
             current.inner,
