@@ -66,8 +66,8 @@ def with_fault(stages: Stages, name: str, size: int) -> Stages:
 def test_a_sound_compilation_has_no_divergence(small_model_file: Path, small_module: Path) -> None:
     found = bisect_module(small_module, small_model_file)
     assert found.first_divergence is None
-    assert [step.name for step in found.steps][0] == "import"
-    assert [step.name for step in found.steps][-1] == MODULE
+    assert found.steps[0].name == "import"
+    assert found.steps[-1].name == MODULE
     assert "no pass diverges" in found.conclusion()
 
 
