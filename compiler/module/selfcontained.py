@@ -145,6 +145,12 @@ class SelfContainedModule(Module):
         ctypes.CDLL(None).dlclose(ctypes.c_void_p(handle))
         os.close(self._descriptor)
 
+    def __del__(self) -> None:
+        # A forgotten library would stay loaded under its descriptor's name, and the dynamic
+        # linker would hand it out for the next file that gets the number.
+        if hasattr(self, "_library"):
+            self.close()
+
     def _error(self) -> str:
         return self._library.last_error().decode(errors="replace")
 
