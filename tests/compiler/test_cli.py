@@ -246,9 +246,7 @@ def test_verify_with_another_model_of_the_same_signature_fails(
     assert "does not agree" in result.stderr
 
 
-def test_verify_refuses_a_model_with_another_signature(
-    small_module: Path, tmp_path: Path
-) -> None:
+def test_verify_refuses_a_model_with_another_signature(small_module: Path, tmp_path: Path) -> None:
     other = save(tmp_path / "other.onnx", helper.make_node("Relu", ["x"], ["y"]))
     fails(["verify", small_module, "--model", other], "other.onnx", "is not the model")
     fails(["verify", small_module, "--bisect"], "--model")

@@ -1,0 +1,88 @@
+"""The Python interface: compile, call, load elsewhere."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import compiler
+from compiler.evaluate.peers import OnnxRuntime, installed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_compile_without_output_lives_as_long_as_the_module(small_model_file: Path) -> None:
+    module = compiler.compile(small_model_file, runner=False, static_library=False)
+    folder = module.path
+    assert folder.is_dir()
+    image = np.ones((1, 3, 8, 8), np.float32)
+    scores = module(image=image)["scores"]
+    assert scores.shape == (1, 5)
+    if installed(OnnxRuntime):
+        expected = OnnxRuntime(small_model_file, 1, {}).run({"image": image})["scores"]
+        np.testing.assert_allclose(scores, expected, atol=1e-3 * np.ptp(expected))
+    del module
+    gc.collect()  # its contexts refer back to it
+    assert not folder.exists()
+
+
+def test_compile_from_memory_with_options(small_model_file: Path, tmp_path: Path) -> None:
+    config = compiler.CompileConfig(shapes={"image": (2, 3, 8, 8)}, golden=False, runner=False)
+    report = compiler.compile_to(
+        onnx.load(small_model_file), tmp_path / "m", config=config, static_library=False
+    )
+    assert report.manifest.inputs[0].shape == (2, 3, 8, 8)
+    assert report.manifest.config["runner"] is False
+    assert report.differences == ()
+    assert not (tmp_path / "m" / "golden.bin").exists()
+    assert not (tmp_path / "m" / "model.a").exists()
+    loaded = compiler.load(tmp_path / "m", threads=1)
+    assert loaded(np.zeros((2, 3, 8, 8), np.float32))["scores"].shape == (2, 5)
+
+
+def test_mistakes_raise_what_they_are(small_model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(compiler.ConfigError, match="colour"):
+        compiler.compile(small_model_file, colour="red")
+    with pytest.raises(compiler.TargetError, match="vax"):
+        compiler.compile(small_model_file, "vax")
+    with pytest.raises(compiler.ShapeError, match="image"):
+        compiler.compile(small_model_file, shapes={"image": (1, 4, 8, 8)})
+    with pytest.raises(compiler.ModelError, match="nothing"):
+        compiler.compile(tmp_path / "nothing.onnx")
+    with pytest.raises(compiler.ArtifactError):
+        compiler.load(tmp_path)
+
+
+def test_a_module_that_computes_something_else_is_reported(
+    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the reference disagree, as it would after a miscompilation."""
+    from compiler.evaluate.reference import Reference
+
+    honest = Reference.run
+
+    def lying(self: Reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: value * 1.1 for name, value in honest(self, inputs).items()}
+
+    monkeypatch.setattr(Reference, "run", lying)
+    with pytest.raises(compiler.VerificationError, match=r"scores.*--bisect"):
+        compiler.compile_to(small_model_file, tmp_path / "m")
+
+
+def test_running_a_module_needs_no_tvm(small_module: Path) -> None:
+    code = (
+        "import sys; sys.modules['tvm'] = None; sys.modules['onnx'] = None\n"
+        "import compiler, numpy\n"
+        f"module = compiler.load({str(small_module)!r})\n"
+        "print(module(numpy.ones((1, 3, 8, 8), numpy.float32))['scores'].shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "(1, 5)", done.stderr

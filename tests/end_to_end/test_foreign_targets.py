@@ -1,0 +1,41 @@
+"""Modules for other machines, run by an emulator where one is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from compiler.api import compile_to
+from compiler.errors import ArtifactError, TinsmithError
+from compiler.module.loader import load
+
+EMULATORS = {"cortex-a72": "qemu-aarch64-static", "cortex-a7": "qemu-arm-static"}
+
+
+@pytest.mark.parametrize("target", EMULATORS)
+def test_arm_module_proves_itself(target: str, small_model_file: Path, tmp_path: Path) -> None:
+    report = compile_to(small_model_file, tmp_path / "m", target=target, static_library=False)
+    assert report.manifest.form == "self-contained"
+    assert any("not run here" in remark for remark in report.notes)
+    with pytest.raises(ArtifactError, match=target):
+        load(report.path)
+    emulator = shutil.which(EMULATORS[target])
+    if emulator is None:
+        pytest.skip(f"{EMULATORS[target]} is not installed")
+    done = subprocess.run(
+        [emulator, str(report.path / "tinsmith-run"), "verify"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compile_names_the_way_out_for_a_foreign_target(small_model_file: Path) -> None:
+    import compiler
+
+    with pytest.raises(TinsmithError, match="cortex-a72"):
+        compiler.compile(small_model_file, "cortex-a72", runner=False, static_library=False)
