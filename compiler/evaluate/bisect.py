@@ -102,7 +102,7 @@ def bisect_module(
     """
     with load(path) as module:
         manifest = module.manifest
-        config = CompileConfig.from_dict(manifest.config | {"dump": None})
+        config = CompileConfig.from_dict({**manifest.config, "dump": None})
         shapes = {t.name: tuple(int(size) for size in t.shape) for t in manifest.inputs}
         imported = import_onnx(model, shapes, config.constants)
         if imported.output_names != tuple(t.name for t in manifest.outputs):

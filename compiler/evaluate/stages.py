@@ -50,7 +50,7 @@ def run_stage(
     target = target.with_host(target)
     with target:
         # Some layouts that the passes choose only this project's definitions know.
-        module = _LOWERING(Legalize(legalize_map(spec))(module))
+        module = tvm.transform.Sequential([Legalize(legalize_map(spec)), _LOWERING])(module)
     executable = tvm.compile(module, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.array(array)) for array in inputs))
