@@ -60,7 +60,7 @@ _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", 
 BOUND_INPUTS |= {f"Reduce{name}": (1,) for name in _REDUCTIONS}
 _FLOATS = frozenset(
     getattr(onnx.TensorProto, name)
-    for name in onnx.TensorProto.DataType.keys()
+    for name in list(onnx.TensorProto.DataType.keys())
     if "FLOAT" in name or name in ("DOUBLE", "COMPLEX64", "COMPLEX128")
 )
 ENGINES = ("ours", "stock")
