@@ -166,7 +166,9 @@ class PassRunner:
         try:
             module = step(module)
         except Exception as error:
-            raise PassError(f"{self._failing(name)}: {_first_line(error)}{self._advice()}") from error
+            raise PassError(
+                f"{self._failing(name)}: {_first_line(error)}{self._advice()}"
+            ) from error
         end = time.perf_counter()
         self._write(name, module)
         verified = time.perf_counter()
@@ -203,7 +205,9 @@ class PassRunner:
             self._folder.mkdir(parents=True, exist_ok=True)
             path.write_text(module.script(show_meta=False) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--dump {self._folder}: cannot write {path.name}: {error}") from error
+            raise ConfigError(
+                f"--dump {self._folder}: cannot write {path.name}: {error}"
+            ) from error
         self.dumped.append(path)
 
 

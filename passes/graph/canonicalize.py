@@ -116,9 +116,7 @@ class _Canonicalizer(BlockRewriter):
             return source
         if moves_only_unit_axes(shape, axes):
             return self._reshape(
-                self._builder.normalize(
-                    relax.op.reshape(source, [shape[axis] for axis in axes])
-                )
+                self._builder.normalize(relax.op.reshape(source, [shape[axis] for axis in axes]))
             )
         return relax.op.permute_dims(source, axes)
 

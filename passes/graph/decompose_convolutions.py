@@ -148,7 +148,9 @@ class _Decomposer(BlockRewriter):
             columns.stride,
             outputs // groups,
         )
-        spread = self._emit_permuted(self.emit(relax.op.reshape(blocks, parts)), (0, 1, 4, 2, 5, 3, 6))
+        spread = self._emit_permuted(
+            self.emit(relax.op.reshape(blocks, parts)), (0, 1, 4, 2, 5, 3, 6)
+        )
         full = (batch, rows.positions * rows.stride, columns.positions * columns.stride, outputs)
         image = self.emit(relax.op.reshape(spread, full))
         if full[1:3] != (rows.extent, columns.extent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -185,7 +186,7 @@ class _Folder(BlockRewriter):
         return relax.op.add(result, constant(bias.reshape(along).astype(dtype)))
 
 
-def _linear_call(value: relax.Expr | None) -> _Linear | None:
+def _linear_call(value: Any) -> _Linear | None:
     name = operator_name(value)
     shape = static_shape(value) if value is not None else None
     if name is None or shape is None:

@@ -93,7 +93,9 @@ def reshape_stored(
     if groups is None:
         return None
     shape = value.meant_shape
-    stored_order = sorted((i for i in range(len(shape)) if shape[i] != 1), key=value.axes.__getitem__)
+    stored_order = sorted(
+        (i for i in range(len(shape)) if shape[i] != 1), key=value.axes.__getitem__
+    )
     # The groups must be stored one after the other, each in its own order.
     order: list[int] = []
     position = 0

@@ -52,9 +52,7 @@ def _elementwise(rewriter: PermutationRewriter, call: relax.Call) -> Permuted:
     return Permuted(_with_operands(call, source.stored), source.axes)
 
 
-def _common_axes(
-    rewriter: PermutationRewriter, operands: Sequence[Permuted]
-) -> tuple[int, ...]:
+def _common_axes(rewriter: PermutationRewriter, operands: Sequence[Permuted]) -> tuple[int, ...]:
     """The storage order that costs the fewest transposed elements; permuted wins a draw."""
 
     def cost(axes: tuple[int, ...]) -> tuple[int, bool]:
@@ -73,7 +71,7 @@ def _broadcasting(rewriter: PermutationRewriter, call: relax.Call) -> Permuted |
     shape = static_shape(call)
     if shape is None or any(static_shape(operand) is None for operand in call.args):
         return None
-    held = []
+    held: list[Permuted | None] = []
     for operand in call.args:
         value = rewriter.held(operand)
         missing = len(shape) - len(value.axes)
@@ -234,22 +232,79 @@ def _broadcast_to(rewriter: PermutationRewriter, call: relax.Call) -> Permuted |
 
 
 ELEMENTWISE = frozenset(
-    f"relax.{name}"
-    for name in (
-        "abs acos acosh asin asinh atan atanh astype bitwise_not ceil clip cos cosh erf exp floor "
-        "isfinite isinf isnan log logical_not negative round rsqrt sigmoid sign sin sinh square "
-        "sqrt tan tanh trunc nn.gelu nn.gelu_tanh nn.leakyrelu nn.relu nn.relu6 nn.selu nn.silu "
-        "nn.softplus"
-    ).split()
+    {
+        "relax.abs",
+        "relax.acos",
+        "relax.acosh",
+        "relax.asin",
+        "relax.asinh",
+        "relax.atan",
+        "relax.atanh",
+        "relax.astype",
+        "relax.bitwise_not",
+        "relax.ceil",
+        "relax.clip",
+        "relax.cos",
+        "relax.cosh",
+        "relax.erf",
+        "relax.exp",
+        "relax.floor",
+        "relax.isfinite",
+        "relax.isinf",
+        "relax.isnan",
+        "relax.log",
+        "relax.logical_not",
+        "relax.negative",
+        "relax.round",
+        "relax.rsqrt",
+        "relax.sigmoid",
+        "relax.sign",
+        "relax.sin",
+        "relax.sinh",
+        "relax.square",
+        "relax.sqrt",
+        "relax.tan",
+        "relax.tanh",
+        "relax.trunc",
+        "relax.nn.gelu",
+        "relax.nn.gelu_tanh",
+        "relax.nn.leakyrelu",
+        "relax.nn.relu",
+        "relax.nn.relu6",
+        "relax.nn.selu",
+        "relax.nn.silu",
+        "relax.nn.softplus",
+    }
 )
 
 BROADCASTING = frozenset(
-    f"relax.{name}"
-    for name in (
-        "add subtract multiply divide floor_divide mod floor_mod power maximum minimum "
-        "equal not_equal less less_equal greater greater_equal logical_and logical_or logical_xor "
-        "bitwise_and bitwise_or bitwise_xor left_shift right_shift where"
-    ).split()
+    {
+        "relax.add",
+        "relax.subtract",
+        "relax.multiply",
+        "relax.divide",
+        "relax.floor_divide",
+        "relax.mod",
+        "relax.floor_mod",
+        "relax.power",
+        "relax.maximum",
+        "relax.minimum",
+        "relax.equal",
+        "relax.not_equal",
+        "relax.less",
+        "relax.less_equal",
+        "relax.greater",
+        "relax.greater_equal",
+        "relax.logical_and",
+        "relax.logical_or",
+        "relax.logical_xor",
+        "relax.bitwise_and",
+        "relax.bitwise_or",
+        "relax.bitwise_xor",
+        "relax.left_shift",
+        "relax.right_shift",
+        "relax.where",
+    }
 )
 
 PERMUTATION_RULES: dict[str, Rule] = {

@@ -90,9 +90,7 @@ def _is_kernel_of(
 ) -> bool:
     """Whether `kernel` is what `compute` gives for inputs of these shapes."""
     builder = relax.BlockBuilder()
-    parameters = [
-        relax.Var(f"p{position}", operand.ty) for position, operand in enumerate(inputs)
-    ]
+    parameters = [relax.Var(f"p{position}", operand.ty) for position, operand in enumerate(inputs)]
     with builder.function("main", parameters):
         builder.emit_func_output(builder.emit_te(compute, *parameters, primfunc_name_hint="kernel"))
     expected = builder.get()["kernel"]

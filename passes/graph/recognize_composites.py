@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import tvm
@@ -70,7 +71,7 @@ class _Recognizer(BlockRewriter):
             return self._layer_norm(value)
         return value
 
-    def _scaled(self, expr: relax.Expr | None, factor: float) -> relax.Expr | None:
+    def _scaled(self, expr: Any, factor: float) -> relax.Expr | None:
         """`x` if `expr` computes `x * factor` with a constant factor."""
         name = operator_name(expr)
         if name not in ("relax.multiply", "relax.divide"):
@@ -138,7 +139,7 @@ class _Recognizer(BlockRewriter):
         return relax.op.nn.layer_norm(data, scale, shift, axes=[-1], epsilon=epsilon)
 
     def _normalized(self, expr: relax.Expr) -> tuple[relax.Expr, float] | None:
-        """`(x, epsilon)` if `expr` is `(x - mean) / sqrt(variance + epsilon)` over the last axis."""
+        """`(x, epsilon)` if `expr` is `(x - mean) / sqrt(variance + epsilon)` on the last axis."""
         quotient = self.definition(expr)
         if operator_name(quotient) != "relax.divide":
             return None

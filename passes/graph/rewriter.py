@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import tvm
 from tvm import relax
-
-Visitable = (relax.Var, relax.Call, relax.Tuple, relax.TupleGetItem)
 
 
 def variables_in(value: relax.Expr) -> Iterable[relax.Var]:
@@ -80,7 +79,7 @@ class BlockRewriter:
         return self._replacement.get(variable, variable)
 
     def emit(self, value: relax.Expr, name: str | None = None) -> relax.Expr:
-        """Bind `value` to a new variable; leaves (variables, constants) are answered as they are."""
+        """Bind `value` to a new variable; variables and constants are answered as they are."""
         if not isinstance(value, relax.Call | relax.Tuple | relax.TupleGetItem):
             return value
         value = self._builder.normalize(value)
@@ -91,7 +90,7 @@ class BlockRewriter:
         self._bind(variable, value)
         return variable
 
-    def definition(self, expr: relax.Expr) -> relax.Expr | None:
+    def definition(self, expr: relax.Expr) -> Any:
         """The value bound to a (new) variable; None for parameters and non-variables."""
         return self._definition.get(expr) if isinstance(expr, relax.Var) else None
 

@@ -154,9 +154,7 @@ class _Sinker(BlockRewriter):
         return None if rule is None else rule(self, value, shape)
 
     @staticmethod
-    def _applied(
-        call: relax.Call, operands: list[relax.Expr], shape: tuple[int, ...]
-    ) -> _Reshaped:
+    def _applied(call: relax.Call, operands: list[relax.Expr], shape: tuple[int, ...]) -> _Reshaped:
         arguments = [*operands, *call.args[len(operands) :]]
         return _Reshaped(relax.Call(call.op, arguments, call.attrs, call.ty_args), shape)
 
@@ -219,9 +217,7 @@ class _Sinker(BlockRewriter):
         return _Reshaped(relax.op.nn.softmax(source.stored, -1), shape)
 
 
-_RULES: dict[
-    str, Callable[[_Sinker, relax.Call, tuple[int, ...]], _Reshaped | None]
-] = {
+_RULES: dict[str, Callable[[_Sinker, relax.Call, tuple[int, ...]], _Reshaped | None]] = {
     "relax.nn.layer_norm": _Sinker._layer_norm,
     "relax.nn.softmax": _Sinker._softmax,
 }

@@ -74,7 +74,15 @@ def subpixel_weights(
     inputs, outputs, _, _ = weights.shape
     grouped = weights.reshape(groups, inputs // groups, outputs, *weights.shape[2:])
     result = np.zeros(
-        (groups, rows.stride, columns.stride, outputs, inputs // groups, rows.window, columns.window),
+        (
+            groups,
+            rows.stride,
+            columns.stride,
+            outputs,
+            inputs // groups,
+            rows.window,
+            columns.window,
+        ),
         weights.dtype,
     )
     for row_phase, row_taps in enumerate(rows.taps):

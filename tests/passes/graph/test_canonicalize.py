@@ -1,0 +1,158 @@
+"""Canonical form."""
+
+from __future__ import annotations
+
+from graph_checks import assert_becomes, assert_computes_the_same, assert_left_alone, operators
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from passes.graph import Canonicalize
+
+
+def test_joins_and_drops_shape_changes() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 8, 1, 1), "float32")) -> R.Tensor((8, 1), "float32"):
+            with R.dataflow():
+                a = R.squeeze(x, axis=[2, 3])
+                b = R.expand_dims(a, axis=0)
+                c = R.reshape(b, R.shape([1, 8]))
+                d = R.astype(c, "float32")
+                e = R.permute_dims(d, axes=[1, 0])
+                R.output(e)
+            return e
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 8, 1, 1), "float32")) -> R.Tensor((8, 1), "float32"):
+            with R.dataflow():
+                e = R.reshape(x, R.shape([8, 1]))
+                R.output(e)
+            return e
+
+    assert_becomes(Canonicalize(), Before, After)
+
+
+def test_joins_permutations_and_drops_the_identity() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4), "float32")) -> R.Tensor((2, 3, 4), "float32"):
+            with R.dataflow():
+                a = R.permute_dims(x, axes=[2, 0, 1])
+                b = R.permute_dims(a, axes=[1, 2, 0])
+                c = R.nn.relu(b)
+                R.output(c)
+            return c
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((2, 3, 4), "float32")) -> R.Tensor((2, 3, 4), "float32"):
+            with R.dataflow():
+                c = R.nn.relu(x)
+                R.output(c)
+            return c
+
+    assert_becomes(Canonicalize(), Before, After)
+
+
+def test_bounds_become_clip_and_constants_move_right() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 8), "float32")) -> R.Tensor((1, 8), "float32"):
+            with R.dataflow():
+                a = R.maximum(R.const(0.0, "float32"), x)
+                b = R.minimum(a, R.const(6.0, "float32"))
+                c = R.add(R.const(1.0, "float32"), b)
+                d = R.multiply(c, R.const(1.0, "float32"))
+                R.output(d)
+            return d
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 8), "float32")) -> R.Tensor((1, 8), "float32"):
+            with R.dataflow():
+                b = R.clip(x, R.prim_value(0.0), R.prim_value(6.0))
+                c = R.add(b, R.const(1.0, "float32"))
+                R.output(c)
+            return c
+
+    assert_becomes(Canonicalize(), Before, After)
+
+
+def test_dropout_power_and_global_pooling() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 8, 4, 4), "float32")) -> R.Tensor((1, 8, 1, 1), "float32"):
+            with R.dataflow():
+                a = R.nn.dropout(x, rate=0.5)
+                b = a[0]
+                c = R.power(b, R.const(2.0, "float32"))
+                d = R.nn.adaptive_avg_pool2d(c, output_size=[1, 1])
+                R.output(d)
+            return d
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 8, 4, 4), "float32")) -> R.Tensor((1, 8, 1, 1), "float32"):
+            with R.dataflow():
+                c = R.multiply(x, x)
+                d = R.mean(c, axis=[2, 3], keepdims=True)
+                R.output(d)
+            return d
+
+    assert_becomes(Canonicalize(), Before, After)
+
+
+def test_leaves_alone_what_changes_values_or_shapes() -> None:
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((1, 8), "float32"), y: R.Tensor((4, 8), "int32")) -> R.Tuple(
+            R.Tensor((4, 8), "float32"), R.Tensor((4, 8), "int32")
+        ):
+            with R.dataflow():
+                a = R.add(x, R.const(0.0, "float32"))
+                b = R.broadcast_to(a, R.shape([4, 8]))
+                c = R.maximum(y, R.const(0, "int32"))
+                d = (b, c)
+                R.output(d)
+            return d
+
+    assert_left_alone(Canonicalize(), Module)
+
+
+def test_crossed_bounds_stay_what_they_are() -> None:
+    """min(max(x, 6), 0) is 0 everywhere; a clip with its bounds swapped is not defined."""
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((1, 8), "float32")) -> R.Tensor((1, 8), "float32"):
+            with R.dataflow():
+                a = R.maximum(x, R.const(6.0, "float32"))
+                b = R.minimum(a, R.const(0.0, "float32"))
+                R.output(b)
+            return b
+
+    after = assert_computes_the_same(Canonicalize(), Module)
+    assert operators(after) == ["maximum", "minimum"]
+
+
+def test_code_outside_dataflow_blocks_is_taken_in() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 4), "float32")) -> R.Tensor((8,), "float32"):
+            a = R.reshape(x, R.shape([4, 2]))
+            b = R.reshape(a, R.shape([8]))
+            return b
+
+    assert operators(Canonicalize()(Before)) == ["reshape"]
