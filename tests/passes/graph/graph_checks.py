@@ -17,7 +17,7 @@ def with_weights(module: tvm.IRModule, **weights: np.ndarray) -> tvm.IRModule:
 
 
 def assert_becomes(step: Pass, before: tvm.IRModule, after: tvm.IRModule) -> None:
-    """The pass turns `before` into `after`, does nothing more when run again, keeps the interface."""
+    """The pass turns `before` into `after`, is idempotent, and keeps the interface."""
     result = step(before)
     relax.analysis.well_formed(result)
     tvm.ir.assert_structural_equal(result, relax.transform.Normalize()(after), map_free_vars=True)

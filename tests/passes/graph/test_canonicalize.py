@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graph_checks import assert_becomes, assert_computes_the_same, assert_left_alone, operators
-from tvm.script import ir as I
-from tvm.script import relax as R
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import relax as R  # noqa: N812
 
 from passes.graph import Canonicalize
 
@@ -152,7 +152,6 @@ def test_code_outside_dataflow_blocks_is_taken_in() -> None:
         @R.function
         def main(x: R.Tensor((2, 4), "float32")) -> R.Tensor((8,), "float32"):
             a = R.reshape(x, R.shape([4, 2]))
-            b = R.reshape(a, R.shape([8]))
-            return b
+            return R.reshape(a, R.shape([8]))
 
     assert operators(Canonicalize()(Before)) == ["reshape"]

@@ -12,8 +12,8 @@ from graph_checks import (
     operators,
 )
 from tvm import relax
-from tvm.script import ir as I
-from tvm.script import relax as R
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import relax as R  # noqa: N812
 
 from passes.graph import DecomposeConvolutions
 from passes.graph.subpixel import subpixel_axis, subpixel_weights

@@ -13,8 +13,8 @@ from graph_checks import (
     with_weights,
 )
 from tvm import relax
-from tvm.script import ir as I
-from tvm.script import relax as R
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import relax as R  # noqa: N812
 
 from passes.graph import FoldBatchNorm
 
