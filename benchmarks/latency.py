@@ -90,7 +90,8 @@ def main() -> int:
         )
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(
-        f"geometric mean {mean:.2f} (bar {GEOMETRIC_MEAN_BAR}), worst {min(ratios):.2f} (bar {WORST_BAR})"
+        f"geometric mean {mean:.2f} (bar {GEOMETRIC_MEAN_BAR}), "
+        f"worst {min(ratios):.2f} (bar {WORST_BAR})"
     )
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
