@@ -36,11 +36,12 @@ from targets.cpu.expressions import (
     variables,
 )
 from targets.cpu.program import Axis, element_bytes
+from targets.cpu.transpose_loops import plan_transpose, transposed_tiles
 from targets.spec import TargetSpec
 
-# Handing work to another core costs 1 to 3 microseconds: below this many units of
+# Handing work to another core costs 1 to 3 microseconds: below this many units (about 5 us) of
 # arithmetic and memory accesses one core is done sooner.
-PARALLEL_COST = 65536
+PARALLEL_COST = 1 << 19
 TASKS_PER_CORE = 4
 
 
@@ -75,6 +76,11 @@ def emit_box(box: Box, spec: TargetSpec, parallel: bool = True) -> list[Stmt]:
 
 
 def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
+    plan = plan_transpose(box, vector_lanes(spec, box.assignments))
+    if plan is not None and may_overlap(box.assignments):
+        tile_loops, body = transposed_tiles(box, plan)
+        work = box.points * point_cost(box.assignments)
+        return nest(tile_loops, body, spec, parallel and spec.cores > 1 and work >= PARALLEL_COST)
     lane = lane_axis(box, spec)
     outer = [a for a in box.axes if a is not lane]
     work = box.points * point_cost(box.assignments)

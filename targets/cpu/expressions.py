@@ -260,6 +260,13 @@ class Simplifier:
         def load(node: TensorLoad, _mutator: Any) -> Expr:
             return tirx.BufferLoad(node.source, [self.index(i) for i in node.indices])
 
+        def truncated(node: Any, mutator: Any) -> Expr:
+            a, b = mutator.mutate(node.a), mutator.mutate(node.b)
+            if dtype_of(a) == "int32" and self._is_natural(a) and self._is_natural(b):
+                floor = tirx.FloorDiv if isinstance(node, tirx.Div) else tirx.FloorMod
+                return floor(a, b)
+            return type(node)(a, b)
+
         def condition(node: Any) -> Expr:
             return self._analyzer.simplify(self.value(node))
 
@@ -284,8 +291,12 @@ class Simplifier:
             )
 
         return tvm_ffi.structural_mutate(
-            expr, [(TensorLoad, load), (Call, call), (tirx.Select, select)]
+            expr,
+            [(TensorLoad, load), (Call, call), (tirx.Select, select), (_TRUNCATING, truncated)],
         )
+
+    def _is_natural(self, expr: Expr) -> bool:
+        return int(self._analyzer.const_int_bound(expr).min_value) >= 0
 
 
 def cost(expr: Expr) -> int:
