@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.ir import GenericConst
 
 from passes.graph.evaluation import EVALUATORS
 from passes.graph.rewriter import BlockRewriter
@@ -36,10 +37,11 @@ class FoldConstants:
 
         y: (2, 4) = matmul(x: (2, 8), const (4, 8))
 
-    The operators in `passes.graph.evaluation` are evaluated by numpy, because
-    TVM's own `FoldConstant` compiles one kernel per call (about 30 ms each);
-    it is used afterwards for what is left. `shape_of` a statically shaped
-    tensor and conversions of shapes to tensors fold too.
+    The operators in `passes.graph.evaluation` are evaluated by numpy. Other
+    calls of constants, kernels included, go to TVM's own `FoldConstant` one by
+    one: it compiles each (about 30 ms), and on a whole module it would also
+    lower calls that it cannot fold. `shape_of` a statically shaped tensor and
+    conversions of shapes to tensors fold too.
 
     Left alone: results that repeat a small constant into a large one
     (`broadcast_to`, `full`), and everything with a symbolic shape.
@@ -48,7 +50,7 @@ class FoldConstants:
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        return relax.transform.FoldConstant()(_ConstantFolder(module).run())
+        return _ConstantFolder(module).run()
 
 
 class _ConstantFolder(BlockRewriter):
@@ -61,20 +63,36 @@ class _ConstantFolder(BlockRewriter):
             return value if shape is None else relax.ShapeExpr(shape)
         if name == "relax.shape_to_tensor":
             return self._shape_to_tensor(value)
-        evaluator = EVALUATORS.get(name)
         operands = self._constant_operands(value)
         shape = static_shape(value)
-        if evaluator is None or operands is None or shape is None:
+        if operands is None or shape is None:
             return value
         largest = max([_LARGEST_EXPANSION, *(operand.size for operand in operands)])
         if element_count(shape) > largest and name != "relax.concat":
             return value
+        evaluator = EVALUATORS.get(name)
+        if evaluator is None:
+            return self._compiled(value) if operands else value
         with np.errstate(all="ignore"):
             result = evaluator(value, operands)
         if result is None:
-            return value
+            return self._compiled(value)
         result = np.asarray(result).astype(str(element_type(value)), copy=False)
         return constant(result) if result.shape == shape else value
+
+    def _compiled(self, call: relax.Call) -> relax.Expr:
+        """The value of a call of constants as TVM folds it; the call itself if it does not."""
+        functions = {}
+        if operator_name(call) == "relax.call_tir":
+            functions[call.args[0]] = self.module[call.args[0]]
+        builder = relax.BlockBuilder(tvm.IRModule(functions))
+        with builder.function("folded", []):
+            with builder.dataflow():
+                result = builder.emit_output(builder.emit(call))
+            builder.emit_func_output(result)
+        folded = relax.transform.FoldConstant()(builder.get())["folded"]
+        # Folded, the function has no binding left and its body is the constant.
+        return folded.body.body if isinstance(folded.body.body, GenericConst) else call
 
     def _shape_to_tensor(self, call: relax.Call) -> relax.Expr:
         source = call.args[0]

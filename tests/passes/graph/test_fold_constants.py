@@ -134,3 +134,36 @@ def test_numpy_computes_what_tvm_computes(name: str) -> None:
     actual = execute(folded, [_DATA, _OTHER])[0]
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_operators_without_a_numpy_form_are_compiled() -> None:
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((), "float32")) -> R.Tensor((3,), "float32"):
+            with R.dataflow():
+                a = R.erf(R.const(0.5, "float32"))
+                b = R.broadcast_to(a, R.shape([3]))
+                c = R.sin(b)
+                d = R.add(c, x)
+                R.output(d)
+            return d
+
+    folded = FoldConstants()(Module)
+    assert operators(folded) == ["add"]
+    expected = np.full(3, np.sin(0.5204999) + 1)
+    actual = execute(folded, [np.ones((), "float32")])[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_call_that_tvm_cannot_fold_stays() -> None:
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((4,), "int32")) -> R.Tensor((4,), "int32"):
+            with R.dataflow():
+                a = R.power(x, R.const(2, "int32"))
+                R.output(a)
+            return a
+
+    assert_left_alone(FoldConstants(), Module)
