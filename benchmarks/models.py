@@ -246,6 +246,16 @@ def stock_tvm(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[
     return run
 
 
+def tinsmith(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Tinsmith's own pipeline, for the machine at hand."""
+    import compiler
+
+    return compiler.compile(imported.reference, static_library=False, runner=False).run
+
+
+EXECUTORS: dict[str, Executor] = {"tinsmith": tinsmith, "stock-tvm": stock_tvm}
+
+
 def evaluate(model: RealModel, path: Path, executor: Executor) -> Outcome:
     """Import, compile, run and compare one model."""
     start = time.perf_counter()
@@ -291,6 +301,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="models to try (default: all)")
     parser.add_argument("--models-dir", type=Path, help="folder with models that no package has")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
+    parser.add_argument(
+        "--executor",
+        choices=sorted(EXECUTORS),
+        default="tinsmith",
+        help="what compiles the imported module; stock TVM shows whether the import is to blame",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     known = [model.name for model in MODELS]
@@ -305,7 +321,7 @@ def main() -> int:
         if path is None:
             print(f"{model.name}: skipped, it needs --models-dir", file=sys.stderr)
             continue
-        outcome = evaluate(model, path, stock_tvm)
+        outcome = evaluate(model, path, EXECUTORS[options.executor])
         outcomes.append(outcome)
         failed |= model.required and not outcome.passed
         print(_table([outcome]).splitlines()[-1], file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import onnx.defs
+import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto
@@ -34,6 +35,7 @@ def inline_functions(
             if not wanted:
                 break
             typed = onnx.shape_inference.infer_shapes(model)
+            _declare_initializers(typed)
             inlined = onnx.inliner.inline_selected_functions(
                 typed, sorted(wanted), inline_schema_functions=True
             )
@@ -65,6 +67,14 @@ def _standard_functions(
         if schema.has_function or schema.has_context_dependent_function:
             wanted.add((node.domain, node.op_type))
     return wanted
+
+
+def _declare_initializers(model: ModelProto) -> None:
+    """Add the types of initializers, which the inliner looks for among the values only."""
+    for tensor in model.graph.initializer:
+        model.graph.value_info.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
 
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:

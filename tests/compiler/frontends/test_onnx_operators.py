@@ -114,7 +114,8 @@ def test_an_output_that_nobody_produces_is_named() -> None:
 def test_weights_are_constants_and_names_are_identifiers() -> None:
     node = helper.make_node("MatMul", ["input:0", "onnx::w.1"], ["out/1"])
     weights = np.ones((4, 2), np.float32)
-    imported = import_onnx(model([node], [value("input:0", [1, 4])], ["out/1"], {"onnx::w.1": weights}))
+    proto = model([node], [value("input:0", [1, 4])], ["out/1"], {"onnx::w.1": weights})
+    imported = import_onnx(proto)
     assert imported.input_names == ("input:0",)
     assert imported.output_names == ("out/1",)
     parameters = imported.module["main"].params

@@ -73,9 +73,7 @@ def _recurrent(
 
 def _check(proto: onnx.ModelProto) -> ImportedModel:
     imported = import_onnx(proto)
-    inputs = [
-        0.5 * random(shape, seed) for seed, shape in enumerate(imported.input_shapes)
-    ]
+    inputs = [0.5 * random(shape, seed) for seed, shape in enumerate(imported.input_shapes)]
     session = onnxruntime.InferenceSession(
         imported.reference_bytes(), providers=["CPUExecutionProvider"]
     )
