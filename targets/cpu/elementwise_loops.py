@@ -131,8 +131,10 @@ def lane_dependent_branch(assignments: Sequence[Assignment], lane: Var) -> bool:
     """Whether a conditional depends on `lane`; such a loop would be scalarised anyway."""
 
     def walk(node: Expr) -> bool:
-        if isinstance(node, Call) and node.op.name == CONDITIONAL and lane in variables(
-            node.args[0]
+        if (
+            isinstance(node, Call)
+            and node.op.name == CONDITIONAL
+            and lane in variables(node.args[0])
         ):
             return True
         return any(walk(child) for child in children(node))
@@ -140,14 +142,13 @@ def lane_dependent_branch(assignments: Sequence[Assignment], lane: Var) -> bool:
     return any(walk(a.value) for a in assignments)
 
 
-def vector_statement(assignments: Sequence[Assignment], axis: Axis, start: Expr | int,
-                     width: int) -> Stmt:
+def vector_statement(
+    assignments: Sequence[Assignment], axis: Axis, start: Expr | int, width: int
+) -> Stmt:
     """The assignments for `width` consecutive values of `axis` from `start` on."""
     if width == 1:
         mapping = {axis.var: loops.index(start)}
-        return loops.sequence(
-            _store(a.map(lambda e: substitute(e, mapping))) for a in assignments
-        )
+        return loops.sequence(_store(a.map(lambda e: substitute(e, mapping))) for a in assignments)
     variable = Var("lane", "int32")
     position = variable if loops.is_zero(start) else loops.index(start) + variable
     mapping = {axis.var: position}
@@ -228,9 +229,7 @@ def _splitlane_axis(
 
         def body(start: Expr) -> Stmt:
             def one(i: Expr) -> Stmt:
-                return vector_statement(
-                    box.assignments, lane, (start + i) * int32(lanes), lanes
-                )
+                return vector_statement(box.assignments, lane, (start + i) * int32(lanes), lanes)
 
             return loops.serial("vector", last - start, one)
 
@@ -244,9 +243,7 @@ def _splitlane_axis(
         by_name = dict(zip((a.var for a in box.axes), tail.axes, strict=True))
         tail_lane = by_name[lane.var]
         overlap = may_overlap(box.assignments)
-        start, width = (
-            (lane.extent - lanes, lanes) if overlap else (vectors * lanes, rest)
-        )
+        start, width = (lane.extent - lanes, lanes) if overlap else (vectors * lanes, rest)
         body = vector_statement(tail.assignments, tail_lane, start, width)
         statements.append(nest([by_name[a.var] for a in outer], body, spec, False))
     return loops.sequence(statements)

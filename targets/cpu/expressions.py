@@ -43,7 +43,7 @@ _EXPENSIVE_CALLS = {
 }
 
 
-class NotNarrowable(Exception):
+class WideIndexError(Exception):
     """An index does not fit into 32 bits, or is of a kind that is not understood."""
 
 
@@ -134,14 +134,14 @@ def narrow(expr: Expr, axes: Mapping[Var, Expr]) -> Expr:
     """An index expression with 32-bit arithmetic; `axes` maps old variables to new ones."""
     if isinstance(expr, tirx.IntImm):
         if abs(int(expr.value)) > _INT32_LIMIT:
-            raise NotNarrowable(str(expr))
+            raise WideIndexError(str(expr))
         return int32(int(expr.value))
     if isinstance(expr, Var):
         if expr in axes:
             return axes[expr]
         if dtype_of(expr) == "int32":
             return expr
-        raise NotNarrowable(str(expr))
+        raise WideIndexError(str(expr))
     if isinstance(expr, _ARITHMETIC):
         return type(expr)(narrow(expr.a, axes), narrow(expr.b, axes))
     if isinstance(expr, tirx.Div):

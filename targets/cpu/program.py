@@ -1,16 +1,14 @@
 """A fused function as a list of stages, each one loop nest that computes one buffer.
 
 `FuseTIR` leaves a sequence of sblocks over perfect loop nests. `parse` turns them
-into stages with 32-bit indices, no unit axes and explicit reductions;
-`inline` substitutes the stages that are cheap to recompute, or used once,
-into their consumers.
+into stages with 32-bit indices, no unit axes and explicit reductions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import tvm
 import tvm_ffi
@@ -20,12 +18,11 @@ from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx import PrimFunc, Stmt, Var
 
 from targets.cpu.expressions import (
-    NotNarrowable,
+    WideIndexError,
     cost,
     int32,
     loads,
     narrow,
-    replace_loads,
     substitute,
     widen,
 )
@@ -39,8 +36,6 @@ _COMBINERS = {
     tirx.Or: "or",
 }
 _LARGEST_INDEX = 2**31 - 1
-# Up to this much arithmetic, recomputing a value is cheaper than storing and reloading it.
-_CHEAP = 8
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def intermediate(name: str, shape: Sequence[int], dtype: str) -> Var:
     return tirx.decl_buffer(tuple(shape), dtype, name)
 
 
-class _NotAProgram(Exception):
+class _NotAProgramError(Exception):
     """The function has a construct that stages cannot express."""
 
 
@@ -151,7 +146,7 @@ def parse(function: PrimFunc) -> Program | None:
         stages: list[Stage] = []
         for statement in _top_level(function):
             stages.extend(_parse_nest(statement))
-    except (_NotAProgram, NotNarrowable):
+    except (_NotAProgramError, WideIndexError):
         return None
     program = Program(function, tuple(stages))
     written = [s.buffer for s in stages]
@@ -168,10 +163,10 @@ def _is_static(parameter: Var) -> bool:
 def _top_level(function: PrimFunc) -> list[Stmt]:
     body = function.body
     if not isinstance(body, SBlockRealize) or body.iter_values or body.block.match_buffers:
-        raise _NotAProgram
+        raise _NotAProgramError
     for buffer in body.block.alloc_buffers:
         if not _is_static(buffer) or buffer_size(buffer) > _LARGEST_INDEX:
-            raise _NotAProgram
+            raise _NotAProgramError
     inner = body.block.body
     return list(inner.seq) if isinstance(inner, tirx.SeqStmt) else [inner]
 
@@ -180,14 +175,14 @@ def _parse_nest(statement: Stmt) -> list[Stage]:
     extents: dict[Var, int] = {}
     while isinstance(statement, tirx.For):
         if not isinstance(statement.extent, tirx.IntImm) or int(statement.min) != 0:
-            raise _NotAProgram
+            raise _NotAProgramError
         extents[statement.loop_var] = int(statement.extent)
         statement = statement.body
     if not isinstance(statement, SBlockRealize):
-        raise _NotAProgram
+        raise _NotAProgramError
     block = statement.block
     if block.alloc_buffers or block.match_buffers or not _always(statement.predicate):
-        raise _NotAProgram
+        raise _NotAProgramError
     axes: dict[Var, Expr] = {}
     spatial: list[Axis] = []
     reduced: list[Axis] = []
@@ -196,7 +191,7 @@ def _parse_nest(statement: Stmt) -> list[Stage]:
             axes[iter_var.var] = int32(0)
             continue
         if value not in extents or iter_var.iter_type not in (0, 2):
-            raise _NotAProgram
+            raise _NotAProgramError
         extent = extents.pop(value)
         if extent == 1:
             axes[iter_var.var] = int32(0)
@@ -205,7 +200,7 @@ def _parse_nest(statement: Stmt) -> list[Stage]:
         axes[iter_var.var] = axis.var
         (spatial if iter_var.iter_type == 0 else reduced).append(axis)
     if any(extent != 1 for extent in extents.values()):
-        raise _NotAProgram
+        raise _NotAProgramError
     return _parse_block(block, axes, tuple(spatial), tuple(reduced))
 
 
@@ -225,27 +220,27 @@ def _parse_block(
         elif isinstance(statement, tirx.BufferStore):
             stores.append(statement)
         else:
-            raise _NotAProgram
+            raise _NotAProgramError
     writes = [(s.buffer, [narrow(i, axes) for i in s.indices]) for s in stores]
     values = [widen(substitute(s.value, bound), axes) for s in stores]
     if block.init is None:
         if len(stores) != 1 or any(
             read.source.same_as(stores[0].buffer) for read in loads(values[0])
         ):
-            raise _NotAProgram
+            raise _NotAProgramError
         buffer, indices = writes[0]
         return [Stage(block.name_hint, spatial + reduced, (), buffer, tuple(indices), values[0])]
     init = block.init.seq if isinstance(block.init, tirx.SeqStmt) else [block.init]
     identities = {s.buffer: s.value for s in init if isinstance(s, tirx.BufferStore)}
     if len(identities) != len(stores):
-        raise _NotAProgram
+        raise _NotAProgramError
     stages = []
     for (buffer, indices), value in zip(writes, values, strict=True):
         found = _reduction_step(buffer, value)
         if found is None or any(r.source in identities for r in loads(found[1])):
             if len(stores) == 2:
                 return _index_of_extremum(block.name_hint, writes, values, spatial, reduced)
-            raise _NotAProgram
+            raise _NotAProgramError
         combiner, contribution = found
         reduction = Reduction(combiner, identities[buffer])
         stages.append(
@@ -281,17 +276,17 @@ def _index_of_extremum(
     (index_buffer, index_indices), (value_buffer, value_indices) = writes
     chosen, best = values
     if not (isinstance(chosen, tirx.Select) and isinstance(best, tirx.Select)):
-        raise _NotAProgram
+        raise _NotAProgramError
     keep, condition = best.condition, chosen.condition
     if not isinstance(keep, (tirx.GT, tirx.LT)) or not isinstance(condition, tirx.Or):
-        raise _NotAProgram
+        raise _NotAProgramError
     tie = condition.b
     earlier = isinstance(tie, tirx.And) and isinstance(tie.b, tirx.LT)
     if not earlier or not tvm_ffi.structural_equal(condition.a, keep):
-        raise _NotAProgram
+        raise _NotAProgramError
     candidate, position = keep.b, chosen.false_value
     if any(r.source in (index_buffer, value_buffer) for r in loads([candidate, position])):
-        raise _NotAProgram
+        raise _NotAProgramError
     dtype = buffer_dtype(value_buffer)
     largest = isinstance(keep, tirx.GT)
     identity = tirx.min_value(dtype) if largest else tirx.max_value(dtype)
@@ -350,102 +345,3 @@ def identity_axes(stage: Stage) -> list[Axis | None] | None:
         else:
             return None
     return result if not by_var else None
-
-
-def inline(program: Program) -> Program:
-    """Substitutes elementwise stages into their consumers where that costs no more than storing.
-
-    Values used several times at one point are bound by a `Let`, once.
-    """
-    stages = list(program.stages)
-    position = 0
-    while position < len(stages):
-        stage = stages[position]
-        dims = identity_axes(stage)
-        if stage.reduction is not None or program.is_output(stage.buffer) or dims is None:
-            position += 1
-            continue
-        consumers = [
-            s
-            for s in stages
-            if any(r.source.same_as(stage.buffer) for r in loads([s.value, *s.indices]))
-        ]
-        if any(_reads_in_indices(s, stage.buffer) for s in consumers) or not _worth_inlining(
-            stage, consumers
-        ):
-            position += 1
-            continue
-        for consumer in consumers:
-            where = next(i for i, s in enumerate(stages) if s is consumer)
-            stages[where] = _inline_into(stage, dims, consumer)
-        stages.pop(position)
-    return Program(program.function, tuple(stages))
-
-
-def _reads_in_indices(stage: Stage, buffer: Var) -> bool:
-    indices = list(stage.indices)
-    for read in loads(stage.value):
-        indices.extend(read.indices)
-    return any(r.source.same_as(buffer) for r in loads(indices))
-
-
-def _uses(consumer: Stage, buffer: Var) -> list[list[TensorLoad]]:
-    """The reads of `buffer`, grouped by equal indices."""
-    groups: list[list[TensorLoad]] = []
-    for read in loads(consumer.value):
-        if read.source.same_as(buffer):
-            for group in groups:
-                if tvm_ffi.structural_equal(group[0], read):
-                    group.append(read)
-                    break
-            else:
-                groups.append([read])
-    return groups
-
-
-def _worth_inlining(stage: Stage, consumers: list[Stage]) -> bool:
-    work = cost(stage.value)
-    evaluations = sum(c.points * len(_uses(c, stage.buffer)) for c in consumers)
-    if evaluations <= stage.points or work == 0:
-        return True
-    largest = max((c.points for c in consumers), default=0)
-    if largest > stage.points:
-        return work <= 2
-    return work <= _CHEAP and len(loads(stage.value)) <= 4
-
-
-def _inline_into(stage: Stage, dims: list[Axis | None], consumer: Stage) -> Stage:
-    value = consumer.value
-    bindings: list[tuple[Var, Expr]] = []
-
-    def at(read: TensorLoad) -> Expr:
-        mapping = {a.var: i for a, i in zip(dims, read.indices, strict=True) if a is not None}
-        return substitute(stage.value, mapping)
-
-    for group in _uses(consumer, stage.buffer):
-        if len(group) > 1 and cost(stage.value) > 2 and not _guarded(value, stage.buffer):
-            bound = Var(stage.name, stage.value.ty)
-            bindings.append((bound, at(group[0])))
-            first = group[0]
-            value = replace_loads(
-                value, lambda r, f=first, b=bound: b if tvm_ffi.structural_equal(r, f) else None
-            )
-    value = replace_loads(value, lambda r: at(r) if r.source.same_as(stage.buffer) else None)
-    for bound, bound_value in reversed(bindings):
-        value = tirx.Let(bound, bound_value, value)
-    return replace(consumer, value=value)
-
-
-def _guarded(value: Expr, buffer: Var) -> bool:
-    """Whether a read of `buffer` happens only under a condition (it may be out of bounds)."""
-    found = False
-
-    def call(node: tvm.ir.Call) -> None:
-        nonlocal found
-        if node.op.name == "prim.if_then_else" and any(
-            r.source.same_as(buffer) for r in loads(list(node.args[1:]))
-        ):
-            found = True
-
-    tvm_ffi.structural_walk(value, (tvm.ir.Call, call))
-    return found

@@ -7,14 +7,15 @@ the row) or different rows (nothing is ever combined across lanes).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import ForKind, Stmt, Var
 
 from targets.cpu import loops
+from targets.cpu.accumulators import Accumulators, Pass, Step
 from targets.cpu.domain import (
     Assignment,
     Box,
@@ -39,7 +40,7 @@ from targets.cpu.expressions import (
     replace_loads,
     substitute,
 )
-from targets.cpu.program import Axis, Reduction, Stage, buffer_dtype, buffer_shape
+from targets.cpu.program import Axis, Stage, buffer_dtype, buffer_shape
 from targets.cpu.row_program import RowProgram
 from targets.spec import TargetSpec
 
@@ -52,24 +53,6 @@ class RowSchedule:
     """Vector operations per step along the lane axis (`unroll`)."""
 
     unroll: int = _ACCUMULATORS
-
-
-@dataclass
-class _Step:
-    """One stage on flat addresses; `reduction` is None for an elementwise one."""
-
-    stage: Stage
-    assignment: Assignment
-    inner: tuple[Axis, ...]
-    reduction: Reduction | None
-
-
-@dataclass
-class _Pass:
-    """Steps that run in one loop over the row; no inner axes means once per row."""
-
-    inner: tuple[Axis, ...]
-    steps: list[_Step] = field(default_factory=list)
 
 
 def row_work(rows: RowProgram) -> int:
@@ -95,9 +78,7 @@ def _local_shape(rows: RowProgram, stage: Stage) -> list[tuple[int, int]]:
     """(dimension, extent) of the buffer's dimensions that are not row axes."""
     row_vars = {a.var for a in rows.rows}
     dims = []
-    for dim, (i, extent) in enumerate(
-        zip(stage.indices, buffer_shape(stage.buffer), strict=True)
-    ):
+    for dim, (i, extent) in enumerate(zip(stage.indices, buffer_shape(stage.buffer), strict=True)):
         if not (isinstance(i, Var) and i in row_vars) and extent > 1:
             dims.append((dim, extent))
     return dims
@@ -144,28 +125,28 @@ class _Locals:
         return replace_loads(expr, flat_read)
 
 
-def _passes(rows: RowProgram, local: _Locals, lane: Expr) -> list[_Pass]:
+def _passes(rows: RowProgram, local: _Locals, lane: Expr) -> list[Pass]:
     """Groups the stages into passes over the row; a pass never needs its own reductions."""
-    passes: list[_Pass] = []
+    passes: list[Pass] = []
     for stage in rows.program.stages:
         buffer, offset = local.place(stage.buffer, list(stage.indices), lane)
         assignment = Assignment(buffer, offset, local.flatten(stage.value, lane))
-        step = _Step(stage, assignment, rows.inner(stage), stage.reduction)
+        step = Step(stage, assignment, rows.inner(stage), stage.reduction)
         last = passes[-1] if passes else None
         same = last is not None and {a.var for a in last.inner} == {a.var for a in step.inner}
         if last is not None and same and not _needs_reduction_of(stage, last):
             last.steps.append(step)
         else:
-            passes.append(_Pass(step.inner, [step]))
+            passes.append(Pass(step.inner, [step]))
     return passes
 
 
-def _needs_reduction_of(stage: Stage, current: _Pass) -> bool:
+def _needs_reduction_of(stage: Stage, current: Pass) -> bool:
     reduced = {s.stage.buffer for s in current.steps if s.reduction is not None}
     return any(r.source in reduced for r in loads(stage.value))
 
 
-def _boxes(current: _Pass, context: tuple[Axis, ...]) -> list[Box]:
+def _boxes(current: Pass, context: tuple[Axis, ...]) -> list[Box]:
     box = Box(current.inner, tuple(s.assignment for s in current.steps), context)
     parts = cut_at_conditions(split_at_divisions(box))
     return [collapse(order_axes(split_at_divisions(part))).fresh() for part in parts]
@@ -193,18 +174,18 @@ class _RowInLanes:
             statements.append(self._emit(current))
         return loops.sequence(statements)
 
-    def _emit(self, current: _Pass) -> Stmt:
+    def _emit(self, current: Pass) -> Stmt:
         if not current.inner:
             return loops.sequence(
                 tirx.BufferStore(s.assignment.buffer, s.assignment.value, [s.assignment.offset])
                 for s in current.steps
             )
         lanes = vector_lanes(self._spec, [s.assignment for s in current.steps])
-        accumulators = _Accumulators(current, lanes, self._schedule.unroll)
+        accumulators = Accumulators(current, lanes, self._schedule.unroll)
         body = [self._box(box, current, accumulators) for box in _boxes(current, self._rows.rows)]
         return loops.sequence([*accumulators.begin(), *body, *accumulators.end()])
 
-    def _box(self, box: Box, current: _Pass, accumulators: _Accumulators) -> Stmt:
+    def _box(self, box: Box, current: Pass, accumulators: Accumulators) -> Stmt:
         lane = lane_axis(box, self._spec)
         if lane is None:
             lane = Axis(Var("single", "int32"), 1)
@@ -232,8 +213,8 @@ class _RowInLanes:
     def _chunk(
         self,
         box: Box,
-        current: _Pass,
-        accumulators: _Accumulators,
+        current: Pass,
+        accumulators: Accumulators,
         lane: Axis,
         first: Expr,
         width: int,
@@ -251,136 +232,6 @@ class _RowInLanes:
                 statements.append(accumulators.update(step, width, within, value))
         body = loops.sequence(statements)
         return body if width == 1 else for_loop(variable, width, body, ForKind.VECTORIZED)
-
-
-class _Accumulators:
-    """Vector accumulators of one pass: one set for each width of vector in use."""
-
-    def __init__(self, current: _Pass, lanes: int, unroll: int) -> None:
-        self._steps = [s for s in current.steps if s.reduction is not None]
-        self._lanes = lanes
-        self._unroll = max(1, unroll)
-        self._buffers: dict[tuple[int, int], Var] = {}
-
-    def widths(self, extent: int) -> list[int]:
-        """Widths of the vectors that cover `extent`, each used as often as it fits."""
-        wide = self._lanes * self._unroll
-        rest = extent % self._lanes
-        chosen = [wide] if self._steps and self._unroll > 1 else []
-        chosen += [self._lanes, rest or 1]
-        return chosen
-
-    def update(self, step: _Step, width: int, lane: Expr, value: Expr) -> Stmt:
-        """Adds `value` to the lane's accumulator."""
-        buffer = self._buffer(step, width)
-        combined = _step_of(step).combine(tirx.BufferLoad(buffer, [lane]), value)
-        return tirx.BufferStore(buffer, combined, [lane])
-
-    def _buffer(self, step: _Step, width: int) -> Var:
-        key = (next(i for i, s in enumerate(self._steps) if s is step), width)
-        if key not in self._buffers:
-            self._buffers[key] = loops.local_buffer(
-                f"{step.stage.name}_{width}", (width,), buffer_dtype(step.stage.buffer)
-            )
-        return self._buffers[key]
-
-    def begin(self) -> list[Stmt]:
-        """Allocates and clears the accumulators; to be called after all updates are built."""
-        statements: list[Stmt] = []
-        for number, step in enumerate(self._steps):
-            for (owner, width), buffer in self._buffers.items():
-                if owner == number:
-                    statements.append(loops.allocate_on_stack(buffer))
-                    statements.append(_fill(buffer, width, step))
-        return statements
-
-    def end(self) -> list[Stmt]:
-        """Combines all accumulators of a step into its result."""
-        statements: list[Stmt] = []
-        for number, step in enumerate(self._steps):
-            total: Expr | None = None
-            for (owner, width), buffer in self._buffers.items():
-                if owner == number:
-                    part = _read(buffer, width)
-                    for piece in _pieces(part, width, self._lanes, step):
-                        total = piece if total is None else _step_of(step).combine(total, piece)
-            if total is None:
-                raise ValueError("a reduction without accumulators")
-            result = _combine_lanes(total, self._lanes, step, statements)
-            place = step.assignment
-            statements.append(tirx.BufferStore(place.buffer, result, [place.offset]))
-        return statements
-
-
-def _step_of(step: _Step) -> Reduction:
-    if step.reduction is None:
-        raise ValueError("an elementwise step has no accumulator")
-    return step.reduction
-
-
-def _read(buffer: Var, width: int) -> Expr:
-    """All of a buffer as one vector."""
-    return tirx.BufferLoad(buffer, [loops.ramp(0, width)])
-
-
-def _stored(value: Expr, lanes: int, step: _Step, statements: list[Stmt]) -> Expr:
-    """The vector `value`, computed once.
-
-    It goes through a buffer (a register in the end): TVM would substitute a bound
-    variable into each of its uses.
-    """
-    buffer = loops.local_buffer("part", (lanes,), buffer_dtype(step.stage.buffer))
-    statements.append(loops.allocate_on_stack(buffer))
-    statements.append(tirx.BufferStore(buffer, value, [loops.ramp(0, lanes)]))
-    return _read(buffer, lanes)
-
-
-def _pieces(
-    vector: Expr, width: int, lanes: int, step: _Step
-) -> list[Expr]:
-    """A vector as vectors of `lanes`, the last one filled up with the identity.
-
-    Shuffles and not loads of parts: LLVM forwards a partly overlapping store
-    through integer shifts, lane by lane.
-    """
-    if width == lanes:
-        return [vector]
-    if width == 1:
-        fill = loops.splat(_step_of(step).identity, lanes)
-        return [tirx.Shuffle([fill, vector], [int32(i) for i in (lanes, *range(1, lanes))])]
-    pieces: list[Expr] = []
-    for start in range(0, width, lanes):
-        sources = [vector]
-        if start + lanes > width:
-            sources.append(loops.splat(_step_of(step).identity, lanes))
-        pieces.append(tirx.Shuffle(sources, [int32(i) for i in range(start, start + lanes)]))
-    return pieces
-
-
-def _combine_lanes(vector: Expr, lanes: int, step: _Step, statements: list[Stmt]) -> Expr:
-    """All lanes of a vector combined, in log2(lanes) steps."""
-    while lanes > 1:
-        whole = _stored(vector, lanes, step, statements)
-        half = lanes // 2
-        low, high = (
-            tirx.Shuffle([whole], [int32(i) for i in range(start, start + half)])
-            for start in (0, half)
-        )
-        vector = _step_of(step).combine(low, high)
-        lanes = half
-    return vector
-
-
-def _fill(buffer: Var, width: int, step: _Step) -> Stmt:
-    identity = _step_of(step).identity
-    return _lanes(width, lambda v: tirx.BufferStore(buffer, identity, [v]))
-
-
-def _lanes(width: int, body: Callable[[Expr], Stmt]) -> Stmt:
-    if width == 1:
-        return body(int32(0))
-    variable = Var("lane", "int32")
-    return for_loop(variable, width, body(variable), ForKind.VECTORIZED)
 
 
 def _rows_in_lanes(
@@ -440,7 +291,7 @@ def _block_nest(
     context = (*outer, Axis(lane, width))
     statements: list[Stmt] = [loops.allocate_on_stack(b) for b in local.buffers.values()]
     for current in _passes(rows, local, lane):
-        moved = _Pass(
+        moved = Pass(
             current.inner,
             [
                 replace(s, assignment=s.assignment.map(lambda e: substitute(e, mapping)))
@@ -452,38 +303,32 @@ def _block_nest(
 
 
 def _block_pass(
-    current: _Pass, context: tuple[Axis, ...], lane: Var, width: int, spec: TargetSpec
+    current: Pass, context: tuple[Axis, ...], lane: Var, width: int, spec: TargetSpec
 ) -> list[Stmt]:
     statements: list[Stmt] = []
 
-    def vector(statement_of: Callable[[], list[Stmt]]) -> Stmt:
+    def vector(stores: Sequence[Stmt]) -> Stmt:
         variable = Var("lane", "int32")
         value: Expr = variable if width > 1 else int32(0)
-        body = loops.sequence(_substituted(s, {lane: value}) for s in statement_of())
+        body = loops.sequence(_substituted(s, {lane: value}) for s in stores)
         return body if width == 1 else for_loop(variable, width, body, ForKind.VECTORIZED)
 
     for step in current.steps:
         if step.reduction is not None:
             place, identity = step.assignment, step.reduction.identity
-            statements.append(
-                vector(lambda p=place, i=identity: [tirx.BufferStore(p.buffer, i, [p.offset])])
-            )
+            clear = tirx.BufferStore(place.buffer, identity, [place.offset])
+            statements.append(vector([clear]))
     for box in _boxes(current, context):
-
-        def body(box: Box = box) -> list[Stmt]:
-            result: list[Stmt] = []
-            for a, step in zip(box.assignments, current.steps, strict=True):
-                value = a.value
-                if step.reduction is not None:
-                    value = step.reduction.combine(tirx.BufferLoad(a.buffer, [a.offset]), value)
-                result.append(tirx.BufferStore(a.buffer, value, [a.offset]))
-            return result
-
-        statements.append(nest(box.axes, vector(body), spec, False))
+        stores: list[Stmt] = []
+        for a, step in zip(box.assignments, current.steps, strict=True):
+            value = a.value
+            if step.reduction is not None:
+                value = step.reduction.combine(tirx.BufferLoad(a.buffer, [a.offset]), value)
+            stores.append(tirx.BufferStore(a.buffer, value, [a.offset]))
+        statements.append(nest(box.axes, vector(stores), spec, False))
     return statements
 
 
 def _substituted(statement: Stmt, mapping: Mapping[Var, Expr]) -> Stmt:
     offset = substitute(statement.indices[0], mapping)
     return tirx.BufferStore(statement.buffer, substitute(statement.value, mapping), [offset])
-

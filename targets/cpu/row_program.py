@@ -116,7 +116,8 @@ def _reduce_into_intermediates(program: Program) -> Program:
             f"{stage.name}_copy", axes, (), output, indices, tirx.BufferLoad(own, list(indices))
         )
         stages = [
-            replace(s, buffer=own) if s.buffer.same_as(output)
+            replace(s, buffer=own)
+            if s.buffer.same_as(output)
             else replace(s, value=replace_loads(s.value, moved))
             for s in stages
         ]
@@ -277,9 +278,7 @@ def _hoist_invariants(rows: RowProgram) -> RowProgram:
     return replace(rows, program=replace(rows.program, stages=tuple(stages)))
 
 
-def _hoist(
-    value: Expr, inner: set[Var], rows: RowProgram, name: str, hoisted: list[Stage]
-) -> Expr:
+def _hoist(value: Expr, inner: set[Var], rows: RowProgram, name: str, hoisted: list[Stage]) -> Expr:
     bound: set[Var] = set()
     tvm_ffi.structural_walk(value, (tirx.Let, lambda node: bound.add(node.var)))
     local = {s.buffer for s in rows.program.stages if rows.is_local(s.buffer)}

@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm.tirx import PrimFunc
 
 from targets.cpu.elementary_functions import lower_elementary_functions
+from targets.cpu.program import buffer_shape
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from targets.cpu.schedules.convolution import ConvolutionTemplate
 from targets.cpu.schedules.generic import Generic, Unscheduled
@@ -18,7 +19,6 @@ from targets.cpu.schedules.layer_norm import Normalization
 from targets.cpu.schedules.matmul import MatmulTemplate
 from targets.cpu.schedules.reduction import RowReduction
 from targets.cpu.schedules.softmax import Softmax
-from targets.cpu.program import buffer_shape
 from targets.cpu.template import Decisions, KernelReport, Match, Template
 from targets.spec import TargetSpec
 
@@ -120,6 +120,11 @@ def _schedule(
 
 def _renamed(report: KernelReport, name: str) -> KernelReport:
     return KernelReport(
-        name, report.template, report.template_version, report.decisions, report.source,
-        report.flops, report.bytes,
+        name,
+        report.template,
+        report.template_version,
+        report.decisions,
+        report.source,
+        report.flops,
+        report.bytes,
     )

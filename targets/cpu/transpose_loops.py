@@ -84,9 +84,7 @@ def _block_start(blocks: Axis, extent: int, size: int) -> Expr:
     return start if extent % size == 0 else tirx.min(start, int32(extent - size))
 
 
-def _tile(
-    assignment: Assignment, plan: TransposePlan, first_row: Expr, first_column: Expr
-) -> Stmt:
+def _tile(assignment: Assignment, plan: TransposePlan, first_row: Expr, first_column: Expr) -> Stmt:
     across, along, size = plan.across.var, plan.along.var, plan.size
     statements: list[Stmt] = []
     tiles: list[tuple[TensorLoad, Var]] = []
@@ -154,8 +152,7 @@ def _transposed(tile: Var, read: TensorLoad, size: int, statements: list[Stmt]) 
         result = _new_tile(read, size, statements)
         for low in (k for k in range(size) if not k & block):
             pair = [
-                tirx.BufferLoad(tile, [loops.ramp(row * size, size)])
-                for row in (low, low + block)
+                tirx.BufferLoad(tile, [loops.ramp(row * size, size)]) for row in (low, low + block)
             ]
             upper = [j if not j & block else size + j - block for j in range(size)]
             lower = [j + block if not j & block else size + j for j in range(size)]

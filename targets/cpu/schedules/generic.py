@@ -13,7 +13,8 @@ from tvm.tirx import PrimFunc, Stmt
 
 from targets.cpu.domain import Box
 from targets.cpu.elementwise_loops import emit_box
-from targets.cpu.program import Program, inline, parse, static_bytes
+from targets.cpu.inlining import inline
+from targets.cpu.program import Program, parse, static_bytes
 from targets.cpu.row_loops import RowSchedule, emit_rows
 from targets.cpu.row_program import RowProgram, analyse
 from targets.cpu.schedules.stagewise import (

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from targets.cpu.program import Program, inline, parse
+from targets.cpu.inlining import inline
+from targets.cpu.program import Program, parse
 from targets.cpu.schedules.stagewise import emit_stages
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
