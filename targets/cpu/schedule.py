@@ -17,6 +17,7 @@ from targets.cpu.schedules.generic import Generic, Unscheduled
 from targets.cpu.schedules.injective import Injective
 from targets.cpu.schedules.layer_norm import Normalization
 from targets.cpu.schedules.matmul import MatmulTemplate
+from targets.cpu.schedules.recurrent import Recurrent
 from targets.cpu.schedules.reduction import RowReduction
 from targets.cpu.schedules.softmax import Softmax
 from targets.cpu.template import Decisions, KernelReport, Match, Template
@@ -27,6 +28,7 @@ TEMPLATES: tuple[Template, ...] = (
     ConvolutionTemplate(),
     ChannelwiseTemplate(),
     MatmulTemplate(),
+    Recurrent(),
     Softmax(),
     Normalization(),
     RowReduction(),
