@@ -205,9 +205,10 @@ def compile_to(
         except ArtifactError as error:
             notes.append(f"not run here: {error}")
         else:
-            differences = _prove(module, golden)
-            if golden is not None:
-                manifest = update_measured(written.path, latency=_latency(module, golden))
+            with module:
+                differences = _prove(module, golden)
+                if golden is not None:
+                    manifest = update_measured(written.path, latency=_latency(module, golden))
     return CompileReport(
         path=written.path,
         manifest=manifest,
