@@ -38,7 +38,7 @@ format: $(VENV)/.installed-test ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed ## the latency table of the README (minutes)
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python benchmarks/latency.py
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,6 +31,7 @@ R = TypeVar("R")
 DEBUG_VARIABLE = "TINSMITH_DEBUG"
 INTERNAL_ERROR_CODE = 70
 INTERRUPTED_CODE = 130
+BROKEN_PIPE_CODE = 141
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -45,6 +46,10 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except TinsmithError as error:
             _fail(kwargs, type(error).__name__, str(error), error.exit_code)
+        except BrokenPipeError:
+            # Whoever read the output has enough of it (`| head`); Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE_CODE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             _fail(kwargs, type(error).__name__, f"{place}{error.strerror or error}", 2)

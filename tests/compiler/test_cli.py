@@ -338,6 +338,19 @@ def test_debug_may_stand_anywhere(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        f"{sys.executable} -m compiler.cli targets --json | true",
+        shell=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
 def test_sizes_for_people() -> None:
     assert [output.size(n) for n in (5, 1536, 3 * 2**20, 5 * 2**30)] == [
         "5 B",
