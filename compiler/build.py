@@ -168,7 +168,7 @@ def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
             path = Path(folder) / "kernels.o"
             library.write_to_file(str(path), "o")
             return path.read_bytes()
-    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise BuildError(
             f"LLVM could not compile the kernels for target {spec.name}: {reason}; "

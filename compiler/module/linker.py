@@ -11,7 +11,7 @@ from compiler.errors import BuildError
 from targets.spec import TargetSpec
 
 _C_FLAGS = (
-    "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
+    "-std=gnu11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
     "-fdata-sections", "-fno-sanitize=all", "-fno-stack-protector", "-Wno-unused-function",
 )  # fmt: skip
 

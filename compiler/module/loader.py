@@ -45,18 +45,13 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
 
 
 def _load_self_contained(folder: Path, manifest: Manifest) -> SelfContainedModule:
-    if not manifest.entry.isidentifier():
-        raise ArtifactError(f"{folder}: damaged manifest (entry point); compile the model again")
     if not manifest.weights_embedded:
         os.close(_open_checked(folder / "weights.bin", manifest))
     library = _open_checked(folder / "model.so", manifest)
     try:
         return SelfContainedModule(folder, manifest, library)
-    except BaseException as error:
-        os.close(library)
-        if isinstance(error, OSError | AttributeError):
-            raise ArtifactError(f"{folder}: model.so cannot be loaded: {error}") from error
-        raise
+    except (OSError, AttributeError) as error:
+        raise ArtifactError(f"{folder}: model.so cannot be loaded: {error}") from error
 
 
 def verify_files(path: str | os.PathLike[str]) -> Manifest:

@@ -59,9 +59,9 @@ class SelfContainedContext(Context):
         if not self._handle or self._module._closed:
             raise InputError(f"{self._module.manifest.name}: the module has been closed")
         for i, array in enumerate(arrays):
-            self._inputs[i] = array.__array_interface__["data"][0]
+            self._inputs[i] = array.ctypes.data
         for i, array in enumerate(results):
-            self._outputs[i] = array.__array_interface__["data"][0]
+            self._outputs[i] = array.ctypes.data
         return self._module._library
 
     def close(self) -> None:
@@ -85,20 +85,30 @@ class SelfContainedModule(Module):
         self._closed = False
         self._lock = threading.Lock()
         self._idle: list[SelfContainedContext] = []
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         # The descriptor stays open: its number makes the name unique, and the dynamic linker
         # would otherwise hand out an older library that was loaded from the same path.
-        self._handle = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_LOCAL | os.RTLD_NOW)
-        entry = getattr(self._handle, manifest.entry)
+        name = f"/proc/self/fd/{self._descriptor}"
+        self._handle = ctypes.CDLL(name, mode=os.RTLD_LOCAL | os.RTLD_NOW)
+        # A fixed name, not one from the manifest: the lookup also sees the C library's functions.
+        entry = self._handle.tinsmith_get_module
         entry.restype = ctypes.POINTER(ModuleStruct)
-        self._library: ModuleStruct = entry().contents
-        if self._library.abi != ABI:
+        library: ModuleStruct = entry().contents
+        if library.abi != ABI:
             raise ArtifactError(
-                f"{path}: runtime interface {self._library.abi}, this Tinsmith needs {ABI}; "
+                f"{self.path}: runtime interface {library.abi}, this Tinsmith needs {ABI}; "
                 "compile the model again"
             )
+        self._library = library
         self._check_signature()
-        if self._library.open(os.fsencode(path / "weights.bin")):
-            raise ArtifactError(f"{path}: {self._error()}")
+        if library.open(os.fsencode(self.path / "weights.bin")):
+            raise ArtifactError(f"{self.path}: {self._error()}")
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         with self._lock:
@@ -139,16 +149,17 @@ class SelfContainedModule(Module):
                 context.close()
             self._idle.clear()
             self._closed = True
-        self._library.close()
-        handle = self._handle._handle
-        del self._library
-        ctypes.CDLL(None).dlclose(ctypes.c_void_p(handle))
+        if hasattr(self, "_library"):
+            self._library.close()
+            del self._library
+        if hasattr(self, "_handle"):
+            _unload(self._handle)
         os.close(self._descriptor)
 
     def __del__(self) -> None:
         # A forgotten library would stay loaded under its descriptor's name, and the dynamic
         # linker would hand it out for the next file that gets the number.
-        if hasattr(self, "_library"):
+        if hasattr(self, "_closed"):
             self.close()
 
     def _error(self) -> str:
@@ -171,3 +182,7 @@ class SelfContainedModule(Module):
             raise ArtifactError(
                 f"{self.path}: the manifest does not describe the library; compile the model again"
             )
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))

@@ -72,7 +72,7 @@ def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Execu
         return tvm.compile(
             module, target=tvm_target(spec), relax_pipeline=tvm.ir.transform.Sequential(passes)
         )
-    except (tvm.error.TVMError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         detail = str(error).strip().splitlines()[-1]
         raise BuildError(f"{name}: TVM could not compile the model's VM form: {detail}") from error
 

@@ -33,7 +33,7 @@ class VirtualMachineContext(Context):
         try:
             with self._lock:
                 result = self._machine["main"](*(tensor(array) for array in arrays))
-        except (self._module._tvm.error.TVMError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             detail = str(error).strip().splitlines()[-1]
             raise TinsmithError(f"{self._module.manifest.name}: {detail}") from error
         single = isinstance(result, self._module._tvm.runtime.Tensor)
@@ -77,7 +77,7 @@ class VirtualMachineModule(Module):
         self._relax = relax
         try:
             self._executable = tvm.runtime.load_module(str(path / LIBRARY_NAME))
-        except (tvm.error.TVMError, RuntimeError) as error:
+        except (RuntimeError, ValueError) as error:
             detail = str(error).strip().splitlines()[-1]
             raise ArtifactError(f"{path}: {LIBRARY_NAME} cannot be loaded: {detail}") from error
         self._shared = VirtualMachineContext(self)

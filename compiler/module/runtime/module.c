@@ -78,7 +78,7 @@ static tinsmith_context *module_create(void) {
       return NULL;
     }
 #ifdef MADV_HUGEPAGE
-    madvise(arena, bytes, MADV_HUGEPAGE);
+    if (bytes >= (size_t)4 << 20) madvise(arena, bytes, MADV_HUGEPAGE);
 #endif
     context->bases[1] = arena;
     context->task_scratch = (char *)arena + ARENA_BYTES;

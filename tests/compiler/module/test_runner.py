@@ -1,0 +1,116 @@
+"""tinsmith-run: the module as a static program."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_networks import NETWORK_INPUT, random_inputs
+
+from compiler.module.loader import load
+
+
+def _run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(folder / "tinsmith-run"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_info(network_folder: Path) -> None:
+    done = _run(network_folder, "info")
+    assert done.returncode == 0
+    assert "model small" in done.stdout
+    assert "input x0 float32 (1, 3, 16, 16)" in done.stdout
+    assert "output y0 float32 (8, 10)" in done.stdout
+
+
+def test_it_is_static(network_folder: Path) -> None:
+    header = (network_folder / "tinsmith-run").read_bytes()
+    assert b"/lib64/ld-" not in header  # no dynamic linker is asked for
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_verify(network_folder: Path, threads: str) -> None:
+    done = _run(network_folder, "--threads", threads, "verify")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": ok") == 2
+
+
+def test_verify_finds_a_wrong_result(network_folder: Path, tmp_path: Path) -> None:
+    golden = bytearray((network_folder / "golden.bin").read_bytes())
+    golden[-4:] = np.float32(100).tobytes()  # last element of the last output
+    (tmp_path / "golden.bin").write_bytes(golden)
+    done = _run(network_folder, "verify", tmp_path / "golden.bin")
+    assert done.returncode == 1
+    assert re.search(r"y1: .*FAILED", done.stdout)
+    assert re.search(r"y0: .*ok", done.stdout)
+
+
+def test_bench(network_folder: Path) -> None:
+    done = _run(network_folder, "--threads", "2", "bench", "20")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"20 runs, 2 threads: median [\d.]+ ms, p95 [\d.]+ ms, best [\d.]+ ms\n", done.stdout
+    )
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_run(network_folder: Path, tmp_path: Path, raw: bool) -> None:
+    (x,) = random_inputs(NETWORK_INPUT, 5)
+    path = tmp_path / "x"
+    if raw:
+        path.write_bytes(x.tobytes())
+    else:
+        with open(path, "wb") as file:
+            np.save(file, x)
+    done = _run(network_folder, "run", "-o", tmp_path / "result_", path)
+    assert done.returncode == 0, done.stderr
+    with load(network_folder) as module:
+        for name, expected in module(x).items():
+            result = np.load(tmp_path / f"result_{name}.npy")
+            # musl's expf is not glibc's.
+            np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1, 3, 16, 16), "float64"), "dtype"),
+        (np.zeros((1, 3, 16, 15), "float32"), "shape"),
+        (np.asfortranarray(np.zeros((1, 3, 16, 16), "float32")), "Fortran"),
+    ],
+)
+def test_foreign_inputs(
+    network_folder: Path, tmp_path: Path, array: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "x.npy", array)
+    done = _run(network_folder, "run", tmp_path / "x.npy")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_mistakes(network_folder: Path, tmp_path: Path) -> None:
+    for arguments in ((), ("dance",), ("--speed", "9", "info")):
+        done = _run(network_folder, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "usage:" in done.stderr
+    assert "No such file" in _run(network_folder, "run", tmp_path / "none").stderr
+    assert "one file per input" in _run(network_folder, "run").stderr
+    (tmp_path / "short").write_bytes(b"1234")
+    assert "shorter" in _run(network_folder, "run", tmp_path / "short").stderr
+    assert "shorter" in _run(network_folder, "verify", tmp_path / "short").stderr
+
+
+def test_weights_are_needed(network_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(network_folder, tmp_path / "copy"))
+    (copy / "weights.bin").unlink()
+    done = _run(copy, "verify")
+    assert done.returncode == 2
+    assert "cannot open the weights" in done.stderr
+    done = _run(copy, "--weights", network_folder / "weights.bin", "verify")
+    assert done.returncode == 0
+    (copy / "weights.bin").write_bytes(b"too short")
+    assert "size that the module expects" in _run(copy, "verify").stderr

@@ -1,0 +1,144 @@
+"""Splitting kernels into stages, and where their buffers live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, tirx
+from tvm.script import tirx as T  # noqa: N812
+
+from compiler.build import lower_kernels
+from compiler.module.loader import load
+from compiler.module.lowered import LoweredModel
+from compiler.module.stages import STACK_BYTES, split_kernel
+from compiler.module.writer import write_module
+from targets.x86.specs import X86_64_V3
+
+
+@T.prim_func(private=True, s_tir=True)
+def register_tile(
+    A: T.Buffer((32, 64), "float32"), B: T.Buffer((64, 32), "float32"),
+    C: T.Buffer((32, 32), "float32"),
+):  # fmt: skip
+    """C = A @ B with accumulators in a local buffer; no sblocks."""
+    for io in T.parallel(8):
+        accumulators = T.alloc_buffer((4, 32), "float32", scope="local")
+        for i in T.unroll(4):
+            for jo in T.unroll(4):
+                for j in T.vectorized(8):
+                    accumulators[i, jo * 8 + j] = T.float32(0)
+        for k in range(64):
+            for i in T.unroll(4):
+                for jo in T.unroll(4):
+                    for j in T.vectorized(8):
+                        accumulators[i, jo * 8 + j] = (
+                            accumulators[i, jo * 8 + j] + A[io * 4 + i, k] * B[k, jo * 8 + j]
+                        )
+        for i in T.unroll(4):
+            for jo in T.unroll(4):
+                for j in T.vectorized(8):
+                    C[io * 4 + i, jo * 8 + j] = accumulators[i, jo * 8 + j]
+
+
+@T.prim_func(private=True, s_tir=True)
+def two_loops(A: T.Buffer((16, 4096), "float32"), C: T.Buffer((16, 4096), "float32")):
+    """C = reversed(A) + sum(row of A): scratch across stages and per task."""
+    total = T.alloc_buffer((16,), "float32")
+    for i in T.parallel(16):
+        total[i] = T.float32(0)
+        for j in range(4096):
+            total[i] = total[i] + A[i, j]
+    for i in T.parallel(16):
+        line = T.alloc_buffer((4096,), "float32")
+        for j in range(4096):
+            line[j] = A[i, 4095 - j]
+        for j in range(4096):
+            C[i, j] = line[j] + total[i]
+
+
+@T.prim_func(private=True, s_tir=True)
+def inner_parallel(A: T.Buffer((4, 8), "float32"), C: T.Buffer((4, 8), "float32")):
+    for i in range(4):
+        for j in T.parallel(8):
+            C[i, j] = A[i, j] * T.float32(2)
+
+
+def _split(function: tirx.PrimFunc):
+    lowered = lower_kernels({"kernel": function}, X86_64_V3)["kernel"]
+    return split_kernel("kernel", lowered, [True] * len(lowered.params))
+
+
+def _model(function: tirx.PrimFunc, shapes: list[tuple[int, ...]]) -> LoweredModel:
+    builder = relax.BlockBuilder()
+    inputs = [
+        relax.Var(f"x{i}", relax.TensorType(shape, "float32"))
+        for i, shape in enumerate(shapes[:-1])
+    ]
+    kernel = builder.add_func(function, "kernel")
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            kind = relax.TensorType(shapes[-1], "float32")
+            output = builder.emit_output(relax.call_tir(kernel, inputs, kind))
+        builder.emit_func_output(output)
+    names = tuple(f"x{i}" for i in range(len(inputs)))
+    return LoweredModel(builder.get(), X86_64_V3, names, ("y",))
+
+
+def test_a_parallel_loop_becomes_a_stage_with_its_extent() -> None:
+    code, functions = _split(register_tile)
+    (stage,) = code.stages
+    assert stage.extent == 8
+    assert stage.pointers == (0, 1, 2)
+    assert code.scratch == ()
+    assert code.task_scratch_bytes == 0
+    (function,) = functions.values()
+    assert function.attrs["tirx.noalias"]
+    assert "T.parallel" not in str(function)
+
+
+def test_accumulators_stay_in_registers() -> None:
+    target = tvm.target.Target(X86_64_V3.tvm_target_config())
+    _, functions = _split(register_tile)
+    with target:
+        module = tirx.transform.LowerTVMBuiltin()(tvm.IRModule(functions))
+        module = tirx.transform.LowerIntrin()(module)
+        library = tvm.get_global_func("target.build.llvm")(module, target)
+    code = library.inspect_source("ll")
+    body = code[code.index("define") :]
+    assert "alloca" not in body
+    assert "Workspace" not in body
+    assert body.count("noalias") >= 3
+
+
+def test_buffers_across_stages_are_scratch_and_large_ones_are_per_task() -> None:
+    code, _ = _split(two_loops)
+    assert [stage.extent for stage in code.stages] == [16, 16]
+    assert code.scratch == (64,)
+    assert code.task_scratch_bytes == 4096 * 4 > STACK_BYTES
+    assert code.stages[0].task_scratch == ()
+    assert code.stages[1].task_scratch == (0,)
+
+
+def test_an_inner_parallel_loop_is_reported() -> None:
+    code, functions = _split(inner_parallel)
+    assert code.serialised_loops == 1
+    assert [stage.extent for stage in code.stages] == [1]
+    assert all("T.parallel" not in str(function) for function in functions.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results(threads: int, tmp_path: Path) -> None:
+    a = np.random.default_rng(0).standard_normal((32, 64)).astype("float32")
+    b = np.random.default_rng(1).standard_normal((64, 32)).astype("float32")
+    model = _model(register_tile, [(32, 64), (64, 32), (32, 32)])
+    with load(write_module(model, tmp_path / "a", forms=("shared",)).path, threads) as module:
+        np.testing.assert_allclose(module.run([a, b])[0], a @ b, rtol=1e-5, atol=1e-4)
+    rows = np.random.default_rng(2).integers(-9, 9, (16, 4096)).astype("float32")
+    model = _model(two_loops, [(16, 4096), (16, 4096)])
+    with load(write_module(model, tmp_path / "b", forms=("shared",)).path, threads) as module:
+        expected = rows[:, ::-1] + rows.sum(axis=1, keepdims=True)
+        for _ in range(50):
+            np.testing.assert_array_equal(module.run([rows])[0], expected)

@@ -1,0 +1,105 @@
+"""Models without a static plan take the VM form, and say why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_networks import SPEC, fused
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import relax as R  # noqa: N812
+from tvm.script import tirx as T  # noqa: N812
+
+from compiler.errors import ArtifactError, InputError
+from compiler.module.loader import load
+from compiler.module.lowered import LoweredModel
+from compiler.module.manifest import read_manifest
+from compiler.module.writer import write_module
+
+
+@I.ir_module
+class Dynamic:
+    @R.function
+    def main(x: R.Tensor(("n", 4), "float32"), y: R.Tensor(("n", 4), "float32")):
+        with R.dataflow():
+            z = R.add(R.nn.relu(x), y)
+            R.output(z)
+        return z
+
+
+@I.ir_module
+class Branch:
+    @R.function
+    def main(c: R.Tensor((), "bool"), x: R.Tensor((4,), "float32")) -> R.Tensor((4,), "float32"):
+        if c:  # noqa: SIM108
+            y = R.add(x, x)
+        else:
+            y = R.multiply(x, x)
+        return y
+
+
+@pytest.fixture(scope="module")
+def dynamic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = LoweredModel(fused(Dynamic), SPEC, ("x", "y"), ("z",), source_name="dynamic")
+    return write_module(model, tmp_path_factory.mktemp("vm") / "m").path
+
+
+def test_dynamic_shapes(dynamic_folder: Path) -> None:
+    manifest = read_manifest(dynamic_folder)
+    assert manifest.form == "vm"
+    assert manifest.vm_reason == "the dynamic dimension n"
+    assert any("VM form" in note for note in manifest.notes)
+    assert manifest.inputs[0].shape == ("n", 4)
+    with load(dynamic_folder) as module:
+        for n in (1, 7):
+            x, y = np.random.default_rng(n).standard_normal((2, n, 4)).astype("float32")
+            np.testing.assert_array_equal(module(x, y)["z"], np.maximum(x, 0) + y)
+            out = np.empty((n, 4), "float32")
+            assert module.run([x, y], [out])[0] is out
+            np.testing.assert_array_equal(module.context()(x=x, y=y)["z"], out)
+        assert [step.kernel for step in module.profile([x, y], 2)] == ["main"]
+
+
+def test_symbolic_dimensions_must_agree(dynamic_folder: Path) -> None:
+    with load(dynamic_folder) as module:
+        with pytest.raises(InputError, match=r"input 'y': expected shape \(n, 4\), got \(3, 4\)"):
+            module(np.zeros((5, 4), "float32"), np.zeros((3, 4), "float32"))
+        with pytest.raises(InputError, match="expected dtype"):
+            module(np.zeros((5, 4)), np.zeros((5, 4)))
+
+
+def test_control_flow(tmp_path: Path) -> None:
+    model = LoweredModel(fused(Branch), SPEC, ("c", "x"), ("y",), source_name="branch")
+    written = write_module(model, tmp_path / "m")
+    assert written.manifest.form == "vm"
+    x = np.arange(4, dtype="float32")
+    with load(written.path) as module:
+        np.testing.assert_array_equal(module(np.array(True), x)["y"], x + x)
+        np.testing.assert_array_equal(module(np.array(False), x)["y"], x * x)
+
+
+def test_a_damaged_library_is_refused(dynamic_folder: Path, tmp_path: Path) -> None:
+    for path in dynamic_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with open(tmp_path / "model_vm.so", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(ArtifactError, match="does not match its digest"):
+        load(tmp_path)
+
+
+def test_packed_functions_that_only_tvm_has(tmp_path: Path) -> None:
+    @I.ir_module
+    class Foreign:
+        @T.prim_func(private=True, s_tir=True)
+        def kernel(A: T.Buffer((4,), "float32"), C: T.Buffer((4,), "float32")):
+            T.call_packed("my.own.function", A.data, C.data)
+
+        @R.function
+        def main(x: R.Tensor((4,), "float32")) -> R.Tensor((4,), "float32"):
+            return R.call_tir(Foreign.kernel, (x,), out_ty=R.Tensor((4,), "float32"))
+
+    model = LoweredModel(Foreign, SPEC, ("x",), ("y",))
+    manifest = write_module(model, tmp_path / "m").manifest
+    assert manifest.form == "vm"
+    assert manifest.vm_reason == "kernel kernel calls my.own.function"
