@@ -57,8 +57,12 @@ def run_module(
             }
         )
         return
-    output.print_table("", ("output", "dtype", "shape", "minimum", "maximum"), rows, left=3)
-    output.say(f"ran in {output.milliseconds(seconds)} ms" + (f"; wrote {out}" if out else ""))
+    cells = [(*row[:3], *("-" if v is None else f"{v:.6g}" for v in row[3:])) for row in rows]
+    output.print_table("", ("output", "dtype", "shape", "minimum", "maximum"), cells, left=3)
+    output.say(
+        f"ran in {output.milliseconds(seconds)} ms (one cold run)"
+        + (f"; wrote {out}" if out else "")
+    )
 
 
 def _range(value: np.ndarray) -> tuple[float | None, float | None]:
