@@ -51,6 +51,9 @@ class TargetSpec:
         }
         if self.llvm_attributes:
             config["mattr"] = list(self.llvm_attributes)
+        if self.llvm_triple.endswith("eabihf"):
+            # TVM does not take it from the triple: expf and its like would get soft-float calls.
+            config["mfloat-abi"] = "hard"
         return config
 
 
