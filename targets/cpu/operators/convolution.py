@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
+from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
@@ -21,7 +23,8 @@ class ConvolutionWorkload:
     """One convolution. `channels` are those of one group; padding is at the top and left.
 
     `data_layout` is the input's ("NHWC" or "NCHW"); the output is always NHWC.
-    `lanes` is the width by which the output channels of the weights are packed.
+    `lanes` is the width by which the output channels of the weights are packed, and
+    `arithmetic` names how products are summed (see `targets.cpu.arithmetic`).
     """
 
     batch: int
@@ -42,6 +45,7 @@ class ConvolutionWorkload:
     pad_left: int
     lanes: int
     data_layout: str = "NHWC"
+    arithmetic: str = "float32"
     kind: str = "convolution"
 
     @property
@@ -67,21 +71,26 @@ class ConvolutionWorkload:
 
 
 def pack_weights(
-    weights: npt.NDArray[np.floating], groups: int, lanes: int
-) -> npt.NDArray[np.floating]:
+    weights: npt.NDArray[Any], groups: int, lanes: int, depth: int = 1
+) -> npt.NDArray[Any]:
     """HWIO weights `[KH, KW, I/groups, O]`, packed by vectors of output channels.
 
-    The result is `[groups, ceil(O/groups/lanes), KH, KW, I/groups, lanes]`; missing output
-    channels of the last block are zero.
+    The result is `[groups, ceil(O/groups/lanes), KH, KW, ceil(I/groups/depth), lanes*depth]`
+    with the `depth` input channels of one output channel side by side; missing channels are
+    zero.
     """
     kernel_height, kernel_width, inputs, outputs = weights.shape
     per_group = outputs // groups
-    blocks = -(-per_group // lanes)
-    grouped = weights.reshape(kernel_height, kernel_width, inputs, groups, per_group)
-    padded = np.zeros((kernel_height, kernel_width, inputs, groups, blocks * lanes), weights.dtype)
-    padded[..., :per_group] = grouped
-    split = padded.reshape(kernel_height, kernel_width, inputs, groups, blocks, lanes)
-    return np.ascontiguousarray(split.transpose(3, 4, 0, 1, 2, 5))
+    blocks, steps = -(-per_group // lanes), -(-inputs // depth)
+    padded = np.zeros(
+        (kernel_height, kernel_width, steps * depth, groups, blocks * lanes), weights.dtype
+    )
+    padded[:, :, :inputs, :, :per_group] = weights.reshape(
+        kernel_height, kernel_width, inputs, groups, per_group
+    )
+    split = padded.reshape(kernel_height, kernel_width, steps, depth, groups, blocks, lanes)
+    packed = split.transpose(4, 5, 0, 1, 2, 6, 3)
+    return np.ascontiguousarray(packed).reshape(*packed.shape[:5], lanes * depth)
 
 
 def define_convolution(
@@ -90,9 +99,11 @@ def define_convolution(
     """The NHWC convolution of `data` with packed `weights`.
 
     `data` is `[N, H, W, groups*C]` or `[N, groups*C, H, W]`, `weights` as `pack_weights`
-    makes them; the result is `[N, OH, OW, groups*O]`.
+    makes them; the result is `[N, OH, OW, groups*O]` in the accumulator's dtype.
     """
     w = workload
+    arithmetic = arithmetic_named(w.arithmetic)
+    depth = arithmetic.depth
     kh = te.reduce_axis((0, w.kernel_height), name="kh")
     kw = te.reduce_axis((0, w.kernel_width), name="kw")
     ic = te.reduce_axis((0, w.in_channels), name="ic")
@@ -111,8 +122,10 @@ def define_convolution(
             x * w.stride_width + kw * w.dilation_width - w.pad_left,
             group * w.in_channels + ic,
         )
-        weight = weights[group, channel // w.lanes, kh, kw, ic, channel % w.lanes]
-        return te.sum(value * weight, axis=[kh, kw, ic])
+        lane = (channel % w.lanes) * depth + ic % depth
+        weight = weights[group, channel // w.lanes, kh, kw, ic // depth, lane]
+        wide = arithmetic.accumulator
+        return te.sum(value.astype(wide) * weight.astype(wide), axis=[kh, kw, ic])
 
     return te.compute(
         (w.batch, w.out_height, w.out_width, w.groups * w.out_channels),

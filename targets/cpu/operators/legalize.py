@@ -8,21 +8,27 @@ weights packed right away. Calls that no template covers keep TVM's definition.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, te
+from tvm import relax, te, topi
 from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
+from targets.cpu.arithmetic import choose_arithmetic
 from targets.cpu.operators.convolution import (
     ConvolutionWorkload,
     define_convolution,
     pack_weights,
 )
 from targets.cpu.operators.matmul import MatmulWorkload, define_matmul, pack_columns
-from targets.cpu.operators.window import ChannelwiseWorkload, define_channelwise
+from targets.cpu.operators.window import (
+    CHANNELWISE_DTYPES,
+    ChannelwiseWorkload,
+    define_channelwise,
+)
 from targets.spec import TargetSpec
 
 Legalizer = Callable[[BlockBuilder, Call], Expr]
@@ -41,16 +47,22 @@ def legalize_map(spec: TargetSpec) -> dict[str, Legalizer]:
     }
 
 
-def _shape(expression: Expr) -> tuple[int, ...] | None:
-    """The static shape of a float32 tensor; None for any other."""
+@dataclass(frozen=True)
+class _Tensor:
+    """Static shape and dtype of an expression."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _tensor(expression: Expr) -> _Tensor | None:
+    """The tensor's type if its shape is static."""
     ty = expression.ty
-    if not isinstance(ty, relax.TensorType) or str(ty.dtype) != "float32":
-        return None
-    if not isinstance(ty.shape, relax.ShapeExpr):
+    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
         return None
     if not all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values):
         return None
-    return tuple(int(d) for d in ty.shape.values)
+    return _Tensor(tuple(int(d) for d in ty.shape.values), str(ty.dtype))
 
 
 def _default(bb: BlockBuilder, call: Call) -> Expr:
@@ -68,27 +80,25 @@ def _emit(bb: BlockBuilder, name: str, define: Callable[..., te.Tensor], *operan
 def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     data, weights = call.args
     attrs = call.attrs
-    shape, kernel, out = _shape(data), _shape(weights), _shape(call)
+    x, kernel, out = _tensor(data), _tensor(weights), _tensor(call)
     supported = (
         str(attrs.data_layout) in ("NHWC", "NCHW")
         and str(attrs.kernel_layout) == "HWIO"
         and str(attrs.out_layout) == "NHWC"
     )
-    if shape is None or kernel is None or out is None or not supported:
+    if x is None or kernel is None or out is None or not supported:
         return _default(bb, call)
     layout = str(attrs.data_layout)
-    batch, height, width, channels = (
-        shape if layout == "NHWC" else (shape[0], shape[2], shape[3], shape[1])
-    )
     groups = int(attrs.groups)
-    kernel_height, kernel_width, in_channels, out_channels = kernel
+    kernel_height, kernel_width, in_channels, out_channels = kernel.shape
+    batch, height, width = (x.shape[0], *(x.shape[1:3] if layout == "NHWC" else x.shape[2:4]))
     strides, dilation, padding = _integers(attrs.strides, attrs.dilation, attrs.padding)
     geometry: dict[str, Any] = {
         "batch": batch,
         "in_height": height,
         "in_width": width,
-        "out_height": out[1],
-        "out_width": out[2],
+        "out_height": out.shape[1],
+        "out_width": out.shape[2],
         "kernel_height": kernel_height,
         "kernel_width": kernel_width,
         "stride_height": strides[0],
@@ -98,30 +108,76 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         "pad_top": padding[0],
         "pad_left": padding[1],
     }
-    if in_channels == 1 and groups == channels == out_channels > 1 and layout == "NHWC":
-        depthwise = ChannelwiseWorkload(channels=channels, operation="multiply", **geometry)
-        if isinstance(weights, GenericConst):
-            flat = relax.const(
-                np.ascontiguousarray(weights.value.numpy()[:, :, 0, :]), dtype="float32"
-            )
-            return _emit(
-                bb, "depthwise", lambda d, w: define_channelwise(d, w, depthwise), data, flat
-            )
-        flat = bb.emit(relax.op.reshape(weights, (kernel_height, kernel_width, channels)))
-        return _emit(bb, "depthwise", lambda d, w: define_channelwise(d, w, depthwise), data, flat)
+    depthwise = in_channels == 1 and groups == out_channels > 1 and layout == "NHWC"
+    if depthwise and (x.dtype, kernel.dtype, out.dtype) in CHANNELWISE_DTYPES:
+        window = ChannelwiseWorkload(
+            channels=out_channels, operation="multiply", dtype=x.dtype, **geometry
+        )
+        flat = _reshaped(bb, weights, (kernel_height, kernel_width, out_channels))
+        return _emit(bb, "depthwise", lambda d, w: define_channelwise(d, w, window), data, flat)
+    # A step of several channels must not reach into the next group.
+    arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, 4 if groups == 1 else 1)
+    if groups > 1 and in_channels % 4 == 0:
+        arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec)
+    if arithmetic is None or arithmetic.accumulator != out.dtype:
+        return _default(bb, call)
+    if arithmetic.depth > 1:
+        data, layout = _step_channels(bb, data, x, layout, arithmetic.depth), "NHWC"
     workload = ConvolutionWorkload(
-        in_channels=in_channels,
+        in_channels=-(-in_channels // arithmetic.depth) * arithmetic.depth,
         out_channels=out_channels // groups,
         groups=groups,
         lanes=spec.float_lanes,
         data_layout=layout,
+        arithmetic=arithmetic.name,
         **geometry,
     )
     if isinstance(weights, GenericConst):
-        packed = relax.const(pack_weights(weights.value.numpy(), groups, workload.lanes))
-    else:
+        packed = _constant(
+            pack_weights(weights.value.numpy(), groups, spec.float_lanes, arithmetic.depth)
+        )
+    elif arithmetic.depth == 1:
         packed = bb.emit(bb.call_te(lambda w: _pack_weights_te(w, workload), weights))
+    else:
+        return _default(bb, call)
     return _emit(bb, "convolution", lambda d, w: define_convolution(d, w, workload), data, packed)
+
+
+def _constant(values: np.ndarray) -> Expr:
+    return relax.const(values, dtype=str(values.dtype))
+
+
+def _reshaped(bb: BlockBuilder, tensor: Expr, shape: tuple[int, ...]) -> Expr:
+    """`tensor` in another shape, at compile time if it is constant."""
+    if isinstance(tensor, GenericConst):
+        return _constant(np.ascontiguousarray(tensor.value.numpy().reshape(shape)))
+    return bb.emit(relax.op.reshape(tensor, shape))
+
+
+def _step_channels(bb: BlockBuilder, data: Expr, x: _Tensor, layout: str, depth: int) -> Expr:
+    """`data` as NHWC with a whole number of steps of `depth` channels, zeros where it had none.
+
+    The copy is elementwise: fusion computes it where the data are produced.
+    """
+    order = (0, 1, 2, 3) if layout == "NHWC" else (0, 2, 3, 1)
+    n, h, w, c = (x.shape[i] for i in order)
+    whole = -(-c // depth) * depth
+    if layout == "NHWC" and whole == c:
+        return data
+
+    def element(tensor: te.Tensor, position: list[Expr]) -> Expr:
+        indices = position if layout == "NHWC" else [position[i] for i in (0, 3, 1, 2)]
+        value = tensor[tuple(indices)]
+        if whole == c:
+            return value
+        return tvm.tirx.if_then_else(position[3] < c, value, tvm.tirx.const(0, x.dtype))
+
+    def define(tensor: te.Tensor) -> te.Tensor:
+        return te.compute(
+            (n, h, w, whole), lambda *position: element(tensor, list(position)), name="channels"
+        )
+
+    return bb.emit(bb.call_te(define, data, primfunc_name_hint="channels"))
 
 
 def _pack_weights_te(weights: te.Tensor, w: ConvolutionWorkload) -> te.Tensor:
@@ -141,9 +197,12 @@ def _pack_weights_te(weights: te.Tensor, w: ConvolutionWorkload) -> te.Tensor:
 def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
     (data,) = call.args
     attrs = call.attrs
-    shape, out = _shape(data), _shape(call)
-    if shape is None or out is None or (str(attrs.layout), str(attrs.out_layout)) != ("NHWC",) * 2:
+    x, result = _tensor(data), _tensor(call)
+    if x is None or result is None or (str(attrs.layout), str(attrs.out_layout)) != ("NHWC",) * 2:
         return _default(bb, call)
+    if x.dtype != "float32" and (operation != "maximum" or x.dtype not in ("uint8", "int8")):
+        return _default(bb, call)
+    shape, out = x.shape, result.shape
     pool, strides, dilation, padding = _integers(
         attrs.pool_size, attrs.strides, attrs.dilation, attrs.padding
     )
@@ -165,6 +224,7 @@ def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
         pad_bottom=padding[2],
         pad_right=padding[3],
         operation=operation,
+        dtype=x.dtype,
         count_padding=bool(attrs.count_include_pad) and operation == "average",
     )
     return _emit(bb, operation, lambda d: define_channelwise(d, None, workload), data)
@@ -172,21 +232,36 @@ def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
 
 def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     left, right = call.args
-    a, b, out = _shape(left), _shape(right), _shape(call)
-    if a is None or b is None or out is None or len(a) < 2 or len(b) < 2:
+    a, b, out = _tensor(left), _tensor(right), _tensor(call)
+    if a is None or b is None or out is None or len(a.shape) < 2 or len(b.shape) < 2:
         return _default(bb, call)
-    constant = isinstance(right, GenericConst) and len(b) == 2
+    constant = isinstance(right, GenericConst) and len(b.shape) == 2
+    arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, 4 if constant else 1)
+    if arithmetic is None or arithmetic.accumulator != out.dtype:
+        return _default(bb, call)
+    k = a.shape[-1]
+    whole = -(-k // arithmetic.depth) * arithmetic.depth
+    if whole != k:
+        widths = [0] * (len(a.shape) - 1) + [whole - k]
+        left = bb.emit(
+            bb.call_te(
+                lambda t: topi.nn.pad(t, [0] * len(a.shape), widths, 0.0),
+                left,
+                primfunc_name_hint="pad",
+            )
+        )
     workload = MatmulWorkload(
-        batch=out[:-2],
-        left_batch=a[:-2],
-        right_batch=b[:-2],
-        m=a[-2],
-        n=b[-1],
-        k=a[-1],
+        batch=out.shape[:-2],
+        left_batch=a.shape[:-2],
+        right_batch=b.shape[:-2],
+        m=a.shape[-2],
+        n=b.shape[-1],
+        k=whole,
         lanes=spec.float_lanes if constant else 0,
+        arithmetic=arithmetic.name,
     )
     if constant:
-        right = relax.const(pack_columns(right.value.numpy(), workload.lanes))
+        right = _constant(pack_columns(right.value.numpy(), spec.float_lanes, arithmetic.depth))
     return _emit(bb, "matmul", lambda x, y: define_matmul(x, y, workload), left, right)
 
 

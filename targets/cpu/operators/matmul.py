@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
+from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
@@ -19,7 +21,8 @@ class MatmulWorkload:
 
     `batch` are the leading extents of the output, `left_batch` and `right_batch` those of
     the operands (broadcast by numpy's rules). `lanes` is the width by which the columns of
-    a constant right operand are packed, 0 where it is read as it lies.
+    a constant right operand are packed, 0 where it is read as it lies; `arithmetic` names
+    how products are summed (see `targets.cpu.arithmetic`).
     """
 
     batch: tuple[int, ...]
@@ -29,6 +32,7 @@ class MatmulWorkload:
     n: int
     k: int
     lanes: int = 0
+    arithmetic: str = "float32"
     kind: str = "matmul"
 
     @classmethod
@@ -48,18 +52,21 @@ class MatmulWorkload:
         return math.prod(self.right_batch) == 1 and self.left_batch == self.batch
 
 
-def pack_columns(matrix: npt.NDArray[np.floating], lanes: int) -> npt.NDArray[np.floating]:
-    """`[K, N]` as `[ceil(N/lanes), K, lanes]`; missing columns are zero."""
+def pack_columns(matrix: npt.NDArray[Any], lanes: int, depth: int = 1) -> npt.NDArray[Any]:
+    """`[K, N]` as `[ceil(N/lanes), ceil(K/depth), lanes*depth]`; what is missing is zero."""
     k, n = matrix.shape
-    blocks = -(-n // lanes)
-    padded = np.zeros((k, blocks * lanes), matrix.dtype)
-    padded[:, :n] = matrix
-    return np.ascontiguousarray(padded.reshape(k, blocks, lanes).transpose(1, 0, 2))
+    blocks, steps = -(-n // lanes), -(-k // depth)
+    padded = np.zeros((steps * depth, blocks * lanes), matrix.dtype)
+    padded[:k, :n] = matrix
+    packed = padded.reshape(steps, depth, blocks, lanes).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(packed).reshape(blocks, steps, lanes * depth)
 
 
 def define_matmul(left: te.Tensor, right: te.Tensor, workload: MatmulWorkload) -> te.Tensor:
     """The product; `right` is packed by `pack_columns` if `workload.lanes` is set."""
     w = workload
+    arithmetic = arithmetic_named(w.arithmetic)
+    depth, wide = arithmetic.depth, arithmetic.accumulator
     k = te.reduce_axis((0, w.k), name="k")
 
     def at(indices: list[tirx.Expr], batch: tuple[int, ...]) -> list[tirx.Expr]:
@@ -71,8 +78,8 @@ def define_matmul(left: te.Tensor, right: te.Tensor, workload: MatmulWorkload) -
         row = (*at(lead, w.left_batch), m, k)
         column = (*at(lead, w.right_batch), k, n)
         if w.lanes:
-            column = (n // w.lanes, k, n % w.lanes)
-        return te.sum(left[row] * right[column], axis=k)
+            column = (n // w.lanes, k // depth, (n % w.lanes) * depth + k % depth)
+        return te.sum(left[row].astype(wide) * right[column].astype(wide), axis=k)
 
     return te.compute(
         (*w.batch, w.m, w.n),

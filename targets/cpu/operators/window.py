@@ -37,6 +37,7 @@ class ChannelwiseWorkload:
     pad_bottom: int = 0
     pad_right: int = 0
     count_padding: bool = False
+    dtype: str = "float32"
     kind: str = "channelwise"
 
     @property
@@ -45,6 +46,14 @@ class ChannelwiseWorkload:
         outputs = self.batch * self.out_height * self.out_width * self.channels
         taps = self.kernel_height * self.kernel_width
         return outputs * taps * (2 if self.operation == "multiply" else 1)
+
+
+# Data, weights and result of the depthwise convolutions that the template computes.
+CHANNELWISE_DTYPES = (
+    ("float32", "float32", "float32"),
+    ("uint8", "int8", "int32"),
+    ("int8", "int8", "int32"),
+)
 
 
 def define_channelwise(
@@ -64,7 +73,8 @@ def define_channelwise(
         if w.operation == "maximum":
             return te.max(value, axis=[kh, kw])
         if weights is not None:
-            value = value * weights[kh, kw, c]
+            wide = "float32" if w.dtype == "float32" else "int32"
+            value = value.astype(wide) * weights[kh, kw, c].astype(wide)
         elif w.operation == "average":
             value = value * reciprocal_count(w, y, x).astype(data.dtype)
         return te.sum(value, axis=[kh, kw])

@@ -12,6 +12,7 @@ from tvm.tirx import PrimFunc, Stmt
 
 from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from targets.cpu.arithmetic import vector as vector_type
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
 from targets.cpu.schedules.window import Window
@@ -20,7 +21,7 @@ from targets.spec import TargetSpec
 
 
 class ChannelwiseTemplate(Template):
-    """Depthwise convolution, maximum and average pooling, float32.
+    """Depthwise convolution and maximum pooling (float32, 8-bit integers), average pooling.
 
     Decisions: `pixels` (output pixels of a tile), `vectors` (channel vectors of a tile),
     `chunks` (into how many tasks the channels of an output line are cut).
@@ -96,7 +97,10 @@ class _Emitter:
             w.pad_left,
         )
         self.pixels = min(decisions["pixels"], w.out_width)
-        lanes = min(spec.float_lanes, w.channels)
+        lanes = spec.float_lanes
+        if w.operation == "maximum" and w.dtype != "float32":
+            lanes = spec.vector_bits // 8
+        lanes = min(lanes, w.channels)
         whole = w.channels // lanes
         self.lanes = lanes
         self.vectors = min(decisions["vectors"], whole)
@@ -158,7 +162,10 @@ class _Emitter:
         border: int | None,
     ) -> Stmt:
         w, window = self.w, self.window
-        registers = loops.local_buffer("window", (self.pixels * vectors * lanes,), "float32")
+        # Integer products are summed in float32: with 8-bit operands the sums of fewer than 512
+        # products are exact, and multiply-add is faster than 32-bit integer multiplication.
+        kind = w.dtype if w.operation == "maximum" else "float32"
+        registers = loops.local_buffer("window", (self.pixels * vectors * lanes,), kind)
 
         def ramp(pixel: int, vector: int) -> Expr:
             return loops.ramp((pixel * vectors + vector) * lanes, lanes)
@@ -166,7 +173,7 @@ class _Emitter:
         def lanes_at(vector: int) -> Expr:
             return loops.ramp(channel + vector * lanes, lanes)
 
-        initial = tirx.min_value("float32") if w.operation == "maximum" else 0.0
+        initial = tirx.min_value(kind) if w.operation == "maximum" else 0.0
         if w.operation != "maximum":
             initial = tirx.const(0.0, "float32")
         clear = loops.sequence(
@@ -175,14 +182,20 @@ class _Emitter:
             for v in range(vectors)
         )
 
+        def wide(loaded: Expr) -> Expr:
+            """`loaded` in the accumulators' dtype."""
+            if kind == w.dtype:
+                return loaded
+            return loaded.astype(vector_type("int32", lanes)).astype(vector_type(kind, lanes))
+
         def tap(kh: Expr, kw: int, pixel: int, vector: int) -> Stmt:
             row, column = window.input_row(y, kh), window.input_column(x + pixel, kw)
-            value = tirx.BufferLoad(self.data, [image, row, column, lanes_at(vector)])
+            value = wide(tirx.BufferLoad(self.data, [image, row, column, lanes_at(vector)]))
             register = tirx.BufferLoad(registers, [ramp(pixel, vector)])
             if w.operation == "maximum":
                 result = tirx.max(register, value)
             elif self.weights is not None:
-                weight = tirx.BufferLoad(self.weights, [kh, index(kw), lanes_at(vector)])
+                weight = wide(tirx.BufferLoad(self.weights, [kh, index(kw), lanes_at(vector)]))
                 result = register + value * weight
             else:
                 result = register + value
@@ -210,6 +223,8 @@ class _Emitter:
                 )
                 if w.operation == "average":
                     register = register * reciprocal_count(w, y, x + pixel)
+                if w.dtype != "float32" and w.operation == "multiply":
+                    register = register.astype("int32")
                 return loops.store(
                     self.epilogue.output, indices, self.epilogue.value(register, indices)
                 )

@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc, Stmt
 
 from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.convolution import ConvolutionWorkload
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
@@ -18,13 +19,12 @@ from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
 
-
 # So few input channels are unrolled: a loop over them would not pay for itself.
 _FEW_CHANNELS = 4
 
 
 class ConvolutionTemplate(Template):
-    """Convolution of any kernel, stride, dilation and group, float32.
+    """Convolution of any kernel, stride, dilation and group, in any arithmetic.
 
     Decisions: `rows` (output pixels of a register tile), `vectors` (output channel vectors
     of a tile), `channels_outer` (1: each task keeps its weights and walks over the image;
@@ -44,7 +44,7 @@ class ConvolutionTemplate(Template):
         w: ConvolutionWorkload = match.workload
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else w.out_width
         # Unrolled channels need registers of their own for what the compiler moves ahead.
-        most_rows = 8 if w.in_channels <= _FEW_CHANNELS else pixels
+        most_rows = 8 if _unrolls_channels(w) else pixels
         rows, vectors = choose_tile(min(pixels, most_rows), w.blocks, spec)
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
@@ -67,6 +67,10 @@ class ConvolutionTemplate(Template):
         return anchor.rebuild(_Emitter(match, anchor, decisions).body())
 
 
+def _unrolls_channels(w: ConvolutionWorkload) -> bool:
+    return w.in_channels <= _FEW_CHANNELS * arithmetic_named(w.arithmetic).depth
+
+
 def _is_flat(w: ConvolutionWorkload) -> bool:
     """Whether the image can be taken as one long line of pixels."""
     return w.is_pointwise and w.data_layout == "NHWC"
@@ -77,6 +81,8 @@ class _Emitter:
         self.match = match
         self.w: ConvolutionWorkload = match.workload
         w = self.w
+        self.arithmetic = arithmetic_named(w.arithmetic)
+        self.steps = -(-w.in_channels // self.arithmetic.depth)
         self.data, self.weights = anchor.operands
         self.epilogue = anchor.epilogue
         self.window = Window(
@@ -147,10 +153,14 @@ class _Emitter:
         border: int | None,
     ) -> Stmt:
         w, window = self.w, self.window
-        tile = RegisterTile.make(self.rows, vectors, w.lanes)
+        depth = self.arithmetic.depth
+        tile = RegisterTile.make(self.rows, vectors, w.lanes, self.arithmetic)
 
         def step(kh: Expr, kw: Index, ic: Expr, rows: list[int] | None) -> Stmt:
-            channel = group * w.in_channels + ic if w.groups > 1 else ic
+            first = ic * depth
+            if w.groups > 1:
+                first = group * w.in_channels + first
+            channel = loops.ramp(first, depth)
 
             def value(row: int) -> Expr:
                 if self.flat:
@@ -163,15 +173,15 @@ class _Emitter:
 
             def weights(vector: int) -> Expr:
                 block = column * self.vectors + vector
-                lanes = loops.ramp(0, w.lanes)
+                lanes = loops.ramp(0, w.lanes * depth)
                 return tirx.BufferLoad(self.weights, [group, block, kh, index(kw), ic, lanes])
 
             return tile.multiply_add(value, weights, rows)
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
-            if rows is None and w.in_channels <= _FEW_CHANNELS:
-                return loops.sequence(step(kh, kw, index(c), None) for c in range(w.in_channels))
-            return loops.serial("ic", w.in_channels, lambda ic: step(kh, kw, ic, rows))
+            if rows is None and _unrolls_channels(w):
+                return loops.sequence(step(kh, kw, index(c), None) for c in range(self.steps))
+            return loops.serial("ic", self.steps, lambda ic: step(kh, kw, ic, rows))
 
         def columns(kh: Expr) -> Stmt:
             if border is None:

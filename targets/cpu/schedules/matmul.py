@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc, Stmt
 
 from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.matmul import MatmulWorkload
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
@@ -19,7 +20,7 @@ from targets.spec import TargetSpec
 
 
 class MatmulTemplate(Template):
-    """Matrix product, float32.
+    """Matrix product, in any arithmetic.
 
     Decisions: `rows` and `vectors` (register tile), `columns_outer` (1: each task keeps its
     columns of the right operand and walks over the rows; 0: the other way round).
@@ -70,6 +71,7 @@ class _Emitter:
         self.match = match
         self.w: MatmulWorkload = match.workload
         w = self.w
+        self.arithmetic = arithmetic_named(self.w.arithmetic)
         self.left, self.right = anchor.operands
         self.epilogue = anchor.epilogue
         self.lanes, self.blocks = _columns(w, spec)
@@ -117,17 +119,21 @@ class _Emitter:
 
     def _tile(self, batch: Expr, row: Expr, column: Expr, start: Expr, vectors: int) -> Stmt:
         w = self.w
-        tile = RegisterTile.make(self.rows, vectors, self.lanes)
+        tile = RegisterTile.make(self.rows, vectors, self.lanes, self.arithmetic)
+        depth = self.arithmetic.depth
         lead = _unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
 
         def step(k: Expr) -> Stmt:
             def value(r: int) -> Expr:
-                return loops.load(self.left, *_broadcast(lead, w.left_batch), row + r, k)
+                lead_left = _broadcast(lead, w.left_batch)
+                return loops.load(self.left, *lead_left, row + r, loops.ramp(k * depth, depth))
 
             def weights(v: int) -> Expr:
                 if w.lanes:
                     block = column * self.vectors + v
-                    return tirx.BufferLoad(self.right, [block, k, loops.ramp(0, self.lanes)])
+                    return tirx.BufferLoad(
+                        self.right, [block, k, loops.ramp(0, self.lanes * depth)]
+                    )
                 lanes = loops.ramp(start + v * self.lanes, self.lanes)
                 return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), k, lanes])
 
@@ -147,7 +153,7 @@ class _Emitter:
             loops.sequence(
                 [
                     tile.clear(),
-                    loops.serial("k", w.k, step),
+                    loops.serial("k", -(-w.k // depth), step),
                     tile.write_back(self.epilogue, position, spare, is_last),
                 ]
             ),

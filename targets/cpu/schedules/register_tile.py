@@ -17,6 +17,7 @@ from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
 from targets.cpu.anchor import Epilogue
+from targets.cpu.arithmetic import Arithmetic
 from targets.cpu.loops import (
     Index,
     index,
@@ -32,19 +33,20 @@ from targets.spec import TargetSpec
 
 @dataclass(frozen=True)
 class RegisterTile:
-    """`rows x vectors` accumulators of `lanes` float32 values each."""
+    """`rows x vectors` accumulators of `lanes` 32-bit values each."""
 
     rows: int
     vectors: int
     lanes: int
+    arithmetic: Arithmetic
     accumulators: Var
 
     @classmethod
-    def make(cls, rows: int, vectors: int, lanes: int) -> RegisterTile:
+    def make(cls, rows: int, vectors: int, lanes: int, arithmetic: Arithmetic) -> RegisterTile:
         """A tile with accumulators of its own."""
-        return cls(
-            rows, vectors, lanes, local_buffer("accumulator", (rows * vectors * lanes,), "float32")
-        )
+        shape = (rows * vectors * lanes,)
+        registers = local_buffer("accumulator", shape, arithmetic.accumulator)
+        return cls(rows, vectors, lanes, arithmetic, registers)
 
     def _slot(self, row: int, vector: int) -> int:
         return (row * self.vectors + vector) * self.lanes
@@ -54,7 +56,7 @@ class RegisterTile:
 
     def clear(self) -> Stmt:
         """All accumulators set to zero."""
-        zero = splat(tirx.const(0, "float32"), self.lanes)
+        zero = splat(tirx.const(0, self.arithmetic.accumulator), self.lanes)
         return sequence(
             tirx.BufferStore(self.accumulators, zero, [self._ramp(r, v)])
             for r in range(self.rows)
@@ -69,15 +71,20 @@ class RegisterTile:
     ) -> Stmt:
         """One reduction step.
 
-        `value(row)` is the scalar to broadcast, `weights(vector)` a vector of `lanes`
-        weights; `rows` restricts the step to some rows (the others meet padding).
+        `value(row)` are the data of one step (the arithmetic's `depth` elements),
+        `weights(vector)` its weights; `rows` restricts the step to some rows (the others
+        meet padding).
         """
         chosen = range(self.rows) if rows is None else rows
         return sequence(
             tirx.BufferStore(
                 self.accumulators,
-                tirx.BufferLoad(self.accumulators, [self._ramp(r, v)])
-                + splat(value(r), self.lanes) * weights(v),
+                self.arithmetic.multiply_add(
+                    tirx.BufferLoad(self.accumulators, [self._ramp(r, v)]),
+                    value(r),
+                    weights(v),
+                    self.lanes,
+                ),
                 [self._ramp(r, v)],
             )
             for r in chosen

@@ -1,0 +1,187 @@
+"""How a register tile multiplies and accumulates: one class for each kind of number.
+
+Convolution and matrix product have the same loops whatever they compute with.
+What differs stands here: the dtypes, how many reduction elements one step takes
+(`depth`), and the expression of a step. All arithmetics accumulate exactly what
+their definition says: integers never saturate, floats are rounded as float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tvm import tirx
+from tvm.ir import Expr
+
+from targets.spec import TargetSpec
+
+
+class Arithmetic(ABC):
+    """One way to compute `accumulator += value * weights` for a vector of accumulators."""
+
+    name: ClassVar[str]
+    data: ClassVar[tuple[str, ...]]
+    weights: ClassVar[str]
+    accumulator: ClassVar[str]
+    depth: ClassVar[int]
+
+    @classmethod
+    @abstractmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        """Whether the machine has the instructions."""
+
+    @abstractmethod
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        """The new accumulators.
+
+        `value` holds `depth` neighbouring reduction elements of the data (a scalar where
+        `depth` is 1), `weights` `lanes * depth` elements: those of lane 0 first.
+        """
+
+
+class Float32(Arithmetic):
+    """Fused multiply-add of float32."""
+
+    name = "float32"
+    data = ("float32",)
+    weights = accumulator = "float32"
+    depth = 1
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return True
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        return accumulator + _splat(value, lanes) * weights
+
+
+class WidenedInt8(Arithmetic):
+    """uint8 or int8 times int8 in 32-bit integers, for machines without a dot product."""
+
+    name = "widened-int8"
+    data = ("uint8", "int8")
+    weights = "int8"
+    accumulator = "int32"
+    depth = 1
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return True
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        wide = _splat(value.astype("int32"), lanes)
+        return accumulator + wide * weights.astype(vector("int32", lanes))
+
+
+class Vnni(Arithmetic):
+    """AVX-512 VNNI or AVX-VNNI: sums of four products of uint8 by int8, without saturation.
+
+    Intel 64 and IA-32 Architectures Software Developer's Manual, VPDPBUSD.
+    """
+
+    name = "vnni"
+    data = ("uint8",)
+    weights = "int8"
+    accumulator = "int32"
+    depth = 4
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        if spec.vector_bits == 512:
+            return "avx512_vnni" in spec.cpu_features
+        return "avx_vnni" in spec.cpu_features
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        four = _splat(tirx.reinterpret("int32", value), lanes)
+        return tirx.call_llvm_pure_intrin(
+            vector("int32", lanes),
+            f"llvm.x86.avx512.vpdpbusd.{32 * lanes}",
+            accumulator,
+            tirx.reinterpret(vector("uint8", 4 * lanes), four),
+            weights,
+        )
+
+
+class Avx2Int8(Arithmetic):
+    """AVX2 without VNNI: bytes widened to 16 bits, pairs of products summed exactly.
+
+    VPMADDUBSW would be faster but saturates at 16 bits; VPMADDWD cannot.
+    """
+
+    name = "avx2-int8"
+    data = ("uint8",)
+    weights = "int8"
+    accumulator = "int32"
+    depth = 2
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.architecture == "x86_64" and (
+            spec.vector_bits == 256 or "avx512bw" in spec.cpu_features
+        )
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        pair = tirx.reinterpret("int32", value.astype("int16x2"))
+        name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
+        products = tirx.call_llvm_pure_intrin(
+            vector("int32", lanes),
+            name,
+            tirx.reinterpret(vector("int16", 2 * lanes), _splat(pair, lanes)),
+            weights.astype(vector("int16", 2 * lanes)),
+        )
+        return accumulator + products
+
+
+class Bfloat16(Arithmetic):
+    """AVX512-BF16: sums of two products of bfloat16 in float32 (VDPBF16PS)."""
+
+    name = "bfloat16"
+    data = ("bfloat16",)
+    weights = "bfloat16"
+    accumulator = "float32"
+    depth = 2
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.vector_bits == 512 and "avx512_bf16" in spec.cpu_features
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        pair = _splat(tirx.reinterpret("int32", value), lanes)
+        return tirx.call_llvm_pure_intrin(
+            vector("float32", lanes),
+            f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}",
+            accumulator,
+            tirx.reinterpret(vector("bfloat16", 2 * lanes), pair),
+            weights,
+        )
+
+
+# In order of preference.
+_ARITHMETICS: tuple[type[Arithmetic], ...] = (Float32, Vnni, Avx2Int8, WidenedInt8, Bfloat16)
+_BY_NAME = {arithmetic.name: arithmetic for arithmetic in _ARITHMETICS}
+
+
+def arithmetic_named(name: str) -> Arithmetic:
+    """The arithmetic that a workload names."""
+    return _BY_NAME[name]()
+
+
+def choose_arithmetic(
+    data: str, weights: str, spec: TargetSpec, most_depth: int = 4
+) -> Arithmetic | None:
+    """The best arithmetic of the machine for operands of these dtypes, if there is one."""
+    for arithmetic in _ARITHMETICS:
+        fits = data in arithmetic.data and weights == arithmetic.weights
+        if fits and arithmetic.depth <= most_depth and arithmetic.available(spec):
+            return arithmetic()
+    return None
+
+
+def vector(dtype: str, lanes: int) -> str:
+    """The dtype of a vector of `lanes` elements."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _splat(value: Expr, lanes: int) -> Expr:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
