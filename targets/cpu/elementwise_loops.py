@@ -35,6 +35,7 @@ from targets.cpu.expressions import (
     substitute,
     variables,
 )
+from targets.cpu.interleave_loops import interleaved_blocks, plan_interleave
 from targets.cpu.program import Axis, element_bytes
 from targets.cpu.transpose_loops import plan_transpose, transposed_tiles
 from targets.spec import TargetSpec
@@ -76,19 +77,21 @@ def emit_box(box: Box, spec: TargetSpec, parallel: bool = True) -> list[Stmt]:
 
 
 def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
-    plan = plan_transpose(box, vector_lanes(spec, box.assignments))
-    if plan is not None and may_overlap(box.assignments):
-        tile_loops, body = transposed_tiles(box, plan)
-        work = box.points * point_cost(box.assignments)
-        return nest(tile_loops, body, spec, parallel and spec.cores > 1 and work >= PARALLEL_COST)
-    lane = lane_axis(box, spec)
-    outer = [a for a in box.axes if a is not lane]
     work = box.points * point_cost(box.assignments)
     parallel = parallel and spec.cores > 1 and work >= PARALLEL_COST
+    lanes = vector_lanes(spec, box.assignments)
+    if may_overlap(box.assignments):
+        transpose = plan_transpose(box, lanes)
+        if transpose is not None:
+            return nest(*transposed_tiles(box, transpose), spec, parallel)
+        interleave = plan_interleave(box, lanes)
+        if interleave is not None:
+            return nest(*interleaved_blocks(box, interleave), spec, parallel)
+    lane = lane_axis(box, spec)
+    outer = [a for a in box.axes if a is not lane]
     if lane is None:
         body = loops.sequence(_store(a) for a in box.assignments)
         return nest(outer, body, spec, parallel)
-    lanes = vector_lanes(spec, box.assignments)
     outer_points = math.prod(a.extent for a in outer)
     if parallel and outer_points < spec.cores * TASKS_PER_CORE and lane.extent >= 4 * lanes:
         return _splitlane_axis(box, outer, lane, lanes, spec)

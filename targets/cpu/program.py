@@ -242,6 +242,9 @@ def _parse_block(
                 return _index_of_extremum(block.name_hint, writes, values, spatial, reduced)
             raise _NotAProgramError
         combiner, contribution = found
+        if not reduced:
+            stages.append(Stage(block.name_hint, spatial, (), buffer, tuple(indices), contribution))
+            continue
         reduction = Reduction(combiner, identities[buffer])
         stages.append(
             Stage(
@@ -287,6 +290,11 @@ def _index_of_extremum(
     candidate, position = keep.b, chosen.false_value
     if any(r.source in (index_buffer, value_buffer) for r in loads([candidate, position])):
         raise _NotAProgramError
+    if not reduced:
+        return [
+            Stage(f"{name}_value", spatial, (), value_buffer, tuple(value_indices), candidate),
+            Stage(name, spatial, (), index_buffer, tuple(index_indices), position),
+        ]
     dtype = buffer_dtype(value_buffer)
     largest = isinstance(keep, tirx.GT)
     identity = tirx.min_value(dtype) if largest else tirx.max_value(dtype)
