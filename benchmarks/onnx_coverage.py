@@ -41,6 +41,7 @@ BOUND_INPUTS: dict[str, tuple[int, ...]] = {
     "Dropout": (1, 2),
     "Expand": (1,),
     "MaxUnpool": (2,),
+    "NonMaxSuppression": (2, 3, 4),
     "OneHot": (1,),
     "Pad": (1, 2, 3),
     "Range": (0, 1, 2),

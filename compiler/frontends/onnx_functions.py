@@ -36,6 +36,7 @@ def inline_functions(
                 break
             typed = onnx.shape_inference.infer_shapes(model)
             _declare_initializers(typed)
+            _spell_out_defaults(typed, wanted)
             inlined = onnx.inliner.inline_selected_functions(
                 typed, sorted(wanted), inline_schema_functions=True
             )
@@ -75,6 +76,22 @@ def _declare_initializers(model: ModelProto) -> None:
         model.graph.value_info.append(
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
         )
+    # It also asks for the type of optional inputs that are left out, whose name is empty.
+    missing = model.graph.value_info.add()
+    missing.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def _spell_out_defaults(model: ModelProto, wanted: set[tuple[str, str]]) -> None:
+    """Give nodes that will be inlined the attributes they leave out: the inliner forgets them."""
+    opset = standard_opset(model) or 1
+    for node in _nodes(model.graph):
+        if (node.domain, node.op_type) not in wanted:
+            continue
+        present = {attribute.name for attribute in node.attribute}
+        schema = onnx.defs.get_schema(node.op_type, opset, domain_of(node))
+        for name, attribute in schema.attributes.items():
+            if name not in present and attribute.default_value.name:
+                node.attribute.append(attribute.default_value)
 
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:

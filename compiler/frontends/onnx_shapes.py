@@ -16,6 +16,7 @@ import onnx_ir
 from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from compiler.errors import ConfigError, ModelError, ShapeError
+from compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
 
 # Names that exporters give to a batch dimension. Anything else in first place counts as one
 # too, unless it is named like something that has a length of its own.
@@ -244,6 +245,11 @@ def _input_dtype(value: ValueInfoProto, source: str) -> str:
             f"{source}: input {value.name!r} is a {kind.replace('_type', '')}, not a tensor"
         )
     element = value.type.tensor_type.elem_type
-    if element == TensorProto.STRING or element not in TensorProto.DataType.values() or not element:
-        raise ModelError(f"{source}: input {value.name!r} has a dtype that cannot be compiled")
-    return str(onnx.helper.tensor_dtype_to_np_dtype(element))
+    known = element in TensorProto.DataType.values()
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(element)) if known and element else "undefined"
+    if dtype not in COMPUTABLE_DTYPES:
+        name = TensorProto.DataType.Name(element) if known else str(element)
+        raise ModelError(
+            f"{source}: input {value.name!r} has the dtype {name}, which cannot be computed with"
+        )
+    return dtype

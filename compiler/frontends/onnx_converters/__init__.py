@@ -4,21 +4,53 @@ from __future__ import annotations
 
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.gathering import Gather
-from compiler.frontends.onnx_converters.recurrent import GRU, LSTM, RNN
-from compiler.frontends.onnx_converters.selection import Pad, Slice
-from compiler.frontends.onnx_converters.variadic import Max, Mean, Min, Sum
+from compiler.frontends.onnx_converters import (
+    elementwise,
+    gathering,
+    normalization,
+    rearrangement,
+    recurrent,
+    resampling,
+    selection,
+    spectrum,
+    variadic,
+)
 
-# Keys are (domain, operator); the standard domain is the empty string.
+_OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
+    elementwise.Cast,
+    elementwise.CastLike,
+    elementwise.Dropout,
+    elementwise.IsInf,
+    elementwise.Mish,
+    elementwise.Pow,
+    elementwise.Softplus,
+    gathering.Gather,
+    normalization.BatchNormalization,
+    normalization.LayerNormalization,
+    normalization.LpNormalization,
+    normalization.RMSNormalization,
+    rearrangement.ConvTranspose,
+    rearrangement.OneHot,
+    rearrangement.ReverseSequence,
+    rearrangement.RoiAlign,
+    rearrangement.SpaceToDepth,
+    recurrent.GRU,
+    recurrent.LSTM,
+    recurrent.RNN,
+    resampling.Resize,
+    resampling.Upsample,
+    selection.Pad,
+    selection.Slice,
+    spectrum.DFT,
+    spectrum.STFT,
+    variadic.Max,
+    variadic.Mean,
+    variadic.Min,
+    variadic.Sum,
+)
+
+# Keys are (domain, operator), the standard domain being the empty string. A converter class is
+# named after its operator.
 OWN_CONVERTERS: dict[tuple[str, str], type[OnnxOpConverter]] = {
-    ("", "GRU"): GRU,
-    ("", "Gather"): Gather,
-    ("", "LSTM"): LSTM,
-    ("", "Max"): Max,
-    ("", "Mean"): Mean,
-    ("", "Min"): Min,
-    ("", "Pad"): Pad,
-    ("", "RNN"): RNN,
-    ("", "Slice"): Slice,
-    ("", "Sum"): Sum,
+    ("", converter.__name__): converter for converter in _OF_THE_STANDARD
 }

@@ -13,6 +13,12 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+# What kernels compute with; narrower integers, 8-bit floats, strings and complex numbers are out.
+COMPUTABLE_DTYPES = frozenset(
+    {"bool", "bfloat16", "float16", "float32", "float64"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
+
 
 def constant(array: np.ndarray | np.generic) -> relax.Expr:
     """A constant of exactly the dtype of `array`.

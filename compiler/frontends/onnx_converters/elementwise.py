@@ -1,0 +1,113 @@
+"""Elementwise operators whose special cases TVM's converters miss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
+
+from compiler.frontends.onnx_converters.constants import (
+    COMPUTABLE_DTYPES,
+    as_numpy,
+    constant,
+    dtype_of,
+    static_shape,
+)
+
+
+class Cast(OnnxOpConverter):
+    """Conversion to a dtype that can be computed with; ValueError names any other."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(attr["to"]))
+        return _converted(inputs[0], dtype)
+
+
+class CastLike(OnnxOpConverter):
+    """Conversion to the dtype of another tensor."""
+
+    @classmethod
+    def _impl_v15(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        return _converted(inputs[0], dtype_of(inputs[1]))
+
+
+def _converted(x: relax.Expr, dtype: str) -> relax.Expr:
+    if dtype not in COMPUTABLE_DTYPES:
+        raise ValueError(f"conversion to {dtype} is not supported")
+    return relax.op.astype(x, dtype)
+
+
+class Pow(OnnxOpConverter):
+    """Power; the exponent may be of another dtype than the base, whose dtype the result has."""
+
+    @classmethod
+    def _impl_v7(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        base, exponent = inputs[0], inputs[1]
+        dtype, other = dtype_of(base), dtype_of(exponent)
+        if dtype == other:
+            return relax.op.power(base, exponent)
+        if dtype.startswith("float"):
+            return relax.op.power(base, relax.op.astype(exponent, dtype))
+        # Integers to a fractional power are computed as floats.
+        wide = other if other.startswith("float") else "float64"
+        power = relax.op.power(relax.op.astype(base, wide), relax.op.astype(exponent, wide))
+        return relax.op.astype(power, dtype)
+
+
+class IsInf(OnnxOpConverter):
+    """Whether a value is infinite, of the signs asked for."""
+
+    @classmethod
+    def _impl_v10(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        x = inputs[0]
+        positive, negative = attr.get("detect_positive", 1), attr.get("detect_negative", 1)
+        infinite = relax.op.isinf(x)
+        zero = relax.const(0.0, dtype_of(x))
+        if positive and negative:
+            return infinite
+        if not positive and not negative:
+            return constant(np.zeros(static_shape(x), bool))
+        sign = relax.op.greater(x, zero) if positive else relax.op.less(x, zero)
+        return relax.op.logical_and(infinite, sign)
+
+
+def _softplus(x: relax.Expr) -> relax.Expr:
+    """log(1 + e^x), without overflow for large x."""
+    zero, one = (relax.const(value, dtype_of(x)) for value in (0.0, 1.0))
+    rest = relax.op.log(relax.op.add(one, relax.op.exp(relax.op.negative(relax.op.abs(x)))))
+    return relax.op.add(relax.op.maximum(x, zero), rest)
+
+
+class Softplus(OnnxOpConverter):
+    """log(1 + e^x)"""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        return _softplus(inputs[0])
+
+
+class Mish(OnnxOpConverter):
+    """x * tanh(log(1 + e^x))"""
+
+    @classmethod
+    def _impl_v18(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        return relax.op.multiply(inputs[0], relax.op.tanh(_softplus(inputs[0])))
+
+
+class Dropout(OnnxOpConverter):
+    """Nothing at inference; the mask says that every element was kept."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        x = inputs[0]
+        training, ratio = as_numpy(inputs[2]), as_numpy(inputs[1])
+        if inputs[2] is not None and (training is None or bool(training.reshape(-1)[0])):
+            rate = 0.5 if ratio is None else float(ratio.reshape(-1)[0])
+            if training is None or rate != 0.0:
+                raise ValueError("training mode drops values at random; export for inference")
+        mask = constant(np.ones(static_shape(x), bool))
+        return relax.Tuple([x, mask]) if attr["tvm_custom"]["num_outputs"] > 1 else x
