@@ -41,6 +41,11 @@ from targets.cpu.program import (
     intermediate,
 )
 
+# What a read along the vector lanes is worth, by its stride: one load, one broadcast, or a
+# load for each lane.
+_ACCESS_SCORES = {1: 2.0, 0: 0.5}
+_STRIDED = -4.0
+
 
 @dataclass(frozen=True)
 class RowProgram:
@@ -237,7 +242,7 @@ def _renamed(stage: Stage, classes: dict[Var, Var]) -> Stage:
 
 
 def _contiguous_axis(program: Program) -> Axis | None:
-    """The axis along which most reads and writes of parameters are contiguous."""
+    """The axis along which reads and writes of parameters are contiguous, or at least constant."""
     weights: dict[Var, float] = {}
     by_var: dict[Var, Axis] = {}
     for stage in program.stages:
@@ -252,11 +257,12 @@ def _contiguous_axis(program: Program) -> Axis | None:
             form = linear_form(flat_offset(buffer, indices))
             opaque = form.opaque_variables()
             for axis in axes:
-                if form.stride(axis.var) == 1 and axis.var not in opaque:
-                    weights[axis.var] = weights.get(axis.var, 0) + stage.points
+                score = _ACCESS_SCORES.get(form.stride(axis.var), _STRIDED)
+                if axis.var in opaque:
+                    score = _STRIDED
+                weights[axis.var] = weights.get(axis.var, 0) + score * stage.points
     if not weights:
-        reduced = [a for s in program.stages for a in s.reduce_axes]
-        return reduced[-1] if reduced else None
+        return None
     return by_var[max(weights, key=lambda v: (weights[v], by_var[v].extent))]
 
 
