@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
+from template_checks import cpu_flags
 from tvm import tirx
 
 from targets.cpu.template import Template
@@ -12,16 +13,11 @@ from targets.spec import TargetSpec
 from targets.x86.specs import X86_64_V3, X86_64_V4
 
 
-def _cpu_flags() -> set[str]:
-    with open("/proc/cpuinfo") as file:
-        return {flag for line in file if line.startswith("flags") for flag in line.split()}
-
-
 @pytest.fixture(params=[X86_64_V3, X86_64_V4], ids=lambda spec: spec.name)
 def spec(request: pytest.FixtureRequest) -> TargetSpec:
     """Each x86-64 level that this machine can run."""
     chosen: TargetSpec = request.param
-    missing = chosen.cpu_features - _cpu_flags()
+    missing = chosen.cpu_features - cpu_flags()
     if missing:
         pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
     return chosen

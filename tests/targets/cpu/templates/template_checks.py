@@ -17,10 +17,24 @@ Array = npt.NDArray[np.floating[Any]]
 Emit = Callable[[relax.BlockBuilder, Sequence[relax.Var]], relax.Expr]
 
 
+def cpu_flags() -> set[str]:
+    """The features of this machine's CPU, as Linux names them."""
+    with open("/proc/cpuinfo") as file:
+        return {flag for line in file if line.startswith("flags") for flag in line.split()}
+
+
 def fuse(inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec) -> tirx.PrimFunc:
     """The one fused function of the expression that `emit` builds from the inputs."""
+    (function,) = fuse_module(inputs, emit, spec)
+    return function
+
+
+def fuse_module(
+    inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec, dtype: str = "float32"
+) -> list[tirx.PrimFunc]:
+    """All fused functions of the expression that `emit` builds from inputs of `dtype`."""
     builder = relax.BlockBuilder()
-    variables = [relax.Var(n, relax.TensorType(s, "float32")) for n, s in inputs.items()]
+    variables = [relax.Var(n, relax.TensorType(s, dtype)) for n, s in inputs.items()]
     with builder.function("main", variables):
         with builder.dataflow():
             output = builder.emit_output(emit(builder, variables))
@@ -34,9 +48,7 @@ def fuse(inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec) -> t
             relax.transform.DeadCodeElimination(),
         ]
     )(builder.get())
-    functions = [f for f in lowered.functions.values() if isinstance(f, tirx.PrimFunc)]
-    assert len(functions) == 1, lowered.script()
-    return functions[0]
+    return [f for f in lowered.functions.values() if isinstance(f, tirx.PrimFunc)]
 
 
 def run(function: tirx.PrimFunc, spec: TargetSpec, arguments: Sequence[Array]) -> Array:
@@ -44,6 +56,11 @@ def run(function: tirx.PrimFunc, spec: TargetSpec, arguments: Sequence[Array]) -
     target = tvm.target.Target(spec.tvm_target_config())
     executable = tvm.compile(function.with_attr("global_symbol", "main"), target=target)
     output = function.params[-1].ty
-    result = tvm.runtime.tensor(np.full([int(e) for e in output.shape], np.nan, str(output.dtype)))
+    result = tvm.runtime.tensor(_poison([int(e) for e in output.shape], str(output.dtype)))
     executable["main"](*(tvm.runtime.tensor(a) for a in arguments), result)
     return result.numpy()
+
+
+def _poison(shape: Sequence[int], dtype: str) -> Array:
+    """An array that no kernel leaves as it is."""
+    return np.full(shape, np.nan if dtype.startswith("float") else 99, dtype)

@@ -1,0 +1,177 @@
+"""Integer kernels against exact numpy integers, on every instruction set that this CPU has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from template_checks import cpu_flags, fuse_module, run
+from tvm import relax
+
+from targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
+from targets.cpu.operators.convolution import pack_weights
+from targets.cpu.operators.matmul import pack_columns
+from targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from targets.cpu.schedules.convolution import ConvolutionTemplate
+from targets.cpu.schedules.matmul import MatmulTemplate
+from targets.x86.specs import X86_64_V3, X86_64_V4
+
+
+def extended(level, llvm, linux):
+    return replace(
+        level,
+        name=f"{level.name}+{llvm}",
+        llvm_attributes=(*level.llvm_attributes, f"+{llvm}"),
+        cpu_features=level.cpu_features | {linux},
+    )
+
+
+SPECS = [
+    X86_64_V3,
+    extended(X86_64_V3, "avxvnni", "avx_vnni"),
+    X86_64_V4,
+    extended(X86_64_V4, "avx512vnni", "avx512_vnni"),
+]
+EXPECTED = ["avx2-int8", "vnni", "avx2-int8", "vnni"]
+
+
+@pytest.fixture(params=SPECS, ids=lambda spec: spec.name)
+def spec(request):
+    missing = request.param.cpu_features - cpu_flags()
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    list(zip(SPECS, EXPECTED, strict=True)),
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_best_instructions_are_chosen(level, name):
+    chosen = choose_arithmetic("uint8", "int8", level)
+    assert chosen is not None
+    assert chosen.name == name
+
+
+# batch, height, width, in channels, out channels, kernel, stride, padding, groups
+SHAPES = [
+    (1, 1, 1, 4, 7, 1, 1, 0, 1),
+    (1, 7, 7, 32, 100, 1, 1, 0, 1),
+    (2, 6, 5, 12, 112, 1, 2, 0, 1),
+    (1, 9, 9, 3, 33, 3, 2, 1, 1),
+    (1, 14, 14, 16, 64, 3, 1, 1, 1),
+    (2, 9, 11, 20, 30, 5, 1, 2, 1),
+    (1, 13, 17, 24, 40, 3, 2, 1, 2),
+    (1, 8, 8, 12, 24, 3, 1, 1, 2),
+    (1, 7, 7, 512, 16, 3, 1, 1, 1),
+]
+
+
+def sums(data, weights, stride, padding, groups):
+    """The exact int64 NHWC convolution."""
+    kernel = weights.shape[:2]
+    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    windows = sliding_window_view(np.pad(data.astype("int64"), pads), kernel, axis=(1, 2))
+    windows = windows[:, ::stride, ::stride]
+    inputs, outputs = weights.shape[2], weights.shape[3] // groups
+    return np.concatenate(
+        [
+            np.einsum(
+                "nyxchw,hwco->nyxo",
+                windows[:, :, :, g * inputs : (g + 1) * inputs],
+                weights[..., g * outputs : (g + 1) * outputs].astype("int64"),
+                optimize=True,
+            )
+            for g in range(groups)
+        ],
+        axis=-1,
+    )
+
+
+def extremes(shape, dtype):
+    """Random integers of the whole range, with many at its ends, where saturation would show."""
+    random = np.random.default_rng(0)
+    info = np.iinfo(dtype)
+    values = random.integers(info.min, info.max + 1, shape)
+    ends = random.choice([info.min, info.max], shape)
+    return np.where(random.random(shape) < 0.5, values, ends).astype(dtype)
+
+
+def convolution(data, weights, stride, padding, groups):
+    def emit(_, variables):
+        return relax.op.nn.conv2d(
+            variables[0],
+            relax.const(weights),
+            strides=stride,
+            padding=padding,
+            groups=groups,
+            data_layout="NHWC",
+            kernel_layout="HWIO",
+            out_layout="NHWC",
+            out_dtype="int32",
+        )
+
+    return emit
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_is_exact(shape, spec, schedule):
+    batch, height, width, inputs, outputs, kernel, stride, padding, groups = shape
+    data = extremes((batch, height, width, inputs), "uint8")
+    weights = extremes((kernel, kernel, inputs // groups, outputs), "int8")
+    emit = convolution(data, weights, stride, padding, groups)
+    functions = fuse_module({"x": data.shape}, emit, spec, "uint8")
+    template = ConvolutionTemplate()
+    function = next(f for f in functions if template.match(f, spec))
+    depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
+    spare = int(function.params[0].ty.shape[3]) - inputs
+    padded = np.pad(data, [(0, 0)] * 3 + [(0, spare)])
+    packed = pack_weights(weights, groups, spec.float_lanes, depth)
+    actual = run(schedule(template, function), spec, [padded, packed])
+    np.testing.assert_array_equal(actual, sums(data, weights, stride, padding, groups))
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(33, 3, 1), (64, 3, 2), (16, 5, 1)])
+def test_depthwise_convolution_is_exact(channels, kernel, stride, spec, schedule):
+    data = extremes((2, 9, 11, channels), "uint8")
+    weights = extremes((kernel, kernel, 1, channels), "int8")
+    emit = convolution(data, weights, stride, kernel // 2, channels)
+    (function,) = fuse_module({"x": data.shape}, emit, spec, "uint8")
+    actual = run(schedule(ChannelwiseTemplate(), function), spec, [data, weights[:, :, 0]])
+    expected = sums(data, weights, stride, kernel // 2, channels)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_maximum_pooling_of_bytes(spec, schedule):
+    data = extremes((1, 9, 9, 100), "uint8")
+
+    def emit(_, variables):
+        return relax.op.nn.max_pool2d(
+            variables[0], (3, 3), strides=(2, 2), padding=(1, 1), layout="NHWC"
+        )
+
+    (function,) = fuse_module({"x": data.shape}, emit, spec, "uint8")
+    actual = run(schedule(ChannelwiseTemplate(), function), spec, [data])
+    padded = np.pad(data, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    np.testing.assert_array_equal(actual, windows.max(axis=(-1, -2)))
+
+
+@pytest.mark.parametrize(("rows", "k", "columns"), [(1, 64, 100), (37, 30, 17), (5, 4, 1000)])
+def test_matrix_product_is_exact(rows, k, columns, spec, schedule):
+    left, right = extremes((rows, k), "uint8"), extremes((k, columns), "int8")
+
+    def emit(_, variables):
+        return relax.op.matmul(variables[0], relax.const(right), out_dtype="int32")
+
+    template = MatmulTemplate()
+    functions = fuse_module({"x": left.shape}, emit, spec, "uint8")
+    function = next(f for f in functions if template.match(f, spec))
+    depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
+    padded = np.pad(left, [(0, 0), (0, int(function.params[0].ty.shape[1]) - k)])
+    packed = pack_columns(right, spec.float_lanes, depth)
+    actual = run(schedule(template, function), spec, [padded, packed])
+    np.testing.assert_array_equal(actual, left.astype("int64") @ right.astype("int64"))
