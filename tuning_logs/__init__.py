@@ -1,0 +1,1 @@
+"""Tuning records shipped with the package: data only (see README.md)."""
