@@ -8,14 +8,18 @@ of TensorIR, reached with far less compile time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
+import tvm
 from tvm import tirx
 from tvm.ir import Expr, PrimType
 from tvm.tirx import ForKind, Stmt, Var
 
 Index: TypeAlias = "Expr | int"
+# A thread's stack is small; buffers above this size are not meant for registers anyway.
+_STACK_BYTES = 8 * 1024
 
 
 def index(value: Index) -> Expr:
@@ -86,8 +90,12 @@ def allocate(buffers: Iterable[Var], body: Stmt) -> Stmt:
 
 
 def allocate_on_stack(buffer: Var) -> Stmt:
-    """Allocates a buffer where LLVM can turn it into registers, whatever its size."""
-    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)})
+    """Allocates a buffer where LLVM can turn it into registers; large ones come from the heap."""
+    elements = math.prod(int(extent) for extent in buffer.ty.shape)
+    size = elements * tvm.DataType(str(buffer.ty.dtype)).bits // 8
+    on_stack = size <= _STACK_BYTES
+    annotations = {"disable_lower_builtin": tirx.IntImm("bool", 1)} if on_stack else None
+    return tirx.AllocBuffer(buffer, annotations)
 
 
 def store(buffer: Var, indices: Sequence[Index], value: Expr) -> Stmt:

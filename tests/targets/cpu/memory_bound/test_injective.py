@@ -10,7 +10,7 @@ import tvm
 from kernel_checks import SPEC, check, floats, fused, kernels, number, text
 from scipy import special
 from tvm import relax, tirx
-from tvm.script import relax as R
+from tvm.relax import op
 
 from targets.cpu.schedule import schedule_module
 
@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (7,), (1, 13, 17), (3, 1, 5, 8), (2, 31, 33), (1, 56, 56, 32)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_elementwise_chain(shape: tuple[int, ...]) -> None:
     check(
-        lambda e, x, y: R.nn.relu(e(R.add(e(R.multiply(x, number(2))), y))),
+        lambda e, x, y: op.nn.relu(e(op.add(e(op.multiply(x, number(2))), y))),
         lambda x, y: np.maximum(2 * x + y, 0),
         [floats(*shape), floats(*shape, seed=1)],
         "injective",
@@ -32,16 +32,16 @@ def test_elementwise_chain(shape: tuple[int, ...]) -> None:
     [((1, 9, 11, 33), (33,)), ((4, 5, 6), (5, 1)), ((3, 17), (3, 1)), ((5, 1, 7), (1, 6, 1))],
 )
 def test_broadcasts(shape: tuple[int, ...], other: tuple[int, ...]) -> None:
-    check(R_add, np.add, [floats(*shape), floats(*other, seed=1)], "injective")
+    check(add, np.add, [floats(*shape), floats(*other, seed=1)], "injective")
 
 
-def R_add(_emit: Any, x: relax.Expr, y: relax.Expr) -> relax.Expr:
-    return R.add(x, y)
+def add(_emit: Any, x: relax.Expr, y: relax.Expr) -> relax.Expr:
+    return op.add(x, y)
 
 
 def test_gelu_is_one_vectorised_pass() -> None:
     module, _ = check(
-        lambda e, x: R.nn.gelu(x),
+        lambda e, x: op.nn.gelu(x),
         lambda x: 0.5 * x * (1 + special.erf(x / np.sqrt(2, dtype=np.float64))),
         [floats(1, 128, 1536)],
         "injective",
@@ -55,8 +55,8 @@ def test_dependent_activations_stay_small() -> None:
 
     def emit(e: Any, x: relax.Expr) -> relax.Expr:
         for _ in range(3):
-            softplus = e(R.log(e(R.add(number(1), e(R.exp(x))))))
-            x = e(R.multiply(x, e(R.tanh(softplus))))
+            softplus = e(op.log(e(op.add(number(1), e(op.exp(x))))))
+            x = e(op.multiply(x, e(op.tanh(softplus))))
         return x
 
     def reference(x: Any) -> Any:
@@ -86,7 +86,7 @@ TRANSPOSES = [
 @pytest.mark.parametrize(("shape", "axes"), TRANSPOSES)
 def test_transposes(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     check(
-        lambda e, x: R.permute_dims(x, axes),
+        lambda e, x: op.permute_dims(x, axes),
         lambda x: np.transpose(x, axes),
         [floats(*shape)],
         "injective",
@@ -95,7 +95,7 @@ def test_transposes(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
 
 def test_transpose_runs_in_registers() -> None:
     module, _ = schedule_module(
-        fused(lambda e, x: R.permute_dims(x, (1, 0)), [floats(64, 64)]), SPEC
+        fused(lambda e, x: op.permute_dims(x, (1, 0)), [floats(64, 64)]), SPEC
     )
     assert "T.Shuffle" in text(module)
 
@@ -103,7 +103,7 @@ def test_transpose_runs_in_registers() -> None:
 @pytest.mark.parametrize("axes", [(1, 0), (0, 1)])
 def test_transpose_with_arithmetic(axes: tuple[int, int]) -> None:
     check(
-        lambda e, x, y: R.sigmoid(e(R.add(e(R.permute_dims(x, axes)), y))),
+        lambda e, x, y: op.sigmoid(e(op.add(e(op.permute_dims(x, axes)), y))),
         lambda x, y: special.expit(np.transpose(x, axes) + y),
         [floats(37, 37), floats(37, 37, seed=1)],
         "injective",
@@ -113,12 +113,12 @@ def test_transpose_with_arithmetic(axes: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "float16", "float64", "bool"])
 def test_dtypes(dtype: str) -> None:
     values = np.random.default_rng(0).integers(0, 2, (23, 35)).astype(dtype)
-    check(lambda e, x: R.permute_dims(x, (1, 0)), np.transpose, [values], "injective")
+    check(lambda e, x: op.permute_dims(x, (1, 0)), np.transpose, [values], "injective")
 
 
 def test_casts() -> None:
     check(
-        lambda e, x: R.astype(e(R.multiply(x, number(50))), "int64"),
+        lambda e, x: op.astype(e(op.multiply(x, number(50))), "int64"),
         lambda x: (x * np.float32(50)).astype(np.int64),
         [floats(3, 37)],
         "injective",
@@ -131,7 +131,7 @@ def test_concatenation(axis: int) -> None:
     for extent, shape in zip((1, 4, 8), shapes, strict=True):
         shape[axis] = extent
     module, _ = check(
-        lambda e, x, y, z: R.concat([e(R.nn.relu(x)), y, z], axis),
+        lambda e, x, y, z: op.concat([e(op.nn.relu(x)), y, z], axis),
         lambda x, y, z: np.concatenate([np.maximum(x, 0), y, z], axis),
         [floats(*shape, seed=i) for i, shape in enumerate(shapes)],
         "injective",
@@ -141,7 +141,7 @@ def test_concatenation(axis: int) -> None:
 
 def test_concatenation_of_many() -> None:
     check(
-        lambda e, *xs: R.concat(list(xs), 3),
+        lambda e, *xs: op.concat(list(xs), 3),
         lambda *xs: np.concatenate(xs, 3),
         [floats(1, 7, 7, 8 + i, seed=i) for i in range(20)],
         "injective",
@@ -154,7 +154,7 @@ def test_padding(pad: tuple[int, int]) -> None:
     for layout in ([0, 0, 0, 0, low, high, low, high], [0, 0, low, high, low, high, 0, 0]):
         pairs = [(layout[i], layout[i + 1]) for i in range(0, 8, 2)]
         module, _ = check(
-            lambda e, x, p=layout: R.nn.pad(x, p, pad_value=1.5),
+            lambda e, x, p=layout: op.nn.pad(x, p, pad_value=1.5),
             lambda x, p=pairs: np.pad(x, p, constant_values=1.5),
             [floats(1, 5, 9, 11)],
             "injective",
@@ -164,17 +164,17 @@ def test_padding(pad: tuple[int, int]) -> None:
 
 def test_slices_with_steps_and_reversal() -> None:
     check(
-        lambda e, x: R.strided_slice(x, [1, 2], [1, 0], [17, 5], [2, 3]),
+        lambda e, x: op.strided_slice(x, [1, 2], [1, 0], [17, 5], [2, 3]),
         lambda x: x[:, 1:17:2, 0:5:3],
         [floats(3, 19, 5)],
         "injective",
     )
-    check(lambda e, x: R.flip(x, 1), lambda x: x[:, ::-1], [floats(3, 17, 5)], "injective")
+    check(lambda e, x: op.flip(x, 1), lambda x: x[:, ::-1], [floats(3, 17, 5)], "injective")
 
 
 def test_split_has_two_outputs() -> None:
     check(
-        lambda e, x: R.split(x, [3], 1),
+        lambda e, x: op.split(x, [3], 1),
         lambda x: [x[:, :3], x[:, 3:]],
         [floats(2, 8, 5)],
         "injective",
@@ -185,8 +185,8 @@ def test_reshape_between_transposes_has_no_divisions() -> None:
     """A channel shuffle: its divisions become loop variables."""
 
     def emit(e: Any, x: relax.Expr) -> relax.Expr:
-        pairs = e(R.reshape(x, (1, 9, 9, 2, 12)))
-        return R.reshape(e(R.permute_dims(pairs, (0, 1, 2, 4, 3))), (1, 9, 9, 24))
+        pairs = e(op.reshape(x, (1, 9, 9, 2, 12)))
+        return op.reshape(e(op.permute_dims(pairs, (0, 1, 2, 4, 3))), (1, 9, 9, 24))
 
     def reference(x: Any) -> Any:
         return x.reshape(1, 9, 9, 2, 12).transpose(0, 1, 2, 4, 3).reshape(1, 9, 9, 24)
@@ -197,7 +197,7 @@ def test_reshape_between_transposes_has_no_divisions() -> None:
 
 def test_attention_heads() -> None:
     check(
-        lambda e, x: R.permute_dims(e(R.reshape(x, (1, 19, 4, 8))), (0, 2, 3, 1)),
+        lambda e, x: op.permute_dims(e(op.reshape(x, (1, 19, 4, 8))), (0, 2, 3, 1)),
         lambda x: x.reshape(1, 19, 4, 8).transpose(0, 2, 3, 1),
         [floats(1, 19, 32)],
         "injective",
@@ -206,10 +206,10 @@ def test_attention_heads() -> None:
 
 def test_gathers() -> None:
     table, indices = floats(100, 33), np.array([[5, 99, 0], [7, 7, 1]], np.int64)
-    check(lambda e, x, i: R.take(x, i, axis=0), lambda x, i: x[i], [table, indices], "injective")
+    check(lambda e, x, i: op.take(x, i, axis=0), lambda x, i: x[i], [table, indices], "injective")
     rows = np.random.default_rng(0).integers(0, 33, (100, 9))
     check(
-        lambda e, x, i: R.gather_elements(x, i, axis=1),
+        lambda e, x, i: op.gather_elements(x, i, axis=1),
         lambda x, i: np.take_along_axis(x, i, 1),
         [table, rows],
         "injective",
@@ -219,13 +219,13 @@ def test_gathers() -> None:
 def test_one_hot_and_where() -> None:
     on, off = (relax.prim_value(tirx.FloatImm("float32", v)) for v in (1.0, 0.0))
     check(
-        lambda e, i: R.one_hot(i, on, off, 7, -1),
+        lambda e, i: op.one_hot(i, on, off, 7, -1),
         lambda i: np.eye(7, dtype=np.float32)[i],
         [np.array([0, 6, 3], np.int64)],
         "injective",
     )
     check(
-        lambda e, x, y: R.where(e(R.greater(x, y)), x, y),
+        lambda e, x, y: op.where(e(op.greater(x, y)), x, y),
         np.maximum,
         [floats(1, 17, 13), floats(17, 1, seed=1)],
         "injective",
@@ -238,7 +238,7 @@ def test_resize_agrees_with_the_unscheduled_kernel(layout: str, method: str) -> 
     shape = (1, 9, 7, 12) if layout == "NHWC" else (1, 12, 9, 7)
 
     def emit(_e: Any, x: relax.Expr) -> relax.Expr:
-        return R.image.resize2d(x, (18, 21), layout=layout, method=method)
+        return op.image.resize2d(x, (18, 21), layout=layout, method=method)
 
     def naive(x: Any) -> Any:
         function = kernels(fused(emit, [x]))[0].with_attr("global_symbol", "main")
@@ -251,17 +251,17 @@ def test_resize_agrees_with_the_unscheduled_kernel(layout: str, method: str) -> 
 
 
 def test_small_work_stays_on_one_core() -> None:
-    module, _ = schedule_module(fused(R_relu, [floats(1, 8, 8, 32)]), SPEC)
+    module, _ = schedule_module(fused(relu, [floats(1, 8, 8, 32)]), SPEC)
     assert "parallel" not in text(module)
-    module, _ = schedule_module(fused(R_relu, [floats(1, 128, 128, 64)]), SPEC)
+    module, _ = schedule_module(fused(relu, [floats(1, 128, 128, 64)]), SPEC)
     assert "parallel" in text(module)
 
 
-def R_relu(_emit: Any, x: relax.Expr) -> relax.Expr:
-    return R.nn.relu(x)
+def relu(_emit: Any, x: relax.Expr) -> relax.Expr:
+    return op.nn.relu(x)
 
 
 def test_indices_are_32_bits_wide() -> None:
-    module, _ = schedule_module(fused(R_relu, [floats(3, 5, 1001)]), SPEC)
+    module, _ = schedule_module(fused(relu, [floats(3, 5, 1001)]), SPEC)
     body = text(module).split("T.func_attr", 1)[1]
     assert "int64" not in body

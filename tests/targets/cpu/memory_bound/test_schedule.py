@@ -10,7 +10,7 @@ import tvm
 import tvm_ffi
 from kernel_checks import SPEC, check, floats, fused, kernels, number, run, text
 from tvm import relax, tirx
-from tvm.script import relax as R
+from tvm.relax import op
 
 from targets.cpu import loops
 from targets.cpu.schedule import TEMPLATES, match_template, schedule_module
@@ -18,7 +18,7 @@ from targets.cpu.schedules.injective import Injective
 
 
 def softmax(_emit: Any, x: relax.Expr) -> relax.Expr:
-    return R.nn.softmax(x)
+    return op.nn.softmax(x)
 
 
 class Records:
@@ -36,7 +36,7 @@ class Records:
 def test_pooling_without_an_operator_definition_is_generic() -> None:
     values = floats(1, 8, 12, 12)
     module, reports = check(
-        lambda e, x: R.nn.max_pool2d(x, (3, 3), strides=(2, 2), padding=(1, 1)),
+        lambda e, x: op.nn.max_pool2d(x, (3, 3), strides=(2, 2), padding=(1, 1)),
         lambda x: np.lib.stride_tricks.sliding_window_view(
             np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=-np.inf), (3, 3), (2, 3)
         )[:, :, ::2, ::2].max((4, 5)),
@@ -49,7 +49,7 @@ def test_pooling_without_an_operator_definition_is_generic() -> None:
 
 def test_product_without_an_operator_definition_still_vectorises() -> None:
     module, _ = check(
-        lambda e, x, y: R.matmul(x, y),
+        lambda e, x, y: op.matmul(x, y),
         np.matmul,
         [floats(2, 19, 23), floats(2, 23, 37, seed=1)],
         "reduction",
@@ -61,7 +61,7 @@ def test_product_without_an_operator_definition_still_vectorises() -> None:
 def test_what_is_no_program_is_left_alone_and_reported() -> None:
     values, updates = floats(30, 3), floats(5, 3, seed=1)
     indices = np.arange(15).reshape(5, 3)
-    before = fused(lambda e, x, i, u: R.scatter_elements(x, i, u, axis=0),
+    before = fused(lambda e, x, i, u: op.scatter_elements(x, i, u, axis=0),
                    [values, indices, updates])  # fmt: skip
     module, reports = schedule_module(before, SPEC)
     assert [r.template for r in reports] == ["unscheduled"]
@@ -114,7 +114,7 @@ def test_equal_functions_are_scheduled_once(monkeypatch: pytest.MonkeyPatch) -> 
         return original(self, *arguments)
 
     monkeypatch.setattr(Injective, "apply", counted)
-    function = kernels(fused(lambda e, x: R.nn.relu(x), [floats(3, 5)]))[0]
+    function = kernels(fused(lambda e, x: op.nn.relu(x), [floats(3, 5)]))[0]
     module = tvm.IRModule({n: function.with_attr("global_symbol", n) for n in ("first", "second")})
     scheduled, reports = schedule_module(module, SPEC)
     assert len(calls) == 1
@@ -125,7 +125,7 @@ def test_equal_functions_are_scheduled_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_reports_count_arithmetic_and_traffic() -> None:
     _, (report,) = schedule_module(
-        fused(lambda e, x, y: R.add(e(R.multiply(x, number(2))), y), [floats(10, 10)] * 2), SPEC
+        fused(lambda e, x, y: op.add(e(op.multiply(x, number(2))), y), [floats(10, 10)] * 2), SPEC
     )
     assert report.flops == 200
     assert report.bytes == 3 * 400
@@ -141,8 +141,8 @@ def test_every_template_has_a_name_and_the_last_takes_everything() -> None:
 def test_defaults_lie_within_the_space() -> None:
     for emit, inputs in (
         (softmax, [floats(4, 64)]),
-        (lambda e, x: R.mean(x, [1]), [floats(4, 64)]),
-        (lambda e, x: R.nn.max_pool2d(x, (2, 2)), [floats(1, 4, 8, 8)]),
+        (lambda e, x: op.mean(x, [1]), [floats(4, 64)]),
+        (lambda e, x: op.nn.max_pool2d(x, (2, 2)), [floats(1, 4, 8, 8)]),
     ):
         function = kernels(fused(emit, inputs))[0]
         template, match = match_template(function, SPEC)
