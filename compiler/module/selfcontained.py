@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from compiler.errors import ArtifactError, InputError, TinsmithError
 from compiler.module.base import Context, Module, StepTime
-from compiler.module.cinterface import ABI, ModuleStruct
+from compiler.module.cinterface import ModuleStruct
 from compiler.module.manifest import Manifest
+from compiler.module.shared_library import SharedLibrary
 from compiler.module.signature import Inputs
 
 
@@ -81,34 +81,16 @@ class SelfContainedModule(Module):
     def __init__(self, path: Path, manifest: Manifest, descriptor: int) -> None:
         """`descriptor` is the open `model.so`; it belongs to the module from now on."""
         super().__init__(path, manifest)
-        self._descriptor = descriptor
+        self._shared = SharedLibrary.acquire(path, descriptor)
+        self._library = self._shared.interface
         self._closed = False
         self._lock = threading.Lock()
         self._idle: list[SelfContainedContext] = []
         try:
-            self._open()
+            self._check_signature()
         except BaseException:
             self.close()
             raise
-
-    def _open(self) -> None:
-        # The descriptor stays open: its number makes the name unique, and the dynamic linker
-        # would otherwise hand out an older library that was loaded from the same path.
-        name = f"/proc/self/fd/{self._descriptor}"
-        self._handle = ctypes.CDLL(name, mode=os.RTLD_LOCAL | os.RTLD_NOW)
-        # A fixed name, not one from the manifest: the lookup also sees the C library's functions.
-        entry = self._handle.tinsmith_get_module
-        entry.restype = ctypes.POINTER(ModuleStruct)
-        library: ModuleStruct = entry().contents
-        if library.abi != ABI:
-            raise ArtifactError(
-                f"{self.path}: runtime interface {library.abi}, this Tinsmith needs {ABI}; "
-                "compile the model again"
-            )
-        self._library = library
-        self._check_signature()
-        if library.open(os.fsencode(self.path / "weights.bin")):
-            raise ArtifactError(f"{self.path}: {self._error()}")
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         with self._lock:
@@ -149,16 +131,10 @@ class SelfContainedModule(Module):
                 context.close()
             self._idle.clear()
             self._closed = True
-        if hasattr(self, "_library"):
-            self._library.close()
-            del self._library
-        if hasattr(self, "_handle"):
-            _unload(self._handle)
-        os.close(self._descriptor)
+        self._shared.release()
 
     def __del__(self) -> None:
-        # A forgotten library would stay loaded under its descriptor's name, and the dynamic
-        # linker would hand it out for the next file that gets the number.
+        # A forgotten module must not keep its library and threads.
         if hasattr(self, "_closed"):
             self.close()
 
@@ -182,7 +158,3 @@ class SelfContainedModule(Module):
             raise ArtifactError(
                 f"{self.path}: the manifest does not describe the library; compile the model again"
             )
-
-
-def _unload(library: ctypes.CDLL) -> None:
-    ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))

@@ -59,7 +59,7 @@ from compiler.module.version import tinsmith_version
 
 FORMS = ("shared", "static", "runner")
 # Below this, weights are part of every library; above it they are stored once, in a file.
-EMBED_BELOW_BYTES = 256 * 1024
+EMBED_BELOW_BYTES = 32 * 1024 * 1024
 _T = TypeVar("_T")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -203,6 +204,29 @@ def test_a_closed_module_refuses(network_folder: Path) -> None:
         module.run([_image()])
     with pytest.raises(InputError, match="has been closed"):
         context.run([_image()])
+
+
+def test_two_modules_of_one_folder_are_independent(network_folder: Path) -> None:
+    first, second = load(network_folder), load(network_folder)
+    expected = second.run([_image()])
+    first.close()
+    for actual, wanted in zip(second.run([_image()]), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+    second.close()
+
+
+def test_a_forgotten_module_is_unloaded(network_folder: Path) -> None:
+    def mapped() -> bool:
+        return "model.so" in Path("/proc/self/maps").read_text()
+
+    gc.collect()
+    before = mapped()
+    module = load(network_folder)
+    module.run([_image()])
+    assert mapped()
+    del module
+    gc.collect()
+    assert mapped() == before
 
 
 def test_a_forked_child_can_run(module: Module) -> None:
