@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from compiler.errors import ModelError, UnsafeModelError
+from compiler.frontends.onnx_wellformed import check_graphs
 
 # The oldest file format whose operators the converters describe, and the newest opset of the
 # installed onnx package: a later one may have changed the meaning of an operator.
@@ -61,7 +62,7 @@ def read_model(path: str | Path) -> ModelProto:
 
 
 def check_model(model: ModelProto, source: str) -> None:
-    """Raise `ModelError` unless `model` is a complete model of a known format and opset."""
+    """Raise `ModelError` unless `model` is complete, coherent, and of a known format and opset."""
     if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"{source}: not an ONNX model: it has no graph with outputs")
     if model.ir_version < _OLDEST_IR_VERSION:
@@ -79,6 +80,7 @@ def check_model(model: ModelProto, source: str) -> None:
         )
     for tensor in all_tensors(model):
         _check_tensor(tensor, source)
+    check_graphs(model, source)
 
 
 def standard_opset(model: ModelProto) -> int | None:

@@ -63,7 +63,9 @@ def check_operators(
         if (domain, node.op_type) in converters or (not domain and node.op_type in CONTROL_FLOW):
             continue
         qualified = f"{domain}.{node.op_type}" if domain else node.op_type
-        missing.setdefault(qualified, []).append(path + (node.name or node.output[0]))
+        label = node.name or next(iter(node.output), "unnamed")
+        # A name may contain anything, line breaks included; the message is one line.
+        missing.setdefault(" ".join(qualified.split()), []).append(" ".join((path + label).split()))
     if missing:
         raise UnsupportedOpError(source, missing)
 

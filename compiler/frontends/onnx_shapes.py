@@ -6,6 +6,7 @@ the graph is converted: Relax needs the new shape of a Reshape as a constant.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ def fold(model: ModelProto) -> tuple[ModelProto, list[str]]:
     """
     import onnxscript.optimizer
 
+    # What the optimizer has to say about single nodes is of no use to the user.
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         graph = onnx_ir.from_proto(model)
         onnxscript.optimizer.optimize_ir(
@@ -101,6 +107,9 @@ def fold(model: ModelProto) -> tuple[ModelProto, list[str]]:
         reason = str(error).strip().splitlines()
         detail = f"{type(error).__name__}: {reason[0][:120] if reason else ''}"
         return model, [f"onnxscript could not fold the graph ({detail})"]
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _bind_constants(

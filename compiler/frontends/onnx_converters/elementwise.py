@@ -91,11 +91,26 @@ class Softplus(OnnxOpConverter):
 
 
 class Mish(OnnxOpConverter):
-    """x * tanh(log(1 + e^x))"""
+    """x * tanh(log(1 + e^x))
+
+    With a = e^-|x| the hyperbolic tangent is n / (n + d), where n = 1 + 2a and d = 2a^2 for
+    x >= 0, and n = a(a + 2) and d = 2 below: one exponential, no overflow, no cancellation.
+    """
 
     @classmethod
     def _impl_v18(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        return relax.op.multiply(inputs[0], relax.op.tanh(_softplus(inputs[0])))
+        x = inputs[0]
+        zero, one, two = (relax.const(value, dtype_of(x)) for value in (0.0, 1.0, 2.0))
+        below = bb.emit(relax.op.less(x, zero))
+        a = bb.emit(relax.op.exp(relax.op.negative(relax.op.abs(x))))
+        twice = relax.op.multiply(two, a)
+        n = bb.emit(
+            relax.op.where(
+                below, relax.op.multiply(a, relax.op.add(a, two)), relax.op.add(one, twice)
+            )
+        )
+        d = relax.op.where(below, two, relax.op.multiply(twice, a))
+        return relax.op.multiply(x, relax.op.divide(n, relax.op.add(n, d)))
 
 
 class Dropout(OnnxOpConverter):

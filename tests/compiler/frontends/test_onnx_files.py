@@ -173,3 +173,35 @@ def test_refuses_wrong_offsets_and_lengths(
     _weights(tmp_path / "weights.bin")
     path = _external(tmp_path, location="weights.bin", **entries)
     _raises(UnsafeModelError, path, mentions)
+
+
+def test_refuses_names_that_are_no_text(tmp_path: Path) -> None:
+    content = linear_model().SerializeToString().replace(b"product", b"pro\xffuct")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    _raises(ModelError, path, "not valid text")
+
+
+def test_refuses_values_produced_twice(tmp_path: Path) -> None:
+    proto = linear_model()
+    proto.graph.node.append(helper.make_node("Relu", ["x"], ["y"], name="again"))
+    _raises(ModelError, _write(tmp_path / "m.onnx", proto), "'again' (Relu): value 'y'")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_files_end_in_an_error_of_ours_or_in_a_model(tmp_path: Path, seed: int) -> None:
+    intact = linear_model().SerializeToString()
+    generator = np.random.default_rng(seed)
+    path = tmp_path / "model.onnx"
+    refused = 0
+    for _ in range(40):
+        content = bytearray(intact)
+        for position in generator.integers(0, len(content), 2):
+            content[position] = generator.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            import_onnx(path)
+        except ModelError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 0
