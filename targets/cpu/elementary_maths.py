@@ -34,8 +34,6 @@ _INFINITY = math.inf
 _ROUNDING = 12582912.0
 _LN2_HIGH = 0.693359375
 _LN2_LOW = -2.12194440e-4
-_EXP_MAX = 88.7228394
-_EXP_MIN = -86.9
 
 # Cephes expf: exp(r) = 1 + r + r^2 P(r) for |r| <= ln(2)/2; highest power first.
 _EXP = (
@@ -121,55 +119,55 @@ def _horner(m: Maths, coefficients: Sequence[float], x: Expr) -> Expr:
     return result
 
 
+def _clamped(m: Maths, x: Expr, low: float, high: float) -> Expr:
+    """`x` held within [low, high]. In this form, one instruction for each side, NaN passes."""
+    x = m.bind(tirx.Select(x < m.f32(low), m.f32(low), x))
+    return m.bind(tirx.Select(x > m.f32(high), m.f32(high), x))
+
+
 def _exponential(
     m: Maths,
-    x: Expr,
+    argument: Expr,
     scale: float,
-    remainder: Callable[[Expr], Expr],
-    low: float,
-    high: float,
+    remainder: Callable[[Expr, Expr], Expr],
 ) -> Expr:
-    """base^x, where `scale` = log2(base) and `remainder(n)` = (x - n / scale) ln(base)."""
+    """base^x, where `scale` = log2(base) and `remainder(x, n)` = (x - n / scale) ln(base).
+
+    The limits need no selection at the end: at the lower one 2^(n - 1) comes out as
+    zero, at the upper one the product overflows to infinity.
+    """
+    x = _clamped(m, m.bind(argument), -126.0 / scale, 128.4 / scale)
     # n + 126 ends up in the low bits of `shifted`: moved up by 23 they are 2^(n - 1).
     shifted = m.bind(x * m.f32(scale) + m.f32(_ROUNDING + 126))
     n = m.bind(shifted - m.f32(_ROUNDING + 126))
-    r = m.bind(remainder(n))
+    r = m.bind(remainder(x, n))
     value = m.bind(_horner(m, _EXP, r) * (r * r) + r + m.f32(1.0))
     power = m.bits("float32", m.bits("int32", shifted) << m.i32(23))
     # Doubling before scaling by 2^(n-1) reaches n = 128, where 2^n would overflow.
-    scaled = m.bind((value + value) * power)
-    flushed = tirx.Select(x < m.f32(low), m.f32(0.0), scaled)
-    return tirx.Select(x > m.f32(high), m.f32(_INFINITY), flushed)
+    return (value + value) * power
 
 
 def _exp(m: Maths, argument: Expr) -> Expr:
-    x = m.bind(argument)
     return _exponential(
         m,
-        x,
+        argument,
         1.44269504088896341,
-        lambda n: x - n * m.f32(_LN2_HIGH) - n * m.f32(_LN2_LOW),
-        _EXP_MIN,
-        _EXP_MAX,
+        lambda x, n: x - n * m.f32(_LN2_HIGH) - n * m.f32(_LN2_LOW),
     )
 
 
 def _exp2(m: Maths, argument: Expr) -> Expr:
-    x = m.bind(argument)
-    return _exponential(m, x, 1.0, lambda n: (x - n) * m.f32(0.693147180559945), -125.4, 127.99999)
+    return _exponential(m, argument, 1.0, lambda x, n: (x - n) * m.f32(0.693147180559945))
 
 
 def _exp10(m: Maths, argument: Expr) -> Expr:
-    x = m.bind(argument)
     # log10(2) in two parts, the first one exact in 8 bits.
     high, low = 0.30078125, 2.4874566e-4
     return _exponential(
         m,
-        x,
+        argument,
         3.32192809488736235,
-        lambda n: (x - n * m.f32(high) - n * m.f32(low)) * m.f32(2.30258509299404568),
-        -37.7,
-        38.53183,
+        lambda x, n: (x - n * m.f32(high) - n * m.f32(low)) * m.f32(2.30258509299404568),
     )
 
 
@@ -226,9 +224,7 @@ def _odd_rational(
     """x P(x^2) / Q(x^2) with x held within [-limit, limit]; NaN passes through."""
 
     def lower(m: Maths, argument: Expr) -> Expr:
-        x = m.bind(argument)
-        x = m.bind(tirx.Select(x < m.f32(-limit), m.f32(-limit), x))
-        x = m.bind(tirx.Select(x > m.f32(limit), m.f32(limit), x))
+        x = _clamped(m, m.bind(argument), -limit, limit)
         t = m.bind(x * x)
         return (x * _horner(m, numerator, t)) / _horner(m, denominator, t)
 
@@ -236,7 +232,7 @@ def _odd_rational(
 
 
 def _sigmoid(m: Maths, argument: Expr) -> Expr:
-    return m.f32(1.0) / (m.f32(1.0) + _exp(m, m.f32(0.0) - argument))
+    return m.f32(1.0) / (m.f32(1.0) + _exp(m, argument * m.f32(-1.0)))
 
 
 def _sine(quarter: int) -> Callable[[Maths, Expr], Expr]:
