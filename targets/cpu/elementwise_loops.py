@@ -30,7 +30,6 @@ from targets.cpu.expressions import (
     children,
     cost,
     int32,
-    linear_form,
     loads,
     substitute,
     variables,
@@ -250,8 +249,3 @@ def _splitlane_axis(
         body = vector_statement(tail.assignments, tail_lane, start, width)
         statements.append(nest([by_name[a.var] for a in outer], body, spec, False))
     return loops.sequence(statements)
-
-
-def contiguous(axis: Axis, assignments: Sequence[Assignment]) -> bool:
-    """Whether all stores run through memory in order along `axis`."""
-    return all(linear_form(a.offset).stride(axis.var) == 1 for a in assignments)

@@ -7,8 +7,6 @@ stages stays in cache or registers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -365,8 +363,3 @@ def _overwriting(rows: RowProgram, stages: list[Stage], position: int) -> Stage 
     if any(a.buffer.same_as(last.buffer) for a in stages if a is not last):
         return None
     return last
-
-
-def row_points(rows: Iterable[Axis]) -> int:
-    """Number of rows."""
-    return math.prod(a.extent for a in rows)
