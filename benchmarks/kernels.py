@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -214,11 +213,10 @@ def main() -> int:
         f"{'ORT us':>9}{'ratio':>8}"
     )
     # A process for each case: what one leaves behind (threads, caches) is not the next one's.
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for case in CASES:
             if not options.names or case.name in options.names:
-                line = pool.submit(run, case, options.runs, options.threads)
-                print(line.result(), flush=True)
+                print(pool.apply(run, (case, options.runs, options.threads)), flush=True)
     return 0
 
 
