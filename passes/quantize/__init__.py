@@ -1,0 +1,1 @@
+"""Quantisation: number formats and observers, placement, algorithms, integer lowering."""
