@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,18 @@ from passes.graph import (
     RecognizeComposites,
     SinkReshapes,
 )
+from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
+from passes.quantize.lower_integers import LowerIntegers
+from passes.quantize.simplify_quantization import SimplifyQuantization
+from passes.quantize.store_integers import StoreIntegers
 from targets.cpu.operators.legalize import legalize_map
+from targets.cpu.operators.quantization import quantization_legalizers
 from targets.cpu.schedule import RecordLookup, schedule_module
 from targets.cpu.template import KernelReport
+from targets.number_formats import number_formats
 from targets.spec import TargetSpec
 
+Step = tuple[str, tvm.transform.Pass]
 Progress = Callable[[str, float], None]
 
 
@@ -63,7 +70,7 @@ class PipelineReport:
         return tuple(timing.name for timing in self.passes)
 
 
-def graph_passes() -> tuple[tuple[str, tvm.transform.Pass], ...]:
+def graph_passes() -> tuple[Step, ...]:
     """The passes on the graph before lowering to kernels, in order, by the name of their dump."""
     dead_code = relax.transform.DeadCodeElimination()
     return (
@@ -96,10 +103,38 @@ def graph_passes() -> tuple[tuple[str, tvm.transform.Pass], ...]:
     )
 
 
-def kernel_passes(spec: TargetSpec) -> tuple[tuple[str, tvm.transform.Pass], ...]:
+def quantization_passes(
+    spec: TargetSpec,
+    ranges: Mapping[str, tuple[float, float]],
+    options: QuantizationOptions | None = None,
+) -> tuple[Step, ...]:
+    """The passes that quantise a graph whose tensors have the given ranges.
+
+    `ranges` has the smallest and largest value of each tensor that
+    `passes.quantize.placement.observed_tensors` names in the graph after `graph_passes`.
+    """
+    return (("quantize", InsertQuantization(ranges, number_formats(spec), options)),)
+
+
+def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
+    """The passes that make a quantised graph compute in integers; others they leave alone."""
+    table = number_formats(spec)
+    return (
+        ("simplify_quantization", SimplifyQuantization(table)),
+        # Before folding, which would make weights float again; after simplifying, which
+        # removes the conversions between integer operators.
+        ("lower_integers", LowerIntegers(table)),
+        ("store_integers", StoreIntegers()),
+        # Quantised constants that no integer operator reads become float here.
+        ("fold_quantized_constants", FoldConstants()),
+        ("eliminate_dead_conversions", relax.transform.DeadCodeElimination()),
+    )
+
+
+def kernel_passes(spec: TargetSpec) -> tuple[Step, ...]:
     """The passes from operators to fused kernels, in order, by the name of their dump."""
     return (
-        ("legalize", Legalize(legalize_map(spec))),
+        ("legalize", Legalize({**legalize_map(spec), **quantization_legalizers()})),
         # Definitions of the target may leave shape arithmetic on weights behind.
         ("fold_legalized", FoldConstants()),
         ("fuse", Fuse()),
@@ -114,6 +149,7 @@ def lower(
     dump: Path | None = None,
     progress: Progress | None = None,
     records: RecordLookup | None = None,
+    quantization: Callable[[tvm.IRModule], Sequence[Step]] | None = None,
 ) -> tuple[tvm.IRModule, PipelineReport]:
     """Lower an imported module to fused, scheduled kernels for `spec`.
 
@@ -126,19 +162,30 @@ def lower(
     constants elided. `progress` is called with the name of each phase that
     begins and the share of phases that are done. `records` are the decisions of
     earlier searches; without them every kernel gets its template's default.
+    `quantization` is called with the graph after `graph_passes` and answers the
+    passes that quantise it (`quantization_passes`), calibrated on that very graph.
 
     Raises PassError if a module is ill-formed or a pass fails, naming the pass
     and those before it, and ConfigError if `dump` cannot be written.
     """
     runner = PassRunner(dump=dump)
-    stages = [*graph_passes(), *kernel_passes(spec)]
+    on_graph = list(graph_passes())
+    later = [*integer_passes(spec), *kernel_passes(spec)]
+    phases = len(on_graph) + len(later) + 1
     runner.verify(module, "the imported module")
-    for done, (name, step) in enumerate(stages):
+    for done, (name, step) in enumerate(on_graph):
         if progress is not None:
-            progress(name, done / (len(stages) + 1))
+            progress(name, done / phases)
+        module = runner.run(name, step, module)
+    if quantization is not None:
+        # Last on the graph: layout and folding are settled, and kernels not yet made.
+        later = [*quantization(module), *later]
+    for done, (name, step) in enumerate(later, len(on_graph)):
+        if progress is not None:
+            progress(name, min(done / phases, 1.0))
         module = runner.run(name, step, module)
     if progress is not None:
-        progress("schedule", len(stages) / (len(stages) + 1))
+        progress("schedule", (phases - 1) / phases)
     kernels: list[KernelReport] = []
 
     def schedule(fused: tvm.IRModule) -> tvm.IRModule:

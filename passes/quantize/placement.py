@@ -1,0 +1,201 @@
+"""Which tensors are stored as integers, and which operators stay float and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from passes.graph.tensors import (
+    constant_array,
+    element_count,
+    element_type,
+    static_shape,
+)
+from passes.quantize.dataflow import Dataflow, Node
+from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
+from passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
+from targets.number_formats import NumberFormats
+
+# Codes of either sign may be stored: the larger products count.
+_SAFE_TERMS = largest_accumulation(UINT8, NARROW_INT8)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor kept in integers. `source` names the tensor whose scale it has; its own or another.
+
+    Only tensors that are their own source need a range.
+    """
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """An operator that computes in float although its neighbours use integers, and why."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is integer in a graph: by names of tensors; an operator has its result's name."""
+
+    stored: dict[str, StoredTensor]
+    integer_operators: tuple[str, ...]
+    float_operators: tuple[FloatOperator, ...]
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose range has to be known, in the order of the graph."""
+        return tuple(name for name, tensor in self.stored.items() if tensor.source == name)
+
+
+def observed_tensors(
+    module: tvm.IRModule, table: NumberFormats, keep_float: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Names of the tensors of `main` that calibration has to observe, in order."""
+    return place(module, table, keep_float).observed
+
+
+def place(
+    module: tvm.IRModule, table: NumberFormats, keep_float: Collection[str] = ()
+) -> Placement:
+    """Decide what of `main` is stored and computed in integers.
+
+    `module` is a float graph after the graph passes: convolutions in NHWC (the
+    first may read NCHW) with constant weights in HWIO. `keep_float` names the
+    results of operators that must compute in float.
+
+    A tensor is stored in integers if it is kept in memory at all, and an integer
+    operator reads it, directly or through operators that compute in registers.
+    Whether it is kept in memory follows fusion: results inside an elementwise
+    chain, behind a convolution or not, exist in registers only, and are never
+    rounded. Of two convolutions that are added, the later one is stored.
+
+    Tensors that share a scale: the result of an operator that only moves or
+    selects elements has that of its operand; what is read by one concatenation
+    alone has that of the concatenation. Tensors that only float operators read
+    stay float, as do the results of the function.
+    """
+    return _Placer(Dataflow(module), table, frozenset(keep_float)).placement()
+
+
+class _Placer:
+    def __init__(self, graph: Dataflow, table: NumberFormats, keep_float: frozenset[str]) -> None:
+        self._graph = graph
+        self._table = table
+        self._keep_float = keep_float
+        self._float: dict[Node, str] = {}
+        self._integer: list[Node] = []
+
+    def placement(self) -> Placement:
+        for node in self._graph.nodes:
+            if node.operator in self._table.integer_operators:
+                reason = self._why_float(node)
+                if reason is None:
+                    self._integer.append(node)
+                else:
+                    self._float[node] = reason
+        in_memory = kept_in_memory(self._graph)
+        wanted = self._wanted_as_integers()
+        stored = [n for n in self._graph.nodes if n in in_memory and n in wanted]
+        self._report_others(set(stored))
+        return Placement(
+            stored={
+                n.name: StoredTensor(n.name, self._scale_of(n, set(stored)).name) for n in stored
+            },
+            integer_operators=tuple(node.name for node in self._integer),
+            float_operators=tuple(
+                FloatOperator(node.name, str(node.operator).removeprefix("relax."), reason)
+                for node, reason in sorted(self._float.items(), key=lambda item: item[0].index)
+            ),
+        )
+
+    def _why_float(self, node: Node) -> str | None:
+        """None if the table's integer kernel can compute the call."""
+        call: Any = node.value
+        if self._table.integer_operators[str(node.operator)] is None:
+            return f"integers are no gain on {self._table.family}"
+        if node.name in self._keep_float:
+            return "kept in float on request"
+        data, right = call.args[0], call.args[1]
+        shape, weights = static_shape(data), constant_array(right)
+        if shape is None or element_type(data) != "float32":
+            return f"its operand is {element_type(data)} or has no static shape"
+        if self._graph.node(data) is None:
+            return "its left operand is constant"
+        if weights is None:
+            return "its right operand is not constant"
+        if node.operator == "relax.nn.conv2d":
+            if weights.ndim != 4 or str(call.attrs.kernel_layout) != "HWIO":
+                return f"its weights are in {call.attrs.kernel_layout}"
+            terms = int(np.prod(weights.shape[:3]))
+        else:
+            if weights.ndim != 2 or len(shape) < 2:
+                return "its right operand is no matrix"
+            terms = weights.shape[0]
+        if not np.isfinite(weights).all():
+            return "its weights are not finite"
+        if terms > _SAFE_TERMS:
+            return f"a sum of {terms} products does not fit int32"
+        return None
+
+    def _wanted_as_integers(self) -> set[Node]:
+        """The tensors of which an integer operator reads something, through registers or not."""
+        integer = set(self._integer)
+        wanted: set[Node] = set()
+        for node in reversed(self._graph.nodes):
+            if element_type(node.variable) != "float32" and node.operator != "relax.split":
+                continue
+            for reader in node.readers:
+                passes = is_elementwise(reader) or (
+                    reader.operator in self._table.in_registers
+                    or reader.operator in self._table.same_scale
+                    or self._is_split_item(reader)
+                )
+                if reader in integer or (passes and reader in wanted):
+                    wanted.add(node)
+        return wanted
+
+    def _is_split_item(self, node: Node) -> bool:
+        return (
+            node.operator is None
+            and len(node.operands) == 1
+            and node.operands[0].operator == "relax.split"
+        )
+
+    def _scale_of(self, node: Node, stored: set[Node]) -> Node:
+        """The stored tensor whose scale and zero point are those of `node`."""
+        if node.operator in self._table.same_scale or self._is_split_item(node):
+            source = node.operands[0]
+            return self._scale_of(source, stored) if source in stored else node
+        if len(node.readers) == 1 and node.readers[0].operator == "relax.concat":
+            reader = node.readers[0]
+            if reader in stored and not node.escapes:
+                return self._scale_of(reader, stored)
+        return node
+
+    def _report_others(self, stored: set[Node]) -> None:
+        """Note the operators between integers that have no integer form."""
+        for node in self._graph.nodes:
+            if node.operator is None or node in self._float or node in self._integer:
+                continue
+            known = (
+                is_elementwise(node)
+                or node.operator in self._table.in_registers
+                or node.operator in self._table.same_scale
+            )
+            tensors = [*node.operands, node]
+            if not known and element_count(static_shape(node.variable) or ()) > 1:
+                if any(tensor in stored for tensor in tensors):
+                    self._float[node] = "no integer kernel; reads or writes dequantised values"
+                else:
+                    self._float[node] = "no integer kernel"

@@ -1,0 +1,60 @@
+"""Kernels that end where integers are to be stored."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from passes.graph.rewriter import BlockRewriter
+from passes.graph.tensors import operator_name, static_shape
+from passes.quantize.dataflow import Dataflow
+from passes.quantize.fusion_preview import kept_in_memory
+
+
+_WIDENING = frozenset({"relax.astype", "relax.dequantize"})
+
+
+@tvm.transform.module_pass(opt_level=0, name="StoreIntegers")
+class StoreIntegers:
+    """Keep fusion from drawing a `dequantize` or cast into the kernel that quantised.
+
+    Before::
+
+        q: (1, 8, 8, 16) uint8 = quantize(a, s, z)
+        d: (1, 8, 8, 16) = dequantize(q, s, z)
+        y: (1, 16) = mean(d, axis=[1, 2])
+
+    After::
+
+        q: (1, 8, 8, 16) uint8 = quantize(a, s, z)
+        b: (1, 8, 8, 16) uint8 = reshape(q, (1, 8, 8, 16))
+        d: (1, 8, 8, 16) = dequantize(b, s, z)
+        y: (1, 16) = mean(d, axis=[1, 2])
+
+    Without it the kernel that computes `a` would store floats, four times as many
+    bytes. The reshape that changes nothing is a border for fusion, which removes it.
+
+    Left alone: a `dequantize` after which the same kernel goes on, as in
+    `conv2d, quantize, dequantize, add`.
+    """
+
+    def transform_module(
+        self, module: tvm.IRModule, context: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        return _Storer(module).run()
+
+
+class _Storer(BlockRewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self._in_memory = {node.variable for node in kept_in_memory(Dataflow(module))}
+
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        if operator_name(value) not in _WIDENING or variable not in self._in_memory:
+            return value
+        stored = value.args[0]
+        shape = static_shape(stored)
+        if shape is None or operator_name(self.definition(stored)) != "relax.quantize":
+            return value
+        border = self.emit(relax.op.reshape(stored, shape))
+        return relax.Call(value.op, [border, *value.args[1:]], value.attrs, value.ty_args)

@@ -1,0 +1,99 @@
+"""Which operators a family of targets computes in integers, and in which number formats.
+
+An operator *absent* from `integer_operators` has no integer kernel: it stays
+float. An operator listed there with the format None has one, but it is not to
+be used (slower or less exact than float on that family); a report says so.
+The operators in `in_registers` work on dequantised values inside a kernel whose
+inputs and outputs are integers; those in `same_scale` move or select elements,
+so that they run on the stored integers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from targets.spec import TargetSpec
+
+
+@dataclass(frozen=True)
+class IntegerFormat:
+    """Dtypes of an integer operator: data, constant right operand, and accumulator.
+
+    `weight_axis` is the axis of the constant operand (counted from its end)
+    along which scales may differ: that of the output channels.
+    """
+
+    activation: str
+    weight: str
+    accumulator: str = "int32"
+    weight_axis: int = -1
+
+
+@dataclass(frozen=True)
+class NumberFormats:
+    """What one family of targets does with integers.
+
+    `activation` is the dtype in which activations are stored. `weight_bits` is
+    the largest number of bits of a weight with which no integer operation
+    saturates on the way to the accumulator: AVX2's `vpmaddubsw` adds two
+    products of uint8 and int8 in 16 bits, which holds for weights of 7 bits.
+    """
+
+    family: str
+    activation: str
+    integer_operators: Mapping[str, IntegerFormat | None]
+    in_registers: frozenset[str]
+    same_scale: frozenset[str]
+    weight_bits: int = 8
+
+
+# Elementwise operators are in registers everywhere and not listed here.
+_IN_REGISTERS = frozenset(
+    {
+        "relax.concat",
+        "relax.image.resize2d",
+        "relax.mean",
+        "relax.nn.adaptive_avg_pool2d",
+        "relax.nn.avg_pool2d",
+    }
+)
+_SAME_SCALE = frozenset(
+    {
+        "relax.broadcast_to",
+        "relax.max",
+        "relax.nn.max_pool2d",
+        "relax.permute_dims",
+        "relax.reshape",
+        "relax.split",
+        "relax.strided_slice",
+        "relax.take",
+    }
+)
+
+
+def _formats(family: str, activation: str) -> NumberFormats:
+    product = IntegerFormat(activation, "int8")
+    return NumberFormats(
+        family=family,
+        activation=activation,
+        integer_operators=MappingProxyType({"relax.nn.conv2d": product, "relax.matmul": product}),
+        in_registers=_IN_REGISTERS,
+        same_scale=_SAME_SCALE,
+    )
+
+
+# VNNI and AMX multiply unsigned by signed bytes.
+X86 = _formats("x86", "uint8")
+# sdot, smmla and dp4a multiply signed by signed bytes.
+ARM = _formats("arm", "int8")
+CUDA = _formats("cuda", "int8")
+
+
+def number_formats(spec: TargetSpec) -> NumberFormats:
+    """The table for a target, by its architecture; raises ValueError if there is none."""
+    for prefix, formats in (("x86", X86), ("aarch64", ARM), ("arm", ARM), ("nvptx", CUDA)):
+        if spec.architecture.startswith(prefix):
+            return formats
+    raise ValueError(f"no integer kernels are known for the architecture {spec.architecture}")
