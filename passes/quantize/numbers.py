@@ -97,7 +97,7 @@ def symmetric_parameters(
     `affine_parameters` does.
     """
     low, high = _checked_range(low, high)
-    return _usable_scale(np.maximum(np.abs(low), np.abs(high)) / codes.high)
+    return _usable_scale(np.asarray(np.maximum(np.abs(low), np.abs(high)) / codes.high))
 
 
 def quantize(
