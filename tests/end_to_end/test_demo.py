@@ -24,6 +24,5 @@ def test_demo_compiles_verifies_evaluates_and_benchmarks(tmp_path: Path) -> None
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["measured"]["accuracy"]["top1"] == 0.943
     assert manifest["measured"]["latency"]["median_ms"] > 0
-    # The library and its weights: not much more than the parameters.
-    deployed = sum((out / name).stat().st_size for name in ("model.so", "weights.bin"))
-    assert deployed < 315_114 * 4 + 512 * 1024
+    # The library with its weights: not much more than the parameters.
+    assert (out / "model.so").stat().st_size < 315_114 * 4 + 512 * 1024

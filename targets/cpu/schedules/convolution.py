@@ -5,6 +5,8 @@ See `window` for how borders are met and `register_tile` for the arithmetic.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
@@ -42,7 +44,8 @@ class ConvolutionTemplate(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ConvolutionWorkload = match.workload
-        pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else w.out_width
+        line = max(w.out_width, w.out_height) if _is_column(w) else w.out_width
+        pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
         rows, vectors = choose_tile(min(pixels, most_rows), w.blocks, spec)
@@ -71,6 +74,32 @@ def _unrolls_channels(w: ConvolutionWorkload) -> bool:
     return w.in_channels <= _FEW_CHANNELS * arithmetic_named(w.arithmetic).depth
 
 
+def _is_column(w: ConvolutionWorkload) -> bool:
+    """Whether the image is one pixel wide, so that a line runs downwards."""
+    if _is_flat(w):
+        return False
+    return w.in_width == w.out_width == w.kernel_width == 1 and w.pad_left == 0
+
+
+def _laid_flat(w: ConvolutionWorkload) -> ConvolutionWorkload:
+    """The same convolution with height and width exchanged."""
+    return replace(
+        w,
+        in_height=w.in_width,
+        in_width=w.in_height,
+        out_height=w.out_width,
+        out_width=w.out_height,
+        kernel_height=w.kernel_width,
+        kernel_width=w.kernel_height,
+        stride_height=w.stride_width,
+        stride_width=w.stride_height,
+        dilation_height=w.dilation_width,
+        dilation_width=w.dilation_height,
+        pad_top=w.pad_left,
+        pad_left=w.pad_top,
+    )
+
+
 def _is_flat(w: ConvolutionWorkload) -> bool:
     """Whether the image can be taken as one long line of pixels."""
     return w.is_pointwise and w.data_layout == "NHWC"
@@ -79,7 +108,8 @@ def _is_flat(w: ConvolutionWorkload) -> bool:
 class _Emitter:
     def __init__(self, match: Match, anchor: Anchor, decisions: Decisions):
         self.match = match
-        self.w: ConvolutionWorkload = match.workload
+        self.column = _is_column(match.workload)
+        self.w: ConvolutionWorkload = _laid_flat(match.workload) if self.column else match.workload
         w = self.w
         self.arithmetic = arithmetic_named(w.arithmetic)
         self.steps = -(-w.in_channels // self.arithmetic.depth)
@@ -167,6 +197,8 @@ class _Emitter:
                     # Pixels lie one behind the other, whatever line and image they belong to.
                     return loops.load(self.data, 0, 0, x + row, channel)
                 in_y, in_x = window.input_row(y, kh), window.input_column(x + row, kw)
+                if self.column:
+                    in_y, in_x = in_x, in_y
                 if w.data_layout == "NHWC":
                     return loops.load(self.data, image, in_y, in_x, channel)
                 return loops.load(self.data, image, channel, in_y, in_x)
@@ -174,7 +206,8 @@ class _Emitter:
             def weights(vector: int) -> Expr:
                 block = column * self.vectors + vector
                 lanes = loops.ramp(0, w.lanes * depth)
-                return tirx.BufferLoad(self.weights, [group, block, kh, index(kw), ic, lanes])
+                tap = [index(kw), kh] if self.column else [kh, index(kw)]
+                return tirx.BufferLoad(self.weights, [group, block, *tap, ic, lanes])
 
             return tile.multiply_add(value, weights, rows)
 
@@ -209,7 +242,8 @@ class _Emitter:
         def position(row: int, lane: Expr) -> list[Index]:
             channel = group * w.out_channels + column * (self.vectors * w.lanes) + lane
             if not self.flat:
-                return [image, y, x + row, channel]
+                place = [x + row, y] if self.column else [y, x + row]
+                return [image, *place, channel]
             if w.batch == w.out_height == 1:
                 return [0, 0, x + row, channel]
             # The simplifier folds these divisions away wherever the buffer is contiguous.

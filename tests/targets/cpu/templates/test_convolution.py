@@ -16,10 +16,15 @@ from targets.cpu.schedules.register_tile import choose_tile
 from targets.x86.specs import X86_64_V3, X86_64_V4
 
 
+def pair(value):
+    """A height and a width."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
 def reference(data, weights, stride, padding, dilation, groups):
     """NHWC convolution with HWIO weights in float64."""
     kernel_height, kernel_width, per_group, out_channels = weights.shape
-    padded = np.pad(data, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    padded = np.pad(data, [(0, 0), *((p, p) for p in pair(padding)), (0, 0)])
     reach = [(k - 1) * dilation + 1 for k in (kernel_height, kernel_width)]
     windows = sliding_window_view(padded.astype("float64"), reach, axis=(1, 2))
     windows = windows[:, ::stride, ::stride, :, ::dilation, ::dilation]
@@ -55,6 +60,8 @@ SHAPES = [
     (1, 12, 12, 12, 24, 3, 1, 1, 1, 4),
     (2, 9, 11, 20, 30, 5, 1, 2, 2, 1),
     (1, 5, 64, 8, 16, 5, 1, 0, 1, 1),
+    (2, 40, 1, 8, 16, (3, 1), 2, (1, 0), 1, 1),
+    (1, 300, 1, 5, 20, (5, 1), 1, (0, 0), 2, 1),
 ]
 
 
@@ -62,7 +69,7 @@ def problem(shape, layout, spec):
     batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups = shape
     random = np.random.default_rng(0)
     data = random.standard_normal((batch, height, width, inputs)).astype("float32")
-    weights = random.standard_normal((kernel, kernel, inputs // groups, outputs)).astype("float32")
+    weights = random.standard_normal((*pair(kernel), inputs // groups, outputs)).astype("float32")
     bias = random.standard_normal(outputs).astype("float32")
     expected = reference(data, weights, stride, padding, dilation, groups) + bias
     residual = random.standard_normal(expected.shape).astype("float32")
@@ -76,7 +83,7 @@ def problem(shape, layout, spec):
             x,
             relax.const(weights),
             strides=stride,
-            padding=padding,
+            padding=pair(padding),
             dilation=dilation,
             groups=groups,
             data_layout=layout,
