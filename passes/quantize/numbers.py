@@ -83,7 +83,7 @@ def affine_parameters(
     """
     low, high = _checked_range(low, high)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = _usable_scale((high - low) / codes.steps)
+    scale = _usable_scale(np.asarray((high - low) / codes.steps))
     zero_point = np.rint(codes.low - low / scale)
     return scale, np.clip(zero_point, codes.low, codes.high).astype(np.int32)
 

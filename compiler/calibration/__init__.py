@@ -1,0 +1,23 @@
+"""Calibration: samples from wherever they lie, run through the float graph and observed."""
+
+from compiler.calibration.choice import CalibrationData, RandomSource, open_calibration
+from compiler.calibration.observe import (
+    Observation,
+    ObservedModule,
+    calibrate,
+    observe_tensors,
+)
+from compiler.calibration.preprocessing import Preprocessing
+from compiler.calibration.source import CalibrationSource
+
+__all__ = [
+    "CalibrationData",
+    "CalibrationSource",
+    "Observation",
+    "ObservedModule",
+    "Preprocessing",
+    "RandomSource",
+    "calibrate",
+    "observe_tensors",
+    "open_calibration",
+]

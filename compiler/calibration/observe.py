@@ -1,0 +1,185 @@
+"""A float graph compiled so that its inner tensors can be looked at, and their statistics."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+
+from compiler.calibration.source import CalibrationSource
+from compiler.errors import InputError, ModelError
+from compiler.module.loader import load
+from compiler.module.lowered import LoweredModel
+from compiler.module.writer import write_module
+from compiler.pipeline import PassRunner, integer_passes, kernel_passes
+from passes.quantize.dataflow import Dataflow
+from passes.quantize.expose_tensors import ExposeTensors
+from passes.quantize.observers import ObservationError, Observer, ObserverFactory
+from targets.cpu.schedule import schedule_module
+from targets.cpu.template import KernelReport
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run: the results of `main` in order, and the observed tensors by name.
+
+    The arrays are overwritten by the next run.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    tensors: Mapping[str, np.ndarray]
+
+
+class ObservedModule:
+    """A graph compiled for this machine, with tensors of the graph as further outputs.
+
+    Use it as a context manager: it holds a module in a temporary folder. Memory is that of
+    one run, whatever the number of runs.
+    """
+
+    def __init__(
+        self, module: tvm.IRModule, spec: TargetSpec, tensors: Sequence[str], threads: int = 0
+    ) -> None:
+        """Compile `module`, a graph after the graph passes, float or quantised.
+
+        `tensors` are names as `passes.quantize.dataflow.Dataflow` gives them, parameters
+        included. `spec` must describe the machine at hand. Raises ModelError for an
+        unknown name, PassError and BuildError as a compilation does.
+        """
+        names = tuple(dict.fromkeys(tensors))
+        graph = Dataflow(module)
+        nodes = {name: graph.named(name) for name in names}
+        unknown = [name for name, node in nodes.items() if node is None]
+        if unknown:
+            raise ModelError(f"the graph has no tensor {unknown[0]} to observe")
+        parameters = [node.name for node in graph.nodes if node.value is None]
+        parameters = parameters[: len(module["main"].params)]
+        self._position = {name: i for i, name in enumerate(parameters)}
+        self._computed = tuple(name for name in names if name not in self._position)
+        self._names = names
+        lowered = _lower(module, self._computed, spec, parameters)
+        self._own = len(lowered.output_names) - len(self._computed)
+        self._folder = tempfile.mkdtemp(prefix="tinsmith-calibration-")
+        try:
+            written = write_module(lowered, Path(self._folder) / "module", forms=("shared",))
+            self._module = load(written.path, threads=threads)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._buffers: list[np.ndarray] | None = None
+
+    def __enter__(self) -> ObservedModule:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload the module and remove its folder."""
+        self._module.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> Observation:
+        """Run on arrays in the order of the parameters of `main`."""
+        # After the first run its arrays are filled again: no memory is asked for per run.
+        self._buffers = self._module.run(list(inputs), self._buffers)
+        inner = dict(zip(self._computed, self._buffers[self._own :], strict=True))
+        tensors = {
+            name: inner[name] if name in inner else inputs[self._position[name]]
+            for name in self._names
+        }
+        return Observation(tuple(self._buffers[: self._own]), tensors)
+
+
+def observe_tensors(
+    module: tvm.IRModule,
+    spec: TargetSpec,
+    tensors: Sequence[str],
+    source: CalibrationSource,
+    observer: ObserverFactory,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Observer]:
+    """An observer for each of `tensors` that has seen it in a run on each sample of `source`.
+
+    All tensors are observed in one pass over the samples. Raises what `ObservedModule` and
+    the source raise, and InputError if a tensor becomes NaN or infinite.
+    """
+    observers = {name: observer() for name in dict.fromkeys(tensors)}
+    if progress is not None:
+        progress("compile for calibration", 0.0)
+    with ObservedModule(module, spec, tensors, threads) as observed:
+        for index, sample in enumerate(source):
+            if progress is not None:
+                total = source.count
+                share = min(index / total, 1.0) if total else 0.0
+                progress(f"calibrate {index + 1}" + (f"/{total}" if total else ""), share)
+            observation = observed.run(list(sample.values()))
+            for name, array in observation.tensors.items():
+                try:
+                    observers[name].update(array)
+                except ObservationError as error:
+                    raise InputError(
+                        f"{source.label}: sample {index}: tensor {name}: {error}; is the data "
+                        "normalised as the model expects?"
+                    ) from error
+    return observers
+
+
+def calibrate(
+    module: tvm.IRModule,
+    spec: TargetSpec,
+    tensors: Sequence[str],
+    source: CalibrationSource,
+    observer: ObserverFactory,
+    *,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, tuple[float, float]]:
+    """The range (low, high) of each of `tensors` over the samples of `source`.
+
+    `module` is the float graph after the graph passes, `tensors` the names that
+    `passes.quantize.placement.observed_tensors` lists; `spec` describes the machine at hand.
+    Errors are those of `observe_tensors`.
+    """
+    found = observe_tensors(
+        module, spec, tensors, source, observer, threads=threads, progress=progress
+    )
+    return {name: seen.range() for name, seen in found.items()}
+
+
+def _lower(
+    module: tvm.IRModule, tensors: Sequence[str], spec: TargetSpec, parameters: Sequence[str]
+) -> LoweredModel:
+    """The graph with `tensors` as further results and scheduled kernels, by the pipeline."""
+    runner = PassRunner()
+    expose = ("expose_tensors", ExposeTensors(tensors))
+    for name, step in (expose, *integer_passes(spec), *kernel_passes(spec)):
+        module = runner.run(name, step, module)
+    kernels: list[KernelReport] = []
+
+    def schedule(fused: tvm.IRModule) -> tvm.IRModule:
+        scheduled, reports = schedule_module(fused, spec)
+        kernels.extend(reports)
+        return scheduled
+
+    module = runner.run("schedule", schedule, module)
+    results = module["main"].ret_ty
+    fields = len(results.fields) if isinstance(results, tvm.relax.TupleType) else 1
+    return LoweredModel(
+        module=module,
+        spec=spec,
+        input_names=tuple(f"input{i}" for i in range(len(parameters))),
+        output_names=tuple(f"output{i}" for i in range(fields)),
+        kernels=tuple(kernels),
+        source_name="calibration",
+    )
