@@ -64,6 +64,19 @@ def weight_scales(weights: np.ndarray, codes: IntegerRange, per_channel: bool) -
     return symmetric_parameters(weights.min(axes), weights.max(axes), codes)
 
 
+def rounded_weights(
+    name: str, weights: np.ndarray, options: QuantizationOptions, table: NumberFormats
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (int8) and scales of the weights `[..., OC]` of the operator of that name."""
+    codes = weight_range(options, table)
+    scales = weight_scales(weights, codes, options.per_channel)
+    given = options.weight_codes.get(name)
+    if given is not None:
+        return np.asarray(given, "int8"), scales
+    axis = weights.ndim - 1 if scales.ndim else None
+    return quantize(weights, scales, 0, codes, axis), scales
+
+
 @tvm.transform.module_pass(opt_level=0, name="InsertQuantization")
 class InsertQuantization:
     """Store tensors in integers, and weights of integer operators too.
@@ -148,7 +161,7 @@ class _Inserter(BlockRewriter):
         self._graph = Dataflow(module)
         self._parameters = parameters
         self._integer: Collection[str] = frozenset(placement.integer_operators)
-        self._codes = weight_range(options, table)
+        self._table = table
         self._options = options
 
     def begin(self, bindings: list[relax.Binding]) -> None:
@@ -191,14 +204,7 @@ class _Inserter(BlockRewriter):
         weights = constant_array(call.args[1])
         if weights is None:
             return value
-        scales = weight_scales(weights, self._codes, self._options.per_channel)
-        given = self._options.weight_codes.get(node.name)
-        axis = weights.ndim - 1
-        if given is None:
-            stored = quantize(weights, scales, 0, self._codes, axis if scales.ndim else None)
-        else:
-            stored = np.asarray(given, "int8")
-        wide = dequantize_call(
-            relax.const(stored, "int8"), Parameters(scales, 0, "int8"), axis if scales.ndim else -1
-        )
+        stored, scales = rounded_weights(node.name, weights, self._options, self._table)
+        axis = weights.ndim - 1 if scales.ndim else -1
+        wide = dequantize_call(relax.const(stored, "int8"), Parameters(scales, 0, "int8"), axis)
         return relax.Call(call.op, [call.args[0], self.emit(wide)], call.attrs, call.ty_args)

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_scalar, integers, operator_name, static_shape
+from passes.graph.tensors import constant_array, integers, operator_name, static_shape
 from passes.quantize.operators import Parameters, dequantize_call, parameters_of, quantize_call
 from targets.number_formats import NumberFormats
 
@@ -161,7 +161,7 @@ class _Simplifier(BlockRewriter):
 
 
 def _bounds(call: Any) -> tuple[float, float] | None:
-    """The interval to which a call limits its operand; None for other calls."""
+    """The interval to which a call limits its operand at most; None for other calls."""
     name = operator_name(call)
     if name == "relax.nn.relu":
         return 0.0, np.inf
@@ -171,7 +171,10 @@ def _bounds(call: Any) -> tuple[float, float] | None:
         low, high = (float(bound.value) for bound in call.args[1:3])
         return low, high
     if name in ("relax.maximum", "relax.minimum"):
-        bound = constant_scalar(call.args[1])
+        bound = constant_array(call.args[1])
+        # A bound for each channel limits none of them more than the tightest one.
         if bound is not None and static_shape(call.args[0]) == static_shape(call):
-            return (bound, np.inf) if name == "relax.maximum" else (-np.inf, bound)
+            if name == "relax.maximum":
+                return float(bound.max()), np.inf
+            return -np.inf, float(bound.min())
     return None

@@ -10,7 +10,6 @@ from passes.graph.tensors import operator_name, static_shape
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.fusion_preview import kept_in_memory
 
-
 _WIDENING = frozenset({"relax.astype", "relax.dequantize"})
 
 
