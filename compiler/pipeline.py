@@ -28,6 +28,7 @@ from passes.graph import (
 )
 from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
 from passes.quantize.lower_integers import LowerIntegers
+from passes.quantize.match_signedness import MatchSignedness
 from passes.quantize.simplify_quantization import SimplifyQuantization
 from passes.quantize.store_integers import StoreIntegers
 from targets.cpu.operators.legalize import legalize_map
@@ -77,7 +78,7 @@ def graph_passes() -> tuple[Step, ...]:
         ("canonicalize", Canonicalize()),
         # Before all pattern matching: weights and bounds often hide behind a constant
         # permute_dims, reshape or where.
-        ("fold_constants", FoldConstants()),
+        ("fold_constants", FoldConstants(keep_quantized=True)),
         ("raise_primitives", RaisePrimitives()),
         # Again, because the raised operators (minimum, maximum, pad) have canonical forms too.
         ("canonicalize_raised", Canonicalize()),
@@ -86,7 +87,7 @@ def graph_passes() -> tuple[Step, ...]:
         ("fold_batch_norm", FoldBatchNorm()),
         # Before layout, because it emits convolutions that want the layout too.
         ("decompose_convolutions", DecomposeConvolutions()),
-        ("fold_constants_again", FoldConstants()),
+        ("fold_constants_again", FoldConstants(keep_quantized=True)),
         ("eliminate_common_subexpressions", relax.transform.EliminateCommonSubexpr()),
         ("eliminate_dead_code", dead_code),
         ("convert_layout", ConvertLayout()),
@@ -120,6 +121,7 @@ def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
     """The passes that make a quantised graph compute in integers; others they leave alone."""
     table = number_formats(spec)
     return (
+        ("match_signedness", MatchSignedness(table)),
         ("simplify_quantization", SimplifyQuantization(table)),
         # Before folding, which would make weights float again; after simplifying, which
         # removes the conversions between integer operators.

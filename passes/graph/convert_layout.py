@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import constant, constant_array, operator_name, static_shape
 
@@ -32,8 +33,8 @@ class ConvertLayout:
                                   data_layout="NHWC", kernel_layout="HWIO")
         y: (1, 16, 8, 8) = permute_dims(b, axes=[0, 3, 1, 2])
 
-    Constant weights are permuted here; grouped and depthwise weights become
-    `[KH, KW, IC/groups, OC]`. Other weights get a `permute_dims`. The
+    Constant weights are permuted here, as integers if they are quantised;
+    grouped and depthwise weights become `[KH, KW, IC/groups, OC]`. Other weights get a `permute_dims`. The
     permutations of the data are local on purpose: `CancelTransposes` moves and
     removes them.
 
@@ -67,6 +68,9 @@ class _Converter(BlockRewriter):
         return relax.op.permute_dims(result, _TO_NCHW)
 
     def _permuted_weights(self, weights: relax.Expr) -> relax.Expr:
+        quantized = self.definition(weights)
+        if is_quantized_constant(quantized):
+            return self.emit(permuted_quantized(quantized, _OIHW_TO_HWIO))
         array = constant_array(weights)
         if array is None:
             return self.emit(relax.op.permute_dims(weights, _OIHW_TO_HWIO))

@@ -104,6 +104,33 @@ def _arange(call: relax.Call, operands: list[np.ndarray]) -> np.ndarray | None:
     return np.arange(start, stop, step)
 
 
+def _along(call: relax.Call, parameter: np.ndarray) -> np.ndarray:
+    """A scale or zero point so that it broadcasts against the call's operand."""
+    if parameter.size == 1:
+        return parameter.reshape(())
+    shape = [1] * call.ty.ndim
+    shape[int(call.attrs.axis)] = parameter.size
+    return parameter.reshape(shape)
+
+
+def _quantize(call: relax.Call, operands: list[np.ndarray]) -> np.ndarray | None:
+    target = str(call.attrs.out_dtype)
+    if operands[0].dtype != np.float32 or target not in ("int8", "uint8"):
+        return None
+    scale, zero_point = (_along(call, operand) for operand in operands[1:])
+    limits = np.iinfo(target)
+    codes = np.rint(operands[0] * (np.float32(1) / scale)) + zero_point.astype(np.float32)
+    return np.clip(codes, limits.min, limits.max)
+
+
+def _dequantize(call: relax.Call, operands: list[np.ndarray]) -> np.ndarray | None:
+    if operands[0].dtype.kind not in "iu" or operands[1].dtype != np.float32:
+        return None
+    scale, zero_point = (_along(call, operand) for operand in operands[1:])
+    shifted = operands[0].astype(np.int32) - zero_point.astype(np.int32)
+    return shifted.astype(np.float32) * scale
+
+
 def _plain(function: Callable[..., Any]) -> Evaluator:
     def evaluate(call: relax.Call, operands: list[np.ndarray]) -> np.ndarray | None:
         return np.asarray(function(*operands))
@@ -171,6 +198,8 @@ EVALUATORS: dict[str, Evaluator] = {
     "relax.ceil": _floats_only(np.ceil),
     "relax.clip": _clip,
     "relax.matmul": _matmul,
+    "relax.quantize": _quantize,
+    "relax.dequantize": _dequantize,
     "relax.sum": _reduction(np.sum),
     "relax.mean": _reduction(np.mean),
     "relax.max": _reduction(np.max),

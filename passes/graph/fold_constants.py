@@ -8,6 +8,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from passes.graph.evaluation import EVALUATORS
+from passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import (
     constant,
@@ -43,17 +44,28 @@ class FoldConstants:
     lower calls that it cannot fold. `shape_of` a statically shaped tensor and
     conversions of shapes to tensors fold too.
 
+    With `keep_quantized`, quantised weights stay so: a `dequantize` of a constant
+    of 8 bits and at least two axes is not evaluated, and a `permute_dims` of one
+    is carried out on the integers.
+
     Left alone: results that repeat a small constant into a large one
     (`broadcast_to`, `full`), and everything with a symbolic shape.
     """
 
+    def __init__(self, keep_quantized: bool = False) -> None:
+        self.keep_quantized = keep_quantized
+
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        return _ConstantFolder(module).run()
+        return _ConstantFolder(module, self.keep_quantized).run()
 
 
 class _ConstantFolder(BlockRewriter):
+    def __init__(self, module: tvm.IRModule, keep_quantized: bool) -> None:
+        super().__init__(module)
+        self._keep_quantized = keep_quantized
+
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         name = operator_name(value)
         if name is None:
@@ -63,6 +75,13 @@ class _ConstantFolder(BlockRewriter):
             return value if shape is None else relax.ShapeExpr(shape)
         if name == "relax.shape_to_tensor":
             return self._shape_to_tensor(value)
+        if self._keep_quantized:
+            if is_quantized_constant(value):
+                return value
+            if name == "relax.permute_dims":
+                weights = self.definition(value.args[0])
+                if is_quantized_constant(weights):
+                    return permuted_quantized(weights, value.attrs.axes)
         operands = self._constant_operands(value)
         shape = static_shape(value)
         if operands is None or shape is None:

@@ -52,6 +52,15 @@ def _elementwise(rewriter: PermutationRewriter, call: relax.Call) -> Permuted:
     return Permuted(_with_operands(call, source.stored), source.axes)
 
 
+def _conversion(rewriter: PermutationRewriter, call: relax.Call) -> Permuted:
+    """`quantize` and `dequantize`: elementwise, with parameters of one axis or one element."""
+    source = rewriter.held(call.args[0])
+    convert = getattr(relax.op, str(call.op.name).removeprefix("relax."))
+    axis = source.axes[int(call.attrs.axis) % len(source.axes)] if source.axes else -1
+    converted = convert(source.stored, *call.args[1:], axis, str(call.attrs.out_dtype))
+    return Permuted(converted, source.axes)
+
+
 def _common_axes(rewriter: PermutationRewriter, operands: Sequence[Permuted]) -> tuple[int, ...]:
     """The storage order that costs the fewest transposed elements; permuted wins a draw."""
 
@@ -310,6 +319,8 @@ BROADCASTING = frozenset(
 PERMUTATION_RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(BROADCASTING, _broadcasting),
+    "relax.quantize": _conversion,
+    "relax.dequantize": _conversion,
     "relax.permute_dims": _permute,
     "relax.concat": _concat,
     "relax.split": _split,

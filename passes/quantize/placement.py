@@ -106,7 +106,11 @@ class _Placer:
                     self._float[node] = reason
         in_memory = kept_in_memory(self._graph)
         wanted = self._wanted_as_integers()
-        stored = [n for n in self._graph.nodes if n in in_memory and n in wanted]
+        stored = [
+            node
+            for node in self._graph.nodes
+            if node in in_memory and node in wanted and element_type(node.variable) == "float32"
+        ]
         self._report_others(set(stored))
         return Placement(
             stored={
@@ -176,6 +180,8 @@ class _Placer:
         """The stored tensor whose scale and zero point are those of `node`."""
         if node.operator in self._table.same_scale or self._is_split_item(node):
             source = node.operands[0]
+            if source.operator == "relax.split":
+                source = source.operands[0]
             return self._scale_of(source, stored) if source in stored else node
         if len(node.readers) == 1 and node.readers[0].operator == "relax.concat":
             reader = node.readers[0]
