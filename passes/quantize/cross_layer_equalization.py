@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,11 @@ class CrossLayerEqualization:
     of the largest range are scaled as if they had that range, so that one that
     is rarely active does not saturate when it is.
 
-    Left alone: tensors that have other readers, and grouped convolutions.
+    Tensors that are added are scaled alike: all convolutions that write and read
+    a residual stream make one group. A mean over pixels passes scales on.
+
+    Left alone: tensors that other operators read or write, results of the
+    function, and grouped convolutions.
     """
 
     def __init__(
@@ -64,35 +68,40 @@ class CrossLayerEqualization:
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        pairs = _find_pairs(Dataflow(module))
-        scales = {}
-        for pair in pairs:
-            first = None
+        scaled = []
+        for group in _find_groups(Dataflow(module)):
+            observed = None
             if self.channel_ranges is not None:
-                first = self.channel_ranges.get(pair.tensor.name)
-                if first is None:
+                found = [self.channel_ranges.get(name) for name in group.tensors]
+                if any(ranges is None for ranges in found):
                     continue
-            scales[pair] = _pair_scales(pair, first, self.floor)
-        return _Scaler(module, scales).run()
+                observed = np.max([np.asarray(r, np.float64) for r in found], axis=0)
+            scaled.append((group, _group_scales(group, observed, self.floor)))
+        return _Scaler(module, scaled).run()
 
 
 def equalizable_tensors(module: tvm.IRModule) -> tuple[str, ...]:
     """Names of the tensors whose channels `CrossLayerEqualization` can scale, in order."""
-    return tuple(pair.tensor.name for pair in _find_pairs(Dataflow(module)))
+    return tuple(name for group in _find_groups(Dataflow(module)) for name in group.tensors)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Two linear operators, and what lies between: biases, at most one activation, reshapes."""
+@dataclass
+class _Group:
+    """Tensors whose channels are scaled alike, and the linear operators around them.
 
-    first: Node
-    between: tuple[Node, ...]
-    second: Node
+    A residual sum joins everything that is added, so that a whole stage of a
+    network may be one group.
+    """
+
+    producers: list[Node]
+    between: list[Node]
+    readers: list[Node]
 
     @property
-    def tensor(self) -> Node:
-        """The tensor that the second operator reads."""
-        return self.between[-1] if self.between else self.first
+    def tensors(self) -> list[str]:
+        """Names of the tensors that the readers read."""
+        read = {reader.operands[0].name for reader in self.readers}
+        return [node.name for node in (*self.producers, *self.between) if node.name in read]
 
 
 def _weights(node: Node) -> np.ndarray | None:
@@ -125,35 +134,70 @@ def _is_linear(node: Node) -> bool:
     return layouts == ("HWIO", "NHWC") and (int(call.attrs.groups) == 1 or _is_depthwise(node))
 
 
-def _find_pairs(graph: Dataflow) -> list[_Pair]:
-    pairs = []
-    for first in graph.nodes:
-        if not _is_linear(first):
+def _find_groups(graph: Dataflow) -> list[_Group]:
+    groups = []
+    seen: set[Node] = set()
+    for start in graph.nodes:
+        if _is_linear(start) and start not in seen:
+            group, visited = _grown(start)
+            seen |= visited
+            if group is not None and group.readers:
+                groups.append(group)
+    return groups
+
+
+def _grown(start: Node) -> tuple[_Group | None, set[Node]]:
+    """The group of the result of `start`, None if it cannot be scaled; and all nodes met."""
+    channels = (static_shape(start.variable) or (0,))[-1]
+    group = _Group([], [], [])
+    met: set[Node] = set()
+    pending = [start]
+    valid = True
+    while pending:
+        node = pending.pop()
+        if node in met:
             continue
-        channels = (static_shape(first.variable) or (0,))[-1]
-        between: list[Node] = []
-        current = first
-        while len(current.readers) == 1 and not current.escapes:
-            reader = current.readers[0]
+        met.add(node)
+        if _is_linear(node):
+            group.producers.append(node)
+        elif _scales_along(node, channels):
+            group.between.append(node)
+            pending.extend(node.operands)
+        else:
+            valid = False
+            continue
+        valid = valid and not node.escapes
+        for reader in node.readers:
             if _is_linear(reader):
-                if reader.value.args[0].same_as(current.variable) and (  # type: ignore[union-attr]
-                    reader.operator == "relax.matmul"
-                    or str(reader.value.attrs.data_layout) == "NHWC"  # type: ignore[union-attr]
-                ):
-                    pairs.append(_Pair(first, tuple(between), reader))
-                break
-            if not _scales_along(reader, channels):
-                break
-            between.append(reader)
-            current = reader
-    return pairs
+                valid = valid and _reads_channels_last(reader, node)
+                group.readers.append(reader)
+            else:
+                pending.append(reader)
+    for nodes in (group.producers, group.between, group.readers):
+        nodes.sort(key=lambda item: item.index)
+    return (group if valid else None), met
+
+
+def _reads_channels_last(reader: Node, source: Node) -> bool:
+    call: Any = reader.value
+    layout = "NHWC" if reader.operator == "relax.matmul" else str(call.attrs.data_layout)
+    return bool(call.args[0].same_as(source.variable)) and layout == "NHWC"
 
 
 def _scales_along(node: Node, channels: int) -> bool:
     """Whether a scale of the operand's channels can be moved behind the operator."""
     call: Any = node.value
+    if (static_shape(node.variable) or (0,))[-1] != channels:
+        return False
     if node.operator in _HOMOGENEOUS:
         return True
+    if node.operator == "relax.mean":
+        # Of the axes in front of the channels.
+        rank = len(static_shape(call.args[0]) or ())
+        axes = call.attrs.axis
+        return axes is not None and rank - 1 not in {int(axis) % rank for axis in axes}
+    if node.operator == "relax.reshape":
+        return (static_shape(call.args[0]) or (0,))[-1] == channels
     if node.operator == "relax.clip":
         return float(call.args[1].value) == 0.0
     if node.operator == "relax.minimum":
@@ -161,7 +205,10 @@ def _scales_along(node: Node, channels: int) -> bool:
         return bound is not None and _along_channels(bound, channels) is not None
     if node.operator == "relax.add":
         bias = constant_array(call.args[1])
-        return bias is not None and _along_channels(bias, channels) is not None
+        if bias is None:
+            shapes = {static_shape(operand.variable) for operand in node.operands}
+            return len(shapes) == 1 and constant_array(call.args[0]) is None
+        return _along_channels(bias, channels) is not None
     return False
 
 
@@ -172,31 +219,43 @@ def _along_channels(array: np.ndarray, channels: int) -> np.ndarray | None:
     return np.broadcast_to(array.reshape(-1), (channels,))
 
 
-def _pair_scales(pair: _Pair, observed: np.ndarray | None, floor: float) -> np.ndarray:
-    """The s of one pair: float64, one for each channel, geometric mean 1."""
-    first, second = np.asarray(_weights(pair.first)), np.asarray(_weights(pair.second))
-    depthwise = _is_depthwise(pair.second)
-    of_first = np.abs(first).max(tuple(range(first.ndim - 1))).astype(np.float64)
-    axis = second.ndim - 1 if depthwise else second.ndim - 2
-    others = tuple(i for i in range(second.ndim) if i != axis)
-    of_second = np.abs(second).max(others).astype(np.float64)
-    ranges = of_first if observed is None else np.asarray(observed, np.float64)
-    if ranges.max() <= 0 or of_second.max() <= 0:
-        return np.ones_like(of_first)
-    ranges = np.maximum(ranges, floor * ranges.max())
-    of_second = np.maximum(of_second, floor * of_second.max())
-    # A depthwise reader has a scale per channel itself: nothing is to be balanced.
-    alone = observed is not None and depthwise
-    scales = ranges if alone else np.sqrt(ranges / of_second)
+def _magnitudes(weights: np.ndarray, axis: int) -> np.ndarray:
+    """The largest magnitude for each index of an axis, float64."""
+    others = tuple(i for i in range(weights.ndim) if i != axis)
+    return np.asarray(np.abs(weights).max(others), np.float64)
+
+
+def _group_scales(group: _Group, observed: np.ndarray | None, floor: float) -> np.ndarray:
+    """The s of one group: float64, one for each channel, geometric mean 1."""
+    if observed is None:
+        produced = [np.asarray(_weights(node)) for node in group.producers]
+        ranges = np.max([_magnitudes(w, w.ndim - 1) for w in produced], axis=0)
+        balanced = group.readers
+    else:
+        # A depthwise reader has a scale per channel itself: nothing is to be balanced.
+        ranges = np.asarray(observed, np.float64)
+        balanced = [node for node in group.readers if not _is_depthwise(node)]
+    if ranges.max() <= 0:
+        return np.ones_like(ranges)
+    scales = np.maximum(ranges, floor * ranges.max())
+    read = []
+    for node in balanced:
+        weights = np.asarray(_weights(node))
+        axis = weights.ndim - (1 if _is_depthwise(node) else 2)
+        size = _magnitudes(weights, axis)
+        if size.max() > 0:
+            read.append(size / size.max())
+    if read:
+        scales = np.sqrt(scales / np.maximum(np.max(read, axis=0), floor))
     return np.asarray(scales / np.exp(np.log(scales).mean()))
 
 
 class _Scaler(BlockRewriter):
-    def __init__(self, module: tvm.IRModule, scales: Mapping[_Pair, np.ndarray]) -> None:
+    def __init__(self, module: tvm.IRModule, groups: Sequence[tuple[_Group, np.ndarray]]) -> None:
         super().__init__(module)
-        self._produced = {pair.first.variable: s for pair, s in scales.items()}
-        self._read = {pair.second.variable: (pair.second, s) for pair, s in scales.items()}
-        self._passed = {node.variable: s for pair, s in scales.items() for node in pair.between}
+        self._produced = {n.variable: s for group, s in groups for n in group.producers}
+        self._read = {n.variable: (n, s) for group, s in groups for n in group.readers}
+        self._passed = {n.variable: s for group, s in groups for n in group.between}
 
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         call: Any = value
@@ -220,7 +279,7 @@ class _Scaler(BlockRewriter):
     def _between(self, call: Any, scales: np.ndarray) -> relax.Expr:
         name = operator_name(call)
         shape = (1,) * (len(static_shape(call) or ()) - 1) + (scales.size,)
-        if name in _HOMOGENEOUS:
+        if name != "relax.clip" and constant_array(call.args[-1]) is None:
             return call
         if name == "relax.clip":
             bound = constant((float(call.args[2].value) / scales).astype(np.float32).reshape(shape))
