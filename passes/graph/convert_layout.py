@@ -34,9 +34,9 @@ class ConvertLayout:
         y: (1, 16, 8, 8) = permute_dims(b, axes=[0, 3, 1, 2])
 
     Constant weights are permuted here, as integers if they are quantised;
-    grouped and depthwise weights become `[KH, KW, IC/groups, OC]`. Other weights get a `permute_dims`. The
-    permutations of the data are local on purpose: `CancelTransposes` moves and
-    removes them.
+    grouped and depthwise weights become `[KH, KW, IC/groups, OC]`. Other weights
+    get a `permute_dims`. The permutations of the data are local on purpose:
+    `CancelTransposes` moves and removes them.
 
     Left alone: convolutions of one and three dimensions, transposed ones,
     and calls that are not in NCHW (or OIHW).

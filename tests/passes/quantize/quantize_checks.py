@@ -30,6 +30,7 @@ class Graph:
         self.input = relax.Var("x", relax.TensorType(shape, "float32"))
         self._bindings: list[relax.Binding] = []
         self._builder = relax.BlockBuilder()
+        self.residual: relax.Var | None = None
 
     def bind(self, name: str, value: relax.Expr) -> relax.Var:
         value = self._builder.normalize(value)
