@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from compiler.module.loader import Module, load
+    from compiler.quantization.config import QuantizationConfig
 
 __all__ = [
     "ArtifactError",
@@ -44,6 +45,7 @@ __all__ = [
     "ModelError",
     "Module",
     "PassError",
+    "QuantizationConfig",
     "ShapeError",
     "TargetError",
     "TinsmithError",
@@ -57,6 +59,7 @@ __all__ = [
 
 _HOMES = {
     "CompileConfig": "compiler.config",
+    "QuantizationConfig": "compiler.quantization.config",
     "CompileReport": "compiler.api",
     "Module": "compiler.module.loader",
     "compile": "compiler.api",

@@ -31,6 +31,8 @@ from compiler.module.lowered import LoweredModel
 from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
 from compiler.pipeline import lower
+from compiler.quantization.quantizer import Quantizer
+from compiler.quantization.report import QuantizationReport
 from targets.registry import get_target
 from targets.spec import TargetSpec, UnknownTargetError
 
@@ -42,6 +44,8 @@ Progress = Callable[[str, float], None]
 # About where each phase begins, as a share of the whole: for the progress bar.
 _BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
 _LATENCY_SECONDS = 0.3
+# Between machines, a multiply-add that is fused on one may move a value to the next code.
+QUANTIZED_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class CompileReport:
     reference: str
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
+    quantization: QuantizationReport | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -103,6 +108,7 @@ class CompileReport:
             "differences": [difference.to_dict() for difference in self.differences],
             "measured": dict(self.manifest.measured),
             "notes": list(self.notes),
+            "quantization": None if self.quantization is None else self.quantization.to_dict(),
         }
 
 
@@ -170,11 +176,13 @@ def compile_to(
     with clock.phase("import"):
         imported = import_onnx(model, config.shapes, config.constants)
     with clock.phase("lower"):
+        quantizer = _quantizer(imported, config, spec, clock)
         scheduled, pipeline = lower(
             imported.module,
             spec,
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
+            quantization=quantizer,
         )
     notes = [*imported.notes]
     lowered = LoweredModel(
@@ -189,7 +197,10 @@ def compile_to(
         config=config.to_dict(),
     )
     with clock.phase("reference"):
-        golden, reference = _golden(imported, config, notes)
+        if quantizer is None:
+            golden, reference = _golden(imported, config, notes)
+        else:
+            golden, reference = _quantized_golden(quantizer, config, notes)
     with clock.phase("build"):
         forms = ["shared"]
         forms += ["static"] if config.static_library else []
@@ -209,6 +220,8 @@ def compile_to(
                 differences = _prove(module, golden)
                 if golden is not None:
                     manifest = update_measured(written.path, latency=_latency(module, golden))
+        if quantizer is not None and quantizer.report is not None:
+            manifest = update_measured(written.path, quantization=quantizer.report.to_dict())
     return CompileReport(
         path=written.path,
         manifest=manifest,
@@ -218,6 +231,7 @@ def compile_to(
         reference=reference,
         differences=differences,
         notes=tuple(notes),
+        quantization=quantizer.report if quantizer is not None else None,
     )
 
 
@@ -256,6 +270,50 @@ def _model_name(source: str) -> str:
     return Path(source).stem or "model"
 
 
+def _signature(imported: ImportedModel) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each input by name."""
+    return {
+        name: (shape, dtype)
+        for name, shape, dtype in zip(
+            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
+        )
+    }
+
+
+def _quantizer(
+    imported: ImportedModel, config: CompileConfig, spec: TargetSpec, clock: _Clock
+) -> Quantizer | None:
+    """What quantises the graph, if that is asked for."""
+    if config.quantization is None:
+        return None
+    return Quantizer(
+        config.quantization,
+        spec,
+        _signature(imported),
+        index_bounds(imported.reference),
+        config.seed,
+        progress=lambda step, share: clock.show("lower", share, step),
+    )
+
+
+def _quantized_golden(
+    quantizer: Quantizer, config: CompileConfig, notes: list[str]
+) -> tuple[GoldenVectors | None, str]:
+    """A calibration sample with the quantised graph's own outputs, as this machine computes them.
+
+    A float reference would not tell a broken kernel from rounding; what rounding costs stands
+    in the quantisation report.
+    """
+    notes += quantizer.source.notes
+    if not config.golden or quantizer.sample is None:
+        return None, ""
+    sample = quantizer.sample
+    return (
+        GoldenVectors(sample.inputs, sample.outputs, QUANTIZED_TOLERANCE),
+        "the quantised graph",
+    )
+
+
 def _golden(
     imported: ImportedModel, config: CompileConfig, notes: list[str]
 ) -> tuple[GoldenVectors | None, str]:
@@ -265,15 +323,9 @@ def _golden(
     if any(size is None for shape in imported.output_shapes for size in shape):
         notes.append("no golden vectors: the shape of an output depends on the data")
         return None, ""
-    signature = {
-        name: (shape, dtype)
-        for name, shape, dtype in zip(
-            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
-        )
-    }
     try:
         reference = Reference(imported.reference, imported.reference_bytes(), threads=2)
-        inputs = random_inputs(signature, index_bounds(imported.reference), config.seed)
+        inputs = random_inputs(_signature(imported), index_bounds(imported.reference), config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
         notes.append(f"no golden vectors: {error}")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.quantization.config import QuantizationConfig
 
 # A number, or nested tuples of numbers.
 Constant = Any
@@ -38,6 +39,7 @@ class CompileConfig:
         output), with which it can prove itself where it is deployed.
     seed: for the random input of the golden vectors.
     dump: a folder to write the graph to after each pass, or None.
+    quantization: how the model is quantised; None leaves it in floating point.
     timing: whether the time of every single pass is in the report, and not just that
         of the phases.
     """
@@ -53,6 +55,7 @@ class CompileConfig:
     seed: int = 0
     dump: Path | None = None
     timing: bool = False
+    quantization: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str) or not self.target:
@@ -71,6 +74,10 @@ class CompileConfig:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.dump is not None:
             object.__setattr__(self, "dump", Path(self.dump))
+        if self.quantization is not None and not isinstance(self.quantization, QuantizationConfig):
+            raise ConfigError(
+                f"quantization must be a QuantizationConfig, not {self.quantization!r}"
+            )
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> CompileConfig:
@@ -93,6 +100,8 @@ class CompileConfig:
         result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
         result["constants"] = dict(self.constants)
         result["dump"] = None if self.dump is None else str(self.dump)
+        if self.quantization is not None:
+            result["quantization"] = self.quantization.to_dict()
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:

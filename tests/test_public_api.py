@@ -19,6 +19,7 @@ PUBLIC = [
     "ModelError",
     "Module",
     "PassError",
+    "QuantizationConfig",
     "ShapeError",
     "TargetError",
     "TinsmithError",

@@ -9,7 +9,10 @@ import typer
 
 from compiler.cli import output
 from compiler.cli.options import AsJson
+from compiler.cli.quantization import print_quantization, write_json
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
+from compiler.errors import ConfigError
+from compiler.quantization.config import QuantizationConfig, parse_numbers, parse_resize
 
 
 @output.reported
@@ -34,12 +37,56 @@ def compile_model(
         Path | None, typer.Option(metavar="DIR", help="Write the graph after each pass there.")
     ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Compute in integers: int8.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Samples: a folder of pictures, .npz, .npy, or `random`."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate with.")] = 100,
+    mean: Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")] = "0",
+    std: Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")] = "1",
+    pixel_range: Annotated[float, typer.Option(help="The value of white: 1 or 255.")] = 1.0,
+    layout: Annotated[
+        str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
+    ] = None,
+    observer: Annotated[
+        str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
+    ] = "minmax",
+    report_file: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.json", help="Write the report of each layer."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a model into a module: a folder with a shared library, its manifest and a runner.
 
     **Example:** `tinsmith compile resnet50.onnx --target native --shape input=1,3,224,224 -o out/`
+
+    **Quantised:** `tinsmith compile resnet50.onnx --quantize int8 --calibration photos/ --mean
+    0.485,0.456,0.406 --std 0.229,0.224,0.225 -o out8/`
     """
+    quantization = None
+    if quantize is not None:
+        quantization = QuantizationConfig(
+            format=quantize,
+            calibration=calibration,
+            samples=samples,
+            mean=parse_numbers("--mean", mean),
+            std=parse_numbers("--std", std),
+            pixel_range=pixel_range,
+            layout=layout,
+            resize=None if resize is None else parse_resize(resize),
+            observer=observer,
+        )
+    elif calibration is not None or report_file is not None:
+        raise ConfigError("--calibration and --report are for quantising: add --quantize int8")
     config = CompileConfig(
         target=target,
         shapes=dict(map(parse_shape_option, shape or [])),
@@ -47,11 +94,14 @@ def compile_model(
         threads=threads,
         dump=dump,
         timing=timing,
+        quantization=quantization,
     )
     from compiler.api import compile_to  # imports TVM
 
     with output.progress_bar(f"compile {model.name}", hidden=as_json) as show:
         report = compile_to(model, out, config=config, progress=show)
+    if report_file is not None and report.quantization is not None:
+        write_json(report_file, report.quantization.to_dict())
     if as_json:
         output.print_json(report.to_dict())
         return
@@ -60,6 +110,8 @@ def compile_model(
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     output.say(f"{report.path}: {report.summary()}")
     output.say(f"phases: {phases}; peak memory {output.size(report.peak_memory_bytes)}")
+    if report.quantization is not None:
+        print_quantization(report.quantization)
     if timing:
         output.print_table(
             "passes",

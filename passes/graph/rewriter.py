@@ -48,6 +48,7 @@ class BlockRewriter:
         self._old_uses: Counter[relax.Var] = Counter()
         self._uses: Counter[relax.Var] = Counter()
         self._fresh_names = 0
+        self._known_names: set[str] = set()
 
     def run(self) -> tvm.IRModule:
         """The rewritten module; the given one is not changed."""
@@ -84,11 +85,18 @@ class BlockRewriter:
             return value
         value = self._builder.normalize(value)
         if name is None:
-            self._fresh_names += 1
-            name = f"t{self._fresh_names}"
+            name = self._fresh_name()
         variable = relax.DataflowVar(name, value.ty)
         self._bind(variable, value)
         return variable
+
+    def _fresh_name(self) -> str:
+        """A name that no variable of the original block has: names identify tensors in reports."""
+        while True:
+            self._fresh_names += 1
+            name = f"t{self._fresh_names}"
+            if name not in self._known_names:
+                return name
 
     def definition(self, expr: relax.Expr) -> Any:
         """The value bound to a (new) variable; None for parameters and non-variables."""
@@ -160,6 +168,7 @@ class BlockRewriter:
         if not all(isinstance(binding, relax.VarBinding) for binding in bindings):
             return block
         self._new_bindings = []
+        self._known_names.update(binding.var.name for binding in bindings)
         self._replacement = {}
         self._definition = {}
         self._uses = Counter()

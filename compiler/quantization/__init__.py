@@ -1,0 +1,1 @@
+"""Quantising a model while it is compiled: options, calibration, algorithms, report."""

@@ -1,0 +1,81 @@
+"""The options of quantisation: frozen data that checks itself, without TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from compiler.errors import ConfigError
+
+FORMATS = ("int8",)
+OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a model is quantised.
+
+    format: `int8`: 8-bit weights (symmetric, a scale per output channel) and activations
+        (affine, a scale per tensor), computed in integers.
+    calibration: what `compiler.calibration.open_calibration` takes: a folder of pictures, an
+        .npz or .npy file, arrays, an iterable of samples, or "random".
+    samples: how many samples are read at most; None reads all.
+    mean, std, pixel_range, layout, resize: how pixels become input, see
+        `compiler.calibration.Preprocessing`.
+    observer: how ranges are found from the values seen: `minmax`, `moving_average`,
+        `percentile`, `entropy` or `mse`.
+    equalize: cross-layer equalisation, which evens out the channels of neighbouring layers.
+    correct_bias: compensate in the bias what rounding the weights adds on average.
+    keep_float: operators, by the names of their results in the report, that compute in float.
+    """
+
+    format: str = "int8"
+    calibration: Any = None
+    samples: int | None = 100
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    pixel_range: float = 1.0
+    layout: str | None = None
+    resize: int | tuple[int, int] | None = None
+    observer: str = "minmax"
+    equalize: bool = True
+    correct_bias: bool = True
+    keep_float: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"--quantize {self.format}: choose from {', '.join(FORMATS)}")
+        if self.observer not in OBSERVERS:
+            raise ConfigError(f"--observer {self.observer}: choose from {', '.join(OBSERVERS)}")
+        if self.calibration is None:
+            raise ConfigError(
+                "quantising activations needs data: pass --calibration with a folder of "
+                "pictures, an .npz or .npy file, or `random` to try without"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; data that lie in memory are named by their type only."""
+        result = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not isinstance(self.calibration, str):
+            named = str(self.calibration) if hasattr(self.calibration, "__fspath__") else None
+            result["calibration"] = named or type(self.calibration).__name__
+        return result
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """`0.485,0.456,0.406` -> numbers; ConfigError names the option."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: expected numbers separated by commas") from error
+
+
+def parse_resize(text: str) -> int | tuple[int, int]:
+    """`256` or `224,224` (height, width)."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) not in (1, 2):
+        raise ConfigError(f"--resize {text}: expected SIZE or HEIGHT,WIDTH")
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])

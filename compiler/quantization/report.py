@@ -1,0 +1,107 @@
+"""What quantisation did to a model, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class SignalToNoise:
+    """Accumulates the signal and the noise of one tensor over samples."""
+
+    def __init__(self) -> None:
+        self._signal = 0.0
+        self._noise = 0.0
+        self._product = 0.0
+        self._other = 0.0
+
+    def update(self, exact: np.ndarray, approximate: np.ndarray) -> None:
+        """Add one sample; the arrays have one shape."""
+        a = exact.astype(np.float64).ravel()
+        b = approximate.astype(np.float64).ravel()
+        self._signal += float(a @ a)
+        self._other += float(b @ b)
+        self._product += float(a @ b)
+        self._noise += float((a - b) @ (a - b))
+
+    @property
+    def decibels(self) -> float:
+        """10 log10(signal power / noise power); infinite where there is no noise."""
+        if self._noise == 0:
+            return float("inf")
+        return 10 * float(np.log10(max(self._signal, 1e-300) / self._noise))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between exact and approximate values."""
+        length = np.sqrt(self._signal * self._other)
+        return float(self._product / length) if length else 1.0
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One operator that could be quantised.
+
+    `computes` is "integer" or "float", with the `reason` for float; `low` and `high` are the
+    calibrated range of its result where that is stored in integers; `sqnr_db` and `cosine`
+    compare its result with the float model's.
+    """
+
+    name: str
+    operator: str
+    computes: str
+    reason: str = ""
+    low: float | None = None
+    high: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """The whole model.
+
+    `output_sqnr_db` and `output_cosine` compare the model's first output with the float
+    model's over `samples` samples, `agreement` is the share of samples with the same largest
+    element (None unless the output is a row of scores).
+    """
+
+    format: str
+    source: str
+    samples: int
+    layers: tuple[LayerReport, ...]
+    output_sqnr_db: float
+    output_cosine: float
+    agreement: float | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def integer_layers(self) -> int:
+        return sum(layer.computes == "integer" for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; infinities become None."""
+        return _finite(asdict(self) | {"integer_layers": self.integer_layers})
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [
+            f"{self.format}: {self.integer_layers} of {len(self.layers)} layers in integers",
+            f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples",
+        ]
+        if self.agreement is not None:
+            parts.append(f"same top-1 on {self.agreement:.1%}")
+        return ", ".join(parts)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
