@@ -1,0 +1,117 @@
+"""Weights rounded so that the results change least, given the data they multiply.
+
+Numpy only. Source: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization
+for Generative Pre-trained Transformers", equations 2 and 3 and algorithm 1
+(arXiv:2210.17323), after Hassibi and Stork 1993, "Optimal Brain Surgeon".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from passes.quantize.numbers import IntegerRange
+
+
+class GramObserver:
+    """The sum of x x^T over all windows x of an operand, for `adaptively_rounded`.
+
+    For a matrix product the windows are the rows of the operand `[..., K]`. For a
+    convolution `kernel` is (KH, KW) and the operand is `[N, H, W, C]`; a window has
+    K = KH * KW * C values, in the order of HWIO weights. `padding` is (top, left,
+    bottom, right). At most `windows` of each sample are taken, evenly spread: the sum
+    needs far fewer than there are.
+    """
+
+    def __init__(
+        self,
+        kernel: Sequence[int] = (),
+        strides: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0, 0, 0),
+        dilation: Sequence[int] = (1, 1),
+        windows: int = 512,
+    ) -> None:
+        self._kernel = tuple(kernel)
+        self._strides, self._dilation = tuple(strides), tuple(dilation)
+        self._padding = tuple(padding)
+        self._windows = windows
+        self._gram: np.ndarray | None = None
+
+    @property
+    def gram(self) -> np.ndarray:
+        """`[K, K]` float64. Raises ValueError if nothing was observed."""
+        if self._gram is None:
+            raise ValueError("no sample was observed")
+        return self._gram
+
+    def update(self, array: np.ndarray) -> None:
+        """Take an operand into account."""
+        rows = self._rows(np.asarray(array, np.float32)).astype(np.float64)
+        gram = rows.T @ rows
+        self._gram = gram if self._gram is None else self._gram + gram
+
+    def _rows(self, array: np.ndarray) -> np.ndarray:
+        if not self._kernel:
+            rows = array.reshape(-1, array.shape[-1])
+            return rows[:: max(1, len(rows) // self._windows)]
+        top, left, bottom, right = self._padding
+        array = np.pad(array, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        extent = [(k - 1) * d + 1 for k, d in zip(self._kernel, self._dilation, strict=True)]
+        positions = [
+            np.arange(0, size - reach + 1, stride)
+            for size, reach, stride in zip(array.shape[1:3], extent, self._strides, strict=True)
+        ]
+        every = np.stack(
+            np.meshgrid(np.arange(array.shape[0]), *positions, indexing="ij"), -1
+        ).reshape(-1, 3)
+        image, row, column = every[:: max(1, len(every) // self._windows)].T
+        taps = [
+            array[image, row + i * self._dilation[0], column + j * self._dilation[1]]
+            for i in range(self._kernel[0])
+            for j in range(self._kernel[1])
+        ]
+        return np.concatenate(taps, axis=1)
+
+
+def adaptively_rounded(
+    weights: np.ndarray,
+    scales: np.ndarray,
+    codes: IntegerRange,
+    gram: np.ndarray,
+    damping: float = 0.01,
+) -> np.ndarray:
+    """Codes (dtype of `codes`) that keep x @ weights, for the x whose `gram` is given.
+
+    `weights` is `[..., OC]` with K values for each output channel, `scales` `[OC]` or `[]`,
+    `gram` `[K, K]` (`GramObserver`). Values are rounded one input after the other, the one
+    with the largest gram first; the error of each is made up for by those that are
+    still to be rounded, by least squares. `damping` times the mean of the gram's diagonal is
+    added to it. Inputs that are always zero keep the nearest code.
+
+    Raises ValueError if the shapes do not fit.
+    """
+    outputs = weights.shape[-1]
+    flat = weights.reshape(-1, outputs).astype(np.float64)
+    inputs = len(flat)
+    if gram.shape != (inputs, inputs):
+        raise ValueError(f"a gram of {gram.shape} does not fit weights of {inputs} inputs")
+    order = np.argsort(-np.diag(gram), kind="stable")
+    hessian = gram[np.ix_(order, order)].astype(np.float64)
+    diagonal = np.diag(hessian)
+    if not diagonal.max() > 0:
+        rounded = np.clip(np.rint(flat / scales), codes.low, codes.high)
+        return rounded.reshape(weights.shape).astype(codes.dtype)
+    hessian = hessian + np.eye(inputs) * damping * diagonal.mean()
+    # Row i of the upper Cholesky factor of the inverse holds how a unit of error of input i
+    # is spread over the inputs after it.
+    spread = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    left = flat[order]
+    rounded = np.empty_like(left)
+    for i in range(inputs):
+        rounded[i] = np.clip(np.rint(left[i] / scales), codes.low, codes.high)
+        error = (left[i] - rounded[i] * scales) / spread[i, i]
+        left[i + 1 :] -= spread[i, i + 1 :, None] * error
+    result = np.empty_like(rounded)
+    result[order] = rounded
+    return result.reshape(weights.shape).astype(codes.dtype)
