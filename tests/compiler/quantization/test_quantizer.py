@@ -1,0 +1,98 @@
+"""Compiling the demo network in integers, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import compiler
+from compiler.cli import app
+from compiler.demo import IMAGES, MODEL
+from compiler.errors import ConfigError, InputError
+from compiler.evaluate.accuracy import LabelledImages
+
+SHAPE = {"image": (1, 1, 28, 28)}
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """The demo's test images as the network takes them, float32 `[1000, 1, 28, 28]`."""
+    return LabelledImages.read(IMAGES).images[:, None].astype("float32") / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
+    folder = tmp_path_factory.mktemp("quantized") / "module"
+    options = compiler.QuantizationConfig(calibration=images[:64])
+    return compiler.compile_to(
+        MODEL,
+        folder,
+        shapes=SHAPE,
+        quantization=options,
+        runner=False,
+        static_library=False,
+    )
+
+
+def test_all_layers_compute_in_integers(quantized) -> None:
+    report = quantized.quantization
+    assert report.integer_layers == len(report.layers) > 10
+    assert report.output_sqnr_db > 20
+    assert report.agreement > 0.9
+    assert all(layer.sqnr_db > 10 for layer in report.layers)
+
+
+def test_accuracy_is_kept(quantized, images: np.ndarray) -> None:
+    labels = LabelledImages.read(IMAGES).labels
+    module = compiler.load(quantized.path)
+    scores = np.concatenate([module.run([image[None]])[0] for image in images])
+    module.close()
+    assert (scores.argmax(1) == labels).mean() >= 0.943 - 0.005
+
+
+def test_the_module_is_a_quarter_of_the_weights(quantized) -> None:
+    assert (quantized.path / "model.so").stat().st_size < 0.27 * 315_114 * 4 + 128 * 1024
+
+
+def test_it_proves_itself_and_reports(quantized) -> None:
+    assert quantized.differences[0].relative < 1e-6
+    manifest = json.loads((quantized.path / "manifest.json").read_text())
+    assert manifest["measured"]["quantization"]["integer_layers"] > 10
+    assert manifest["config"]["quantization"]["format"] == "int8"
+
+
+def test_the_command_line(tmp_path: Path, images: np.ndarray) -> None:
+    data = tmp_path / "images.npy"
+    np.save(data, images[:8])
+    arguments = ["compile", str(MODEL), "--shape", "image=1,1,28,28"]
+    arguments += ["--quantize", "int8", "--calibration", str(data), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report.json")])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["samples"] == 8
+    assert report["integer_layers"] == len(report["layers"])
+
+
+def test_data_are_required() -> None:
+    with pytest.raises(ConfigError, match="pass --calibration"):
+        compiler.QuantizationConfig()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"format": "int3"}, "choose from int8"), ({"observer": "eye"}, "choose from minmax")],
+)
+def test_unknown_choices_are_refused(options, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compiler.QuantizationConfig(calibration="random", **options)
+
+
+def test_data_of_another_shape_are_refused(tmp_path: Path) -> None:
+    options = compiler.QuantizationConfig(calibration=np.zeros((4, 1, 20, 20), "float32"))
+    with pytest.raises(InputError):
+        compiler.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
+    assert not (tmp_path / "out").exists()
