@@ -13,6 +13,9 @@ import numpy as np
 
 from passes.quantize.numbers import IntegerRange
 
+# Inputs whose errors are carried to the far ones by one matrix product, as in the paper.
+_BLOCK = 128
+
 
 class GramObserver:
     """The sum of x x^T over all windows x of an operand, for `adaptively_rounded`.
@@ -108,10 +111,14 @@ def adaptively_rounded(
     spread = np.linalg.cholesky(np.linalg.inv(hessian)).T
     left = flat[order]
     rounded = np.empty_like(left)
-    for i in range(inputs):
-        rounded[i] = np.clip(np.rint(left[i] / scales), codes.low, codes.high)
-        error = (left[i] - rounded[i] * scales) / spread[i, i]
-        left[i + 1 :] -= spread[i, i + 1 :, None] * error
+    for begin in range(0, inputs, _BLOCK):
+        end = min(begin + _BLOCK, inputs)
+        errors = np.empty((end - begin, outputs))
+        for i in range(begin, end):
+            rounded[i] = np.clip(np.rint(left[i] / scales), codes.low, codes.high)
+            errors[i - begin] = (left[i] - rounded[i] * scales) / spread[i, i]
+            left[i + 1 : end] -= spread[i, i + 1 : end, None] * errors[i - begin]
+        left[end:] -= spread[begin:end, end:].T @ errors
     result = np.empty_like(rounded)
     result[order] = rounded
     return result.reshape(weights.shape).astype(codes.dtype)

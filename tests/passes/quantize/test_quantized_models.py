@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from quantize_checks import dtypes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
-from graph_checks import execute  # noqa: E402
+from graph_checks import execute
 
-from compiler.frontends.onnx import import_onnx  # noqa: E402
-from compiler.pipeline import graph_passes, integer_passes, kernel_passes  # noqa: E402
-from targets.registry import get_target  # noqa: E402
+from compiler.frontends.onnx import import_onnx
+from compiler.pipeline import graph_passes, integer_passes, kernel_passes
+from targets.registry import get_target
 
 _SHAPE = (1, 3, 8, 8)
 _SPEC = get_target("x86-64-v3")
