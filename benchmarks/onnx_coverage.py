@@ -161,33 +161,18 @@ def _bind(
 
 def run_case(case: Case, engine: str) -> str:
     """Why `engine` fails on `case`, or an empty string."""
-    import tvm
-    from tvm import relax
-
     model = onnx.ModelProto()
     model.ParseFromString(case.model)
+    run = _run_ours if engine == "ours" else _run_stock
     try:
-        if engine == "ours":
-            from compiler.frontends.onnx import import_onnx
-
-            module = import_onnx(model).module
-        else:
-            from tvm.relax.frontend.onnx import from_onnx
-
-            module = from_onnx(model, keep_params_in_input=False)
-    except Exception as error:
+        actual_outputs = run(model, case)
+    except _ImportError as error:
         return f"import: {_brief(error)}"
-    try:
-        target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
-        machine = relax.VirtualMachine(tvm.compile(module, target), tvm.cpu())
-        result = machine["main"](*[tvm.runtime.tensor(np.array(a)) for a in case.inputs])
     except Exception as error:
         return f"run: {_brief(error)}"
-    tensors = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-    if len(tensors) != len(case.outputs):
-        return f"outputs: {len(tensors)} instead of {len(case.outputs)}"
-    for tensor, expected in zip(tensors, case.outputs, strict=True):
-        actual = tensor.numpy()
+    if len(actual_outputs) != len(case.outputs):
+        return f"outputs: {len(actual_outputs)} instead of {len(case.outputs)}"
+    for actual, expected in zip(actual_outputs, case.outputs, strict=True):
         if actual.shape != expected.shape:
             return f"shape: {actual.shape} instead of {expected.shape}"
         if actual.dtype != expected.dtype:
@@ -195,6 +180,43 @@ def run_case(case: Case, engine: str) -> str:
         if not np.allclose(actual, expected, case.rtol, case.atol, equal_nan=True):
             return "values differ"
     return ""
+
+
+class _ImportError(Exception):
+    """The front end refused the model."""
+
+
+def _run_ours(model: onnx.ModelProto, case: Case) -> list[np.ndarray]:
+    """Tinsmith from end to end: imported, scheduled, linked, loaded, run."""
+    from compiler import compile_to, load
+    from compiler.errors import ModelError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = compile_to(
+                model, Path(folder) / "m", golden=False, runner=False, static_library=False
+            )
+        except ModelError as error:
+            raise _ImportError(str(error)) from error
+        with load(report.path, threads=1) as module:
+            return module.run([np.array(array, order="C") for array in case.inputs])
+
+
+def _run_stock(model: onnx.ModelProto, case: Case) -> list[np.ndarray]:
+    """TVM's own front end and default pipeline."""
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    try:
+        module = from_onnx(model, keep_params_in_input=False)
+    except Exception as error:
+        raise _ImportError(str(error)) from error
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    machine = relax.VirtualMachine(tvm.compile(module, target), tvm.cpu())
+    result = machine["main"](*[tvm.runtime.tensor(np.array(a)) for a in case.inputs])
+    tensors = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+    return [tensor.numpy() for tensor in tensors]
 
 
 def _brief(error: Exception) -> str:

@@ -24,7 +24,7 @@ from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, op
 from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.insert_quantization import QuantizationOptions
-from passes.quantize.observers import ChannelMinMaxObserver, observer_factory
+from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
 from passes.quantize.placement import Placement, place
 from targets.registry import get_target
 from targets.spec import TargetSpec
@@ -44,6 +44,18 @@ class Sample:
 
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[np.ndarray, ...]
+
+
+class _ValuesAndChannels:
+    """Two observers of one tensor: of its range, and of the mean of each channel."""
+
+    def __init__(self, values: Observer) -> None:
+        self.values = values
+        self.channels = ChannelMeanObserver()
+
+    def update(self, array: np.ndarray) -> None:
+        self.values.update(array)
+        self.channels.update(array)
 
 
 class Quantizer:
@@ -98,9 +110,15 @@ class Quantizer:
             step = self._equalization(graph)
             steps.append(("equalize", step))
             graph = step(graph)
-        observed = self._observe(graph, place(graph, table, options.keep_float))
+        stored = place(graph, table, options.keep_float)
+        seen = self._observe(graph, stored, options)
+        observed = {name: seen[name].values.range() for name in stored.observed}
         if self._config.correct_bias:
-            steps.append(("correct_bias", self._bias_correction(graph, options)))
+            axes = operand_tensors(graph, table, options.keep_float)
+            means = {
+                name: both.channels.means for name, both in seen.items() if axes.get(name) == -1
+            }
+            steps.append(("correct_bias", CorrectBias(means, table, options)))
         inserted = quantization_passes(self._spec, observed, options)
         steps += inserted
         quantized = module
@@ -118,18 +136,14 @@ class Quantizer:
             ranges[name] = np.maximum(np.abs(low), np.abs(high))
         return CrossLayerEqualization(ranges, _EQUALIZATION_FLOOR)
 
-    def _bias_correction(
-        self, graph: tvm.IRModule, options: QuantizationOptions
-    ) -> tvm.transform.Pass:
-        table = number_formats(self._spec)
-        names = [n for n, axis in operand_tensors(graph, table).items() if axis == -1]
-        found = self._observers(graph, names, ChannelMeanObserver)
-        return CorrectBias({name: seen.means for name, seen in found.items()}, table, options)
-
-    def _observe(self, graph: tvm.IRModule, placement: Placement) -> dict[str, tuple[float, float]]:
+    def _observe(
+        self, graph: tvm.IRModule, placement: Placement, options: QuantizationOptions
+    ) -> dict[str, _ValuesAndChannels]:
+        """Ranges and channel means in one pass over the samples."""
+        operands = operand_tensors(graph, number_formats(self._spec), options.keep_float)
+        names = dict.fromkeys([*placement.observed, *operands])
         factory = observer_factory(self._config.observer)
-        found = self._observers(graph, placement.observed, factory)
-        return {name: seen.range() for name, seen in found.items()}
+        return self._observers(graph, list(names), lambda: _ValuesAndChannels(factory()))
 
     def _observers(
         self, graph: tvm.IRModule, names: Sequence[str], factory: Callable[[], Any]

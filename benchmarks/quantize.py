@@ -1,0 +1,187 @@
+"""Quantised latency beside ONNX Runtime and OpenVINO, and accuracy on labelled photographs.
+
+Latency: topologies with random weights, batch 1; the peers run the file that ONNX
+Runtime's `quantize_static` makes (Q/DQ, a scale per channel). Accuracy: models and
+photographs of folders given by --models-dir and --data-dir; file name = class index.
+Run as `python benchmarks/quantize.py [--runs 60] [--threads 2] [--json FILE]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from models import CACHE
+from topologies import IMAGE, write
+
+import compiler
+from compiler.evaluate.bench import bench
+
+# name, file, preprocessing of the labelled models
+LABELLED = {
+    "mobilenetv2": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "efficientnet_lite0": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+CALIBRATION_PHOTOGRAPHS = 100
+
+
+def quantize_with_onnxruntime(model: Path, output: Path) -> Path:
+    """The same model as ONNX Runtime quantises it statically, written once."""
+    if output.exists():
+        return output
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            random = np.random.default_rng(0)
+            self._samples = iter(
+                [{"input": random.standard_normal(IMAGE).astype("float32")} for _ in range(4)]
+            )
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._samples, None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_static(
+            str(model),
+            str(output),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    return output
+
+
+def latency(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The latency table: int8 against the peers' int8 and our own float32."""
+    results: dict[str, dict[str, float]] = {}
+    print(
+        f"{'model':14}{'float32':>10}{'int8':>9}{'ORT':>9}{'OpenVINO':>10}"
+        f"{'vs ORT':>8}{'vs OV':>8}{'vs f32':>8}{'compile s':>11}{'MiB':>7}",
+        flush=True,
+    )
+    for name, model in write(options.cache / "topologies").items():
+        peer_model = quantize_with_onnxruntime(model, model.with_name(f"{name}_int8.onnx"))
+        with tempfile.TemporaryDirectory() as folder:
+            quantization = compiler.QuantizationConfig(calibration="random", samples=8)
+            integer = compiler.compile_to(
+                model, Path(folder) / "int8", quantization=quantization, runner=False
+            )
+            exact = compiler.compile_to(model, Path(folder) / "float", runner=False)
+            report = bench(integer.path, peer_model, options.runs, options.threads)
+            float_report = bench(exact.path, None, options.runs, options.threads)
+        medians = {timing.label: timing.median for timing in report.timings}
+        ours = medians["Tinsmith"]
+        results[name] = {
+            "float32_ms": float_report.module.median,
+            "int8_ms": ours,
+            "onnxruntime_ms": medians.get("ONNX Runtime", math.nan),
+            "openvino_ms": medians.get("OpenVINO", math.nan),
+            "compile_seconds": sum(integer.seconds.values()),
+            "size_bytes": integer.size_bytes,
+            "float_size_bytes": exact.size_bytes,
+        }
+        row = results[name]
+        print(
+            f"{name:14}{row['float32_ms']:>10.3f}{ours:>9.3f}{row['onnxruntime_ms']:>9.3f}"
+            f"{row['openvino_ms']:>10.3f}{row['onnxruntime_ms'] / ours:>8.2f}"
+            f"{row['openvino_ms'] / ours:>8.2f}{row['float32_ms'] / ours:>8.2f}"
+            f"{row['compile_seconds']:>11.1f}{integer.size_bytes / 2**20:>7.1f}",
+            flush=True,
+        )
+    for peer in ("onnxruntime", "openvino"):
+        ratios = [row[f"{peer}_ms"] / row["int8_ms"] for row in results.values()]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"geometric mean against {peer}: {mean:.2f}, worst {min(ratios):.2f}")
+    return results
+
+
+def photographs(
+    folder: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Preprocessed photographs (1, 3, H, W) with their class, in an order that mixes classes."""
+    from PIL import Image
+
+    files = sorted(folder.glob("*.jpg"))
+    for index in np.random.default_rng(0).permutation(len(files)):
+        pixels = np.asarray(Image.open(files[index]).convert("RGB"), np.float32) / 255
+        image = (pixels - np.float32(mean)) / np.float32(std)
+        yield (
+            np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32),
+            int(files[index].stem),
+        )
+
+
+def accuracy(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Top-1 of float32 and int8, and how often they agree, on photographs not calibrated with."""
+    results: dict[str, dict[str, float]] = {}
+    print(f"{'model':20}{'float32 %':>10}{'int8 %':>8}{'agree %':>9}{'images':>8}", flush=True)
+    for name, preprocessing in LABELLED.items():
+        model = options.models_dir / f"{name}.onnx"
+        samples = list(photographs(options.data_dir, **preprocessing))
+        known, fresh = samples[:CALIBRATION_PHOTOGRAPHS], samples[CALIBRATION_PHOTOGRAPHS:]
+        quantization = compiler.QuantizationConfig(
+            calibration=np.concatenate([image for image, _ in known]), observer=options.observer
+        )
+        with (
+            compiler.compile(model, quantization=quantization) as integer,
+            compiler.compile(model) as exact,
+        ):
+            pairs = [
+                (int(exact.run([x])[0].argmax()), int(integer.run([x])[0].argmax()), label)
+                for x, label in fresh
+            ]
+        count = len(pairs)
+        results[name] = {
+            "float32": sum(a == label for a, _, label in pairs) / count,
+            "int8": sum(b == label for _, b, label in pairs) / count,
+            "agreement": sum(a == b for a, b, _ in pairs) / count,
+        }
+        row = results[name]
+        print(
+            f"{name:20}{row['float32'] * 100:>10.2f}{row['int8'] * 100:>8.2f}"
+            f"{row['agreement'] * 100:>9.2f}{count:>8}",
+            flush=True,
+        )
+    return results
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--models-dir", type=Path, help="folder with labelled models")
+    parser.add_argument("--data-dir", type=Path, help="folder with labelled photographs")
+    parser.add_argument("--observer", default="minmax")
+    parser.add_argument("--only", choices=("latency", "accuracy"))
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    results: dict[str, object] = {}
+    if options.only != "accuracy":
+        results["latency"] = latency(options)
+    if options.only != "latency" and options.models_dir and options.data_dir:
+        results["accuracy"] = accuracy(options)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
