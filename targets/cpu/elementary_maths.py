@@ -74,6 +74,9 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 _MOST_PRODUCTS = 16
 
+# 1/3!, 1/5!, ... from the highest: sinh(x) = x + x^3 (1/3! + x^2 / 5! + ...).
+_SINH = (1 / 39916800, 1 / 362880, 1 / 5040, 1 / 120, 1 / 6)
+
 
 def _with_lanes(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
@@ -235,6 +238,24 @@ def _sigmoid(m: Maths, argument: Expr) -> Expr:
     return m.f32(1.0) / (m.f32(1.0) + _exp(m, argument * m.f32(-1.0)))
 
 
+def _cosh(m: Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    power = m.bind(_exp(m, tirx.Select(x < m.f32(0.0), m.f32(0.0) - x, x)))
+    return power * m.f32(0.5) + m.f32(0.5) / power
+
+
+def _sinh(m: Maths, argument: Expr) -> Expr:
+    x = m.bind(argument)
+    t = m.bind(x * x)
+    # Taylor's series to x^11 near zero, where the difference of exponentials cancels.
+    near = m.bind(x + x * t * _horner(m, _SINH, t))
+    negative = x < m.f32(0.0)
+    power = m.bind(_exp(m, tirx.Select(negative, m.f32(0.0) - x, x)))
+    far = m.bind(power * m.f32(0.5) - m.f32(0.5) / power)
+    signed = tirx.Select(negative, m.f32(0.0) - far, far)
+    return tirx.Select(t < m.f32(1.0), near, signed)
+
+
 def _sine(quarter: int) -> Callable[[Maths, Expr], Expr]:
     """sin(x + quarter * pi/2). The reduction in float64 is exact enough to |x| = 1e7."""
 
@@ -292,6 +313,8 @@ LOWERINGS: dict[str, Callable[[Maths, Expr], Expr]] = {
     "tanh": _odd_rational(_TANH_P, _TANH_Q, 9.02),
     "erf": _odd_rational(_ERF_P, _ERF_Q, 3.925),
     "sigmoid": _sigmoid,
+    "cosh": _cosh,
+    "sinh": _sinh,
     "sin": _sine(0),
     "cos": _sine(1),
 }

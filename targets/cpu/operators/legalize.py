@@ -137,7 +137,13 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
             pack_weights(weights.value.numpy(), groups, spec.float_lanes, arithmetic.depth)
         )
     elif arithmetic.depth == 1:
-        packed = bb.emit(bb.call_te(lambda w: _pack_weights_te(w, workload), weights))
+        packed = bb.emit(
+            bb.call_te(
+                lambda w: _pack_weights_te(w, workload),
+                weights,
+                primfunc_name_hint="pack_weights",
+            )
+        )
     else:
         return _default(bb, call)
     return _emit(bb, "convolution", lambda d, w: define_convolution(d, w, workload), data, packed)

@@ -85,6 +85,8 @@ SMALL_AND_WIDE = np.concatenate([both_signs(magnitudes(-30, 0)), wide(-12, 12)])
 ULP_CASES = {
     "exp": (tirx.exp, np.exp, wide(-86.8, 88.7), 2),
     "exp2": (tirx.exp2, np.exp2, wide(-125.3, 127.9), 2),
+    "cosh": (tirx.cosh, np.cosh, wide(-87.0, 87.0), 4),
+    "sinh": (tirx.sinh, np.sinh, wide(-87.0, 87.0), 4),
     "exp10": (tirx.exp10, lambda x: 10.0**x, wide(-37.6, 38.5), 4),
     "log": (tirx.log, np.log, POSITIVE, 2),
     "log of denormals": (tirx.log, np.log, magnitudes(-44, -37.9), 2),
