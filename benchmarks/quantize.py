@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--models-dir", type=Path, help="folder with labelled models")
     parser.add_argument("--data-dir", type=Path, help="folder with labelled photographs")
-    parser.add_argument("--observer", default="minmax")
+    parser.add_argument("--observer", default="percentile")
     parser.add_argument("--only", choices=("latency", "accuracy"))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()

@@ -58,7 +58,7 @@ def compile_model(
     ] = None,
     observer: Annotated[
         str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
-    ] = "minmax",
+    ] = "percentile",
     report_file: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.json", help="Write the report of each layer."),

@@ -37,7 +37,7 @@ class QuantizationConfig:
     pixel_range: float = 1.0
     layout: str | None = None
     resize: int | tuple[int, int] | None = None
-    observer: str = "minmax"
+    observer: str = "percentile"
     equalize: bool = True
     correct_bias: bool = True
     keep_float: tuple[str, ...] = field(default_factory=tuple)
