@@ -80,7 +80,12 @@ class VirtualMachineModule(Module):
         except (RuntimeError, ValueError) as error:
             detail = str(error).strip().splitlines()[-1]
             raise ArtifactError(f"{path}: {LIBRARY_NAME} cannot be loaded: {detail}") from error
-        self._shared = VirtualMachineContext(self)
+        try:
+            self._shared = VirtualMachineContext(self)
+        except AttributeError as error:
+            raise ArtifactError(
+                f"{path}: {LIBRARY_NAME} holds no executable; the model has nothing to compute"
+            ) from error
         self._threads = 0
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:

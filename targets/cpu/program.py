@@ -245,13 +245,27 @@ def _parse_block(
         if not reduced:
             stages.append(Stage(block.name_hint, spatial, (), buffer, tuple(indices), contribution))
             continue
-        reduction = Reduction(combiner, identities[buffer])
+        reduction = Reduction(combiner, _neutral(combiner, identities[buffer]))
         stages.append(
             Stage(
                 block.name_hint, spatial, reduced, buffer, tuple(indices), contribution, reduction
             )
         )
     return stages
+
+
+def _neutral(combiner: str, initial: Expr) -> Expr:
+    """`initial`, or the infinity that it stands for.
+
+    TVM starts a maximum at the lowest finite number, which is wrong for a row of minus
+    infinities (an attention mask that hides everything).
+    """
+    if isinstance(initial, tirx.FloatImm) and str(initial.ty.dtype) == "float32":
+        if combiner == "max" and float(initial.value) < -3.4e38:
+            return tirx.FloatImm("float32", -math.inf)
+        if combiner == "min" and float(initial.value) > 3.4e38:
+            return tirx.FloatImm("float32", math.inf)
+    return initial
 
 
 def _reduction_step(buffer: Var, value: Expr) -> tuple[str, Expr] | None:

@@ -51,6 +51,18 @@ def test_reductions(name: str, shape: tuple[int, ...], axes: tuple[int, ...]) ->
     )
 
 
+@pytest.mark.parametrize(("operator", "extreme"), [(op.max, -np.inf), (op.min, np.inf)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_extremum_of_infinities(operator: Any, extreme: float, axis: int) -> None:
+    values = np.full((3, 40), extreme, np.float32)
+    values[1, 7] = 2.0
+    (result,) = run(
+        schedule_module(fused(lambda e, x: operator(x, [axis]), [values]), SPEC)[0], [values]
+    )
+    reference = np.max if operator is op.max else np.min
+    np.testing.assert_array_equal(result, reference(values, axis))
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_is_fused_before_and_after(keep: bool) -> None:
     check(
