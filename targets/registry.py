@@ -40,6 +40,3 @@ def target_names() -> tuple[str, ...]:
     except DetectionError:
         return tuple(_SPECS)
     return (NATIVE, *_SPECS)
-
-
-known_targets = target_names

@@ -24,7 +24,6 @@ class TargetSpec:
     llvm_triple: str
     llvm_cpu: str
     link_triple: str
-    link_cpu: str
     vector_bits: int
     vector_registers: int
     llvm_attributes: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from compiler.quantization.config import QuantizationConfig
 from compiler.quantization.report import LayerReport, QuantizationReport, SignalToNoise
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
 from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
-from passes.quantize.dataflow import Dataflow
+from passes.quantize.dataflow import Dataflow, Node
 from passes.quantize.insert_quantization import QuantizationOptions
 from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
 from passes.quantize.placement import Placement, place
@@ -199,7 +199,7 @@ class Quantizer:
         layers = []
         for name in placement.integer_operators:
             node, seen = before.named(name), noise.get(name)
-            low, high = ranges.get(name, (None, None))
+            low, high = _stored_range(node, ranges)
             layers.append(
                 LayerReport(
                     name,
@@ -225,3 +225,14 @@ class Quantizer:
             same / count if scores and count else None,
             self._config.to_dict(),
         )
+
+
+def _stored_range(
+    node: Node | None, ranges: Mapping[str, tuple[float, float]]
+) -> tuple[float | None, float | None]:
+    """The range of what is stored of an operator's result, behind its bias and activation."""
+    while node is not None:
+        if node.name in ranges:
+            return ranges[node.name]
+        node = node.readers[0] if len(node.readers) == 1 else None
+    return None, None

@@ -66,11 +66,6 @@ def tasks(extent: int, operations: int, traffic: int, body: Callable[[Expr], Stm
     return loop("task", extent, body)
 
 
-def unrolled(extent: int, body: Callable[[int], Stmt | None], start: int = 0) -> Stmt:
-    """The statements `body(start)`, ..., one after the other."""
-    return sequence(body(i) for i in range(start, start + extent))
-
-
 def sequence(statements: Iterable[Stmt | None]) -> Stmt:
     """The statements in order, without the absent ones."""
     present = [s for s in statements if s is not None]
@@ -108,12 +103,6 @@ def load(buffer: Var, *indices: Index) -> Expr:
     return tirx.BufferLoad(buffer, [index(i) for i in indices])
 
 
-def bind(name: str, value: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
-    """`body` with `value` computed once and bound to a variable."""
-    variable = Var(name, PrimType("int32"))
-    return sequence([tirx.Bind(variable, value), body(variable)])
-
-
 def ramp(start: Index, lanes: int) -> Expr:
     """The indices `start, start + 1, ...` of `lanes` neighbours."""
     return index(start) if lanes == 1 else tirx.Ramp(index(start), index(1), lanes)
@@ -122,3 +111,9 @@ def ramp(start: Index, lanes: int) -> Expr:
 def splat(value: Expr, lanes: int) -> Expr:
     """`value` in all `lanes`."""
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def bind(name: str, value: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
+    """`body` with the int32 `value` computed once and bound to a variable."""
+    variable = Var(name, PrimType("int32"))
+    return sequence([tirx.Bind(variable, value), body(variable)])

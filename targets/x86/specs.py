@@ -13,7 +13,6 @@ X86_64_V3 = TargetSpec(
     llvm_triple="x86_64-linux-gnu",
     llvm_cpu="x86-64-v3",
     link_triple="x86_64-linux",
-    link_cpu="x86_64_v3",
     vector_bits=256,
     vector_registers=16,
     cpu_features=_V3_FEATURES,
@@ -30,7 +29,6 @@ X86_64_V4 = TargetSpec(
     # 512-bit registers are not LLVM's default on this level; without them half the width is lost.
     llvm_attributes=("-prefer-256-bit",),
     link_triple="x86_64-linux",
-    link_cpu="x86_64_v4",
     vector_bits=512,
     vector_registers=32,
     cpu_features=_V4_FEATURES,

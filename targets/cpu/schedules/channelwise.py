@@ -82,20 +82,7 @@ class _Emitter:
         self.data = anchor.operands[0]
         self.weights = anchor.operands[1] if w.operation == "multiply" else None
         self.epilogue = anchor.epilogue
-        self.window = Window(
-            w.in_height,
-            w.in_width,
-            w.out_height,
-            w.out_width,
-            w.kernel_height,
-            w.kernel_width,
-            w.stride_height,
-            w.stride_width,
-            w.dilation_height,
-            w.dilation_width,
-            w.pad_top,
-            w.pad_left,
-        )
+        self.window = Window.of(w)
         self.pixels = min(decisions["pixels"], w.out_width)
         lanes = spec.float_lanes
         if w.operation == "maximum" and w.dtype != "float32":

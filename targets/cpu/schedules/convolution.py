@@ -115,20 +115,7 @@ class _Emitter:
         self.steps = -(-w.in_channels // self.arithmetic.depth)
         self.data, self.weights = anchor.operands
         self.epilogue = anchor.epilogue
-        self.window = Window(
-            w.in_height,
-            w.in_width,
-            w.out_height,
-            w.out_width,
-            w.kernel_height,
-            w.kernel_width,
-            w.stride_height,
-            w.stride_width,
-            w.dilation_height,
-            w.dilation_width,
-            w.pad_top,
-            w.pad_left,
-        )
+        self.window = Window.of(w)
         self.flat = _is_flat(w)
         self.pixels = w.batch * w.out_height * w.out_width if self.flat else w.out_width
         self.rows = min(decisions["rows"], self.pixels)

@@ -11,7 +11,7 @@ the last tile overlaps the one before it and computes some pixels twice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -19,6 +19,8 @@ from tvm.tirx import Stmt
 
 from targets.cpu import loops
 from targets.cpu.loops import Index, index
+from targets.cpu.operators.convolution import ConvolutionWorkload
+from targets.cpu.operators.window import ChannelwiseWorkload
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Window:
     dilation_width: int
     pad_top: int
     pad_left: int
+
+    @classmethod
+    def of(cls, workload: ConvolutionWorkload | ChannelwiseWorkload) -> Window:
+        """The window of a workload: the fields of the same names."""
+        return cls(**{field.name: getattr(workload, field.name) for field in fields(cls)})
 
     def input_row(self, y: Expr, kh: Index) -> Expr:
         """The input row that kernel row `kh` reads for output line `y`."""
@@ -63,18 +70,6 @@ class Window:
             self.stride_height,
             self.dilation_height,
             self.pad_top,
-        )
-
-    def valid_kernel_columns(self, x: Expr) -> tuple[Index, Index]:
-        """First kernel column inside the image, and how many there are, for output pixel `x`."""
-        return _valid_taps(
-            x,
-            self.in_width,
-            self.out_width,
-            self.kernel_width,
-            self.stride_width,
-            self.dilation_width,
-            self.pad_left,
         )
 
     def cover_line(self, pixels: int, tile: Callable[[Expr, int | None], Stmt]) -> Stmt:

@@ -44,6 +44,8 @@ def test_all_layers_compute_in_integers(quantized) -> None:
     assert report.output_sqnr_db > 20
     assert report.agreement > 0.9
     assert all(layer.sqnr_db > 10 for layer in report.layers)
+    # All but the scores, which leave the module as floats, are stored in integers.
+    assert sum(layer.low is not None for layer in report.layers) >= len(report.layers) - 1
 
 
 def test_accuracy_is_kept(quantized, images: np.ndarray) -> None:
