@@ -1,0 +1,88 @@
+"""A quantised graph beside the float graph: what each layer and the outputs lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+from compiler.calibration import CalibrationSource, ObservedModule
+from compiler.quantization.noise import SignalToNoise
+from passes.quantize.dataflow import Dataflow
+from targets.registry import get_target
+
+Progress = Callable[[str, float], None]
+
+# Samples that are compared; more make the figures of a layer no surer.
+_COMPARED = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input of the model and what the quantised graph computes from it."""
+
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a quantised graph is from the float graph over `samples` samples.
+
+    `layers` has the noise of each compared tensor by name, `output` that of the first output;
+    `agreement` is the share of samples whose largest element of the first output is the same
+    (None unless the output is a row of scores).
+    """
+
+    layers: Mapping[str, SignalToNoise]
+    output: SignalToNoise
+    agreement: float | None
+    samples: int
+
+
+def compare_graphs(
+    exact: tvm.IRModule,
+    quantized: tvm.IRModule,
+    tensors: Sequence[str],
+    source: CalibrationSource,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run both graphs on samples of `source`; `tensors` that one of them lacks are left out."""
+    native = get_target("native")
+    before, after = Dataflow(exact), Dataflow(quantized)
+    names = [n for n in tensors if before.named(n) is not None and after.named(n) is not None]
+    noise = {name: SignalToNoise() for name in names}
+    output, same, count, scores = SignalToNoise(), 0, 0, False
+    with (
+        ObservedModule(exact, native, names) as float_run,
+        ObservedModule(quantized, native, names) as integer_run,
+    ):
+        for sample in source:
+            if count == _COMPARED:
+                break
+            if progress is not None:
+                progress("compare with float", count / _COMPARED)
+            inputs = list(sample.values())
+            wanted, found = float_run.run(inputs), integer_run.run(inputs)
+            for name in names:
+                noise[name].update(wanted.tensors[name], found.tensors[name])
+            output.update(wanted.outputs[0], found.outputs[0])
+            scores = wanted.outputs[0].ndim == 2 and wanted.outputs[0].shape[1] > 1
+            if scores:
+                same += int(wanted.outputs[0].argmax() == found.outputs[0].argmax())
+            count += 1
+    return Comparison(noise, output, same / count if scores and count else None, count)
+
+
+def quantized_sample(quantized: tvm.IRModule, source: CalibrationSource) -> Sample:
+    """The first sample with the outputs of the graph compiled alone.
+
+    Observing a tensor ends a fused kernel, and a multiply-add that is not fused may round
+    to the neighbouring code: golden vectors need a run without observers.
+    """
+    with ObservedModule(quantized, get_target("native"), []) as alone:
+        inputs = [np.array(value) for value in next(iter(source)).values()]
+        outputs = tuple(np.array(value) for value in alone.run(inputs).outputs)
+    return Sample(tuple(inputs), outputs)

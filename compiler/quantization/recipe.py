@@ -1,0 +1,52 @@
+"""What every way of quantising a graph has in common: a recipe makes passes from a graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm
+
+from compiler.calibration import CalibrationSource
+from compiler.pipeline import Step
+from compiler.quantization.config import QuantizationConfig
+from compiler.quantization.report import LayerReport
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe is given: options, the target, and samples of the model's inputs."""
+
+    config: QuantizationConfig
+    spec: TargetSpec
+    source: CalibrationSource
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph's way to fewer bits.
+
+    `steps` are the passes, in order. `exact` is the float graph with which the layers of the
+    quantised one can be compared tensor by tensor: where a step scales tensors (equalisation),
+    the graph after that step. `layers` say what becomes of each operator.
+    """
+
+    steps: tuple[Step, ...]
+    exact: tvm.IRModule
+    layers: tuple[LayerReport, ...]
+
+
+class Recipe(ABC):
+    """One way of quantising: calibrates on a graph and answers the passes."""
+
+    @abstractmethod
+    def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
+        """The passes that quantise `graph`, a graph after the graph passes.
+
+        Raises ModelError if nothing in it can be quantised, and what calibration raises.
+        """
