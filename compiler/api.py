@@ -291,6 +291,7 @@ def _quantizer(
         spec,
         _signature(imported),
         index_bounds(imported.reference),
+        _model_name(imported.source),
         config.seed,
         progress=lambda step, share: clock.show("lower", share, step),
     )

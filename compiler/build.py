@@ -8,7 +8,7 @@ makes plain C functions of it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ from compiler.errors import BuildError
 from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
 from targets.spec import TargetSpec
+
+# Builds that are kept; each is some hundred kilobytes.
+_REMEMBERED = 4
+_RECENT: dict[Hashable, BuiltKernels] = {}
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,15 @@ def build_kernels(
 
     `aligned` says, per kernel and parameter, whether the pointer is always a
     multiple of 64 (default: no). `prefix` starts every symbol's name. `jobs`
-    object files are made in parallel.
+    object files are made in parallel. Kernels that were compiled a moment ago are
+    not compiled again: quantising runs one graph for calibration, comparison and proof.
     Raises `UnsupportedKernelError` for a kernel that only the VM form can run,
     `BuildError` when LLVM rejects one.
     """
     aligned = aligned or {}
+    key = _key(functions, spec, aligned, prefix, jobs)
+    if key in _RECENT:
+        return _RECENT[key]
     kernels: dict[str, KernelCode] = {}
     sorts: dict[str, SortCall] = {}
     for name, function in functions.items():
@@ -112,7 +120,29 @@ def build_kernels(
     groups = _balance(stages, max(1, jobs))
     with ThreadPoolExecutor(max_workers=len(groups) or 1) as pool:
         objects = list(pool.map(lambda group: _emit(group, spec), groups))
-    return BuiltKernels(tuple(objects), kernels, sorts)
+    _remember(key, BuiltKernels(tuple(objects), kernels, sorts))
+    return _RECENT[key]
+
+
+def _key(
+    functions: Mapping[str, tirx.PrimFunc],
+    spec: TargetSpec,
+    aligned: Mapping[str, Sequence[bool]],
+    prefix: str,
+    jobs: int,
+) -> Hashable:
+    """Equal for calls of `build_kernels` with equal results."""
+    parts = [
+        (name, tvm_ffi.StructuralKey(function), tuple(aligned.get(name) or ()))
+        for name, function in functions.items()
+    ]
+    return tuple(parts), spec, prefix, jobs
+
+
+def _remember(key: Hashable, built: BuiltKernels) -> None:
+    while len(_RECENT) >= _REMEMBERED:
+        del _RECENT[next(iter(_RECENT))]
+    _RECENT[key] = built
 
 
 def tvm_target(spec: TargetSpec) -> tvm.target.Target:

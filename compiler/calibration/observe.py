@@ -46,13 +46,18 @@ class ObservedModule:
     """
 
     def __init__(
-        self, module: tvm.IRModule, spec: TargetSpec, tensors: Sequence[str], threads: int = 0
+        self,
+        module: tvm.IRModule,
+        spec: TargetSpec,
+        tensors: Sequence[str],
+        threads: int = 0,
+        name: str = "calibration",
     ) -> None:
         """Compile `module`, a graph after the graph passes, float or quantised.
 
         `tensors` are names as `passes.quantize.dataflow.Dataflow` gives them, parameters
-        included. `spec` must describe the machine at hand. Raises ModelError for an
-        unknown name, PassError and BuildError as a compilation does.
+        included. `spec` must describe the machine at hand; `name` is that of the module.
+        Raises ModelError for an unknown name, PassError and BuildError as a compilation does.
         """
         names = tuple(dict.fromkeys(tensors))
         graph = Dataflow(module)
@@ -65,7 +70,7 @@ class ObservedModule:
         self._position = {name: i for i, name in enumerate(parameters)}
         self._computed = tuple(name for name in names if name not in self._position)
         self._names = names
-        lowered = _lower(module, self._computed, spec, parameters)
+        lowered = _lower(module, self._computed, spec, parameters, name)
         self._own = len(lowered.output_names) - len(self._computed)
         self._folder = tempfile.mkdtemp(prefix="tinsmith-calibration-")
         try:
@@ -158,13 +163,17 @@ def calibrate(
 
 
 def _lower(
-    module: tvm.IRModule, tensors: Sequence[str], spec: TargetSpec, parameters: Sequence[str]
+    module: tvm.IRModule,
+    tensors: Sequence[str],
+    spec: TargetSpec,
+    parameters: Sequence[str],
+    source_name: str,
 ) -> LoweredModel:
     """The graph with `tensors` as further results and scheduled kernels, by the pipeline."""
     runner = PassRunner()
     expose = ("expose_tensors", ExposeTensors(tensors))
-    for name, step in (expose, *integer_passes(spec), *kernel_passes(spec)):
-        module = runner.run(name, step, module)
+    for step_name, step in (expose, *integer_passes(spec), *kernel_passes(spec)):
+        module = runner.run(step_name, step, module)
     kernels: list[KernelReport] = []
 
     def schedule(fused: tvm.IRModule) -> tvm.IRModule:
@@ -181,5 +190,5 @@ def _lower(
         input_names=tuple(f"input{i}" for i in range(len(parameters))),
         output_names=tuple(f"output{i}" for i in range(fields)),
         kernels=tuple(kernels),
-        source_name="calibration",
+        source_name=source_name,
     )

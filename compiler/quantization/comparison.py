@@ -46,17 +46,21 @@ def compare_graphs(
     exact: tvm.IRModule,
     quantized: tvm.IRModule,
     tensors: Sequence[str],
+    observed: Sequence[str],
     source: CalibrationSource,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run both graphs on samples of `source`; `tensors` that one of them lacks are left out."""
+    """Run both graphs on samples of `source`; `tensors` that one of them lacks are left out.
+
+    `exact` is run with all of `observed`: it has been compiled with these before.
+    """
     native = get_target("native")
     before, after = Dataflow(exact), Dataflow(quantized)
     names = [n for n in tensors if before.named(n) is not None and after.named(n) is not None]
     noise = {name: SignalToNoise() for name in names}
     output, same, count, scores = SignalToNoise(), 0, 0, False
     with (
-        ObservedModule(exact, native, names) as float_run,
+        ObservedModule(exact, native, [*dict.fromkeys([*observed, *names])]) as float_run,
         ObservedModule(quantized, native, names) as integer_run,
     ):
         for sample in source:
@@ -76,13 +80,14 @@ def compare_graphs(
     return Comparison(noise, output, same / count if scores and count else None, count)
 
 
-def quantized_sample(quantized: tvm.IRModule, source: CalibrationSource) -> Sample:
+def quantized_sample(quantized: tvm.IRModule, source: CalibrationSource, name: str) -> Sample:
     """The first sample with the outputs of the graph compiled alone.
 
     Observing a tensor ends a fused kernel, and a multiply-add that is not fused may round
-    to the neighbouring code: golden vectors need a run without observers.
+    to the neighbouring code: golden vectors need a run without observers. `name` is that of
+    the model: for this machine, its kernels are compiled here, once.
     """
-    with ObservedModule(quantized, get_target("native"), []) as alone:
+    with ObservedModule(quantized, get_target("native"), [], name=name) as alone:
         inputs = [np.array(value) for value in next(iter(source)).values()]
         outputs = tuple(np.array(value) for value in alone.run(inputs).outputs)
     return Sample(tuple(inputs), outputs)

@@ -56,16 +56,20 @@ class IntegerRecipe(Recipe):
             steps.append(("equalize", step))
             graph = step(graph)
         placement = place(graph, table, options.keep_float)
-        seen = _observe(graph, placement, options, task)
+        results = _results(graph, placement)
+        axes = operand_tensors(graph, table, options.keep_float)
+        observed = tuple(dict.fromkeys([*placement.observed, *axes, *results.values()]))
+        factory = observer_factory(task.config.observer)
+        seen = _observers(graph, observed, lambda: _ValuesAndChannels(factory()), task)
         ranges = {name: seen[name].values.range() for name in placement.observed}
         if task.config.correct_bias:
-            axes = operand_tensors(graph, table, options.keep_float)
             means = {
                 name: both.channels.means for name, both in seen.items() if axes.get(name) == -1
             }
             steps.append(("correct_bias", CorrectBias(means, table, options)))
         steps += quantization_passes(task.spec, ranges, options)
-        return Prepared(tuple(steps), graph, _layers(graph, placement, ranges))
+        layers = _layers(graph, placement, results, ranges)
+        return Prepared(tuple(steps), graph, observed, layers)
 
 
 def _equalization(graph: tvm.IRModule, task: Task) -> tvm.transform.Pass:
@@ -78,16 +82,6 @@ def _equalization(graph: tvm.IRModule, task: Task) -> tvm.transform.Pass:
     return CrossLayerEqualization(ranges, _EQUALIZATION_FLOOR)
 
 
-def _observe(
-    graph: tvm.IRModule, placement: Placement, options: QuantizationOptions, task: Task
-) -> dict[str, _ValuesAndChannels]:
-    """Ranges and channel means in one pass over the samples."""
-    operands = operand_tensors(graph, number_formats(task.spec), options.keep_float)
-    names = dict.fromkeys([*placement.observed, *operands])
-    factory = observer_factory(task.config.observer)
-    return _observers(graph, list(names), lambda: _ValuesAndChannels(factory()), task)
-
-
 def _observers(
     graph: tvm.IRModule, names: Sequence[str], factory: Callable[[], Any], task: Task
 ) -> dict[str, Any]:
@@ -98,28 +92,39 @@ def _observers(
     )
 
 
+def _results(graph: tvm.IRModule, placement: Placement) -> dict[str, str]:
+    """By integer operator, the tensor that is its result behind bias, residual and activation."""
+    known = Dataflow(graph)
+    results = {}
+    for name in placement.integer_operators:
+        node = known.named(name)
+        if node is not None:
+            results[name] = _stored_behind(node, placement).name
+    return results
+
+
+def _stored_behind(node: Node, placement: Placement) -> Node:
+    """The first stored tensor from `node` on, or the last before the graph branches or ends."""
+    while node.name not in placement.stored and len(node.readers) == 1:
+        node = node.readers[0]
+    return node
+
+
 def _layers(
-    graph: tvm.IRModule, placement: Placement, ranges: Mapping[str, tuple[float, float]]
+    graph: tvm.IRModule,
+    placement: Placement,
+    results: Mapping[str, str],
+    ranges: Mapping[str, tuple[float, float]],
 ) -> tuple[LayerReport, ...]:
     known = Dataflow(graph)
     layers = []
-    for name in placement.integer_operators:
+    for name, tensor in results.items():
         node = known.named(name)
-        low, high = _stored_range(node, ranges)
         operator = (node.operator if node is not None else None) or "operator"
-        layers.append(LayerReport(name, operator, "integer", low=low, high=high))
+        stored = placement.stored.get(tensor)
+        low, high = ranges.get(stored.source, (None, None)) if stored else (None, None)
+        layers.append(LayerReport(name, operator, "integer", tensor=tensor, low=low, high=high))
     return (
         *layers,
         *(LayerReport(k.name, k.operator, "float", k.reason) for k in placement.float_operators),
     )
-
-
-def _stored_range(
-    node: Node | None, ranges: Mapping[str, tuple[float, float]]
-) -> tuple[float | None, float | None]:
-    """The range of what is stored of an operator's result, behind its bias and activation."""
-    while node is not None:
-        if node.name in ranges:
-            return ranges[node.name]
-        node = node.readers[0] if len(node.readers) == 1 else None
-    return None, None

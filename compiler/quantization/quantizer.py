@@ -34,12 +34,14 @@ class Quantizer:
         spec: TargetSpec,
         signature: Mapping[str, tuple[tuple[int, ...], str]],
         bounds: Mapping[str, int],
+        name: str = "model",
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
         """Raises ConfigError and InputError for calibration data that cannot be used."""
         self._config = config
         self._spec = spec
+        self._name = name
         self._progress = progress
         self.source: CalibrationSource = open_calibration(
             config.calibration,
@@ -64,16 +66,22 @@ class Quantizer:
         quantized = module
         for _, step in prepared.steps:
             quantized = step(quantized)
-        names = [layer.name for layer in prepared.layers if layer.computes != "float"]
-        comparison = compare_graphs(prepared.exact, quantized, names, self.source, self._progress)
-        self.sample = quantized_sample(quantized, self.source)
+        comparison = compare_graphs(
+            prepared.exact,
+            quantized,
+            [layer.tensor for layer in prepared.layers if layer.tensor],
+            prepared.observed,
+            self.source,
+            self._progress,
+        )
+        self.sample = quantized_sample(quantized, self.source, self._name)
         self.report = self._reported(prepared, comparison)
         return prepared.steps
 
     def _reported(self, prepared: Prepared, comparison: Comparison) -> QuantizationReport:
         layers = []
         for layer in prepared.layers:
-            seen = comparison.layers.get(layer.name)
+            seen = comparison.layers.get(layer.tensor)
             if seen is not None:
                 layer = replace(layer, sqnr_db=seen.decibels, cosine=seen.cosine)
             layers.append(layer)

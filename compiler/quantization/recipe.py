@@ -33,11 +33,13 @@ class Prepared:
 
     `steps` are the passes, in order. `exact` is the float graph with which the layers of the
     quantised one can be compared tensor by tensor: where a step scales tensors (equalisation),
-    the graph after that step. `layers` say what becomes of each operator.
+    the graph after that step; of it calibration has `observed` these tensors, so that it need
+    not be compiled again to look at them. `layers` say what becomes of each operator.
     """
 
     steps: tuple[Step, ...]
     exact: tvm.IRModule
+    observed: tuple[str, ...]
     layers: tuple[LayerReport, ...]
 
 

@@ -13,15 +13,16 @@ import numpy as np
 class LayerReport:
     """One operator that could be quantised.
 
-    `computes` is "integer" or "float", with the `reason` for float; `low` and `high` are the
-    calibrated range of its result where that is stored in integers; `sqnr_db` and `cosine`
-    compare its result with the float model's.
+    `computes` is "integer" or "float", with the `reason` for float. `tensor` is what is stored
+    of its result, behind bias, residual and activation; `low` and `high` are the calibrated range
+    of that, and `sqnr_db` and `cosine` compare it with the float model's.
     """
 
     name: str
     operator: str
     computes: str
     reason: str = ""
+    tensor: str = ""
     low: float | None = None
     high: float | None = None
     sqnr_db: float | None = None

@@ -73,3 +73,15 @@ def test_an_unknown_cpu_feature_is_a_build_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("compiler.build.tvm.get_global_func", lambda _: broken)
     with pytest.raises(BuildError, match="x86-64-v3: LLVM ERROR: cannot select"):
         build_kernels({"double": double}, get_target("x86-64-v3"))
+
+
+def test_equal_kernels_are_compiled_once() -> None:
+    spec = get_target("x86-64-v3")
+    built = build_kernels({"double": double}, spec, prefix="once")
+    assert build_kernels({"double": double}, spec, prefix="once") is built
+    for other in (
+        build_kernels({"double": double}, get_target("x86-64-v4"), prefix="once"),
+        build_kernels({"double": double}, spec, {"double": [True, True]}, prefix="once"),
+        build_kernels({"double": double}, spec, prefix="twice"),
+    ):
+        assert other is not built
