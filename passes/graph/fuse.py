@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from passes.graph.fused_groups import name_fused_groups
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import element_count, operator_name, static_shape
 
@@ -31,7 +32,8 @@ class Fuse:
     Every kernel is classed (elementwise, broadcast, injective, reduction,
     fusable at its output, opaque) and TVM's dominator-tree fusion joins them:
     elementwise chains with each other and behind convolutions and matrix
-    products. Reshapes are not kernels by now, and end a fused group.
+    products. Reshapes are not kernels by now, and end a fused group. The name
+    of a group's last operator stays; `kernel_members` tells all that it computes.
 
     Left alone, against TVM's habit: a computed operand that is repeated over
     the result, such as the gate of a squeeze-and-excite block
@@ -44,7 +46,7 @@ class Fuse:
     ) -> tvm.IRModule:
         module = relax.transform.AnnotateTIROpPattern()(module)
         module = _BarrierInserter(module).run()
-        module = relax.transform.FuseOps()(module)
+        module = name_fused_groups(module, relax.transform.FuseOps()(module))
         module = relax.transform.FuseTIR()(module)
         return _BarrierRemover(module).run()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
+from passes.graph.fused_groups import unique_names
 from passes.graph.rewriter import variables_in
 from passes.graph.tensors import operator_name
 
@@ -43,8 +44,7 @@ class Node:
 class Dataflow:
     """The nodes of `main` of a module, in order; raises ValueError without such a function.
 
-    Every tensor gets a name: that of its variable, with `.2`, `.3`, ... behind it
-    where several variables have the same. Names are the same for every module
+    Every tensor gets a name, by `unique_names`. Names are the same for every module
     with the same bindings, so that statistics of one can be used for the other.
     """
 
@@ -52,16 +52,16 @@ class Dataflow:
         function = module["main"]
         self.nodes: list[Node] = []
         self._of: dict[relax.Var, Node] = {}
-        used: dict[str, int] = {}
         if not isinstance(function, relax.Function) or not isinstance(function.body, relax.SeqExpr):
             raise ValueError("the module has no Relax function `main` with a body of bindings")
+        names = unique_names(function)
         for parameter in function.params:
-            self._add(parameter, None, used)
+            self._add(parameter, None, names[parameter])
         for block in function.body.blocks:
             inside = isinstance(block, relax.DataflowBlock)
             for binding in block.bindings:
                 value = binding.value if isinstance(binding, relax.VarBinding) else None
-                node = self._add(binding.var, value, used)
+                node = self._add(binding.var, value, names[binding.var])
                 # What is bound outside, or matched to a shape, is nothing a pass can move.
                 node.escapes = not inside or value is None
                 for operand in dict.fromkeys(variables_in(value) if value is not None else ()):
@@ -80,10 +80,7 @@ class Dataflow:
                 self._of[variable].escapes = True
         self._post_dominators: list[Node | None] | None = None
 
-    def _add(self, variable: relax.Var, value: relax.Expr | None, used: dict[str, int]) -> Node:
-        base = variable.name
-        used[base] = used.get(base, 0) + 1
-        name = base if used[base] == 1 else f"{base}.{used[base]}"
+    def _add(self, variable: relax.Var, value: relax.Expr | None, name: str) -> Node:
         node = Node(len(self.nodes), name, variable, value)
         self.nodes.append(node)
         self._of[variable] = node
