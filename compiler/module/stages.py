@@ -92,6 +92,13 @@ def _flatten(statement: tirx.Stmt) -> list[tirx.Stmt]:
     return [statement]
 
 
+def _imports(statement: tirx.Stmt) -> list[tirx.AttrStmt]:
+    """The definitions in LLVM's language that stand around a kernel: every stage needs them."""
+    found: list[tirx.AttrStmt] = []
+    tvm_ffi.structural_walk(statement, (tirx.AttrStmt, found.append))
+    return [attribute for attribute in found if attribute.attr_key == "pragma_import_llvm"]
+
+
 def _is_parallel(statement: tirx.Stmt) -> bool:
     return (
         isinstance(statement, tirx.For)
@@ -133,6 +140,7 @@ class _KernelSplitter:
             if not tirx.is_buffer_var(parameter):
                 raise UnsupportedKernelError(f"kernel {name} takes the scalar {parameter.name}")
         self.aligned = list(aligned)
+        self.imports = _imports(function.body)
         self.scratch: list[tirx.Var] = []
         self.task_scratch_bytes = 0
         self.serialised_loops = 0
@@ -235,6 +243,8 @@ class _KernelSplitter:
         body = tirx.SeqStmt([*prologue, body, tirx.Return(IntImm("int32", 0))])
         for handle in aligned:
             body = tirx.AttrStmt(handle, "storage_alignment", IntImm("int32", ALIGNMENT), body)
+        for attribute in self.imports:
+            body = tirx.AttrStmt(attribute.node, attribute.attr_key, attribute.value, body)
         # LowerTVMBuiltin wants to know the device even where it has nothing to lower.
         body = tirx.AttrStmt(StringImm("default"), "device_id", IntImm("int32", 0), body)
         body = tirx.AttrStmt(StringImm("default"), "device_type", IntImm("int32", 1), body)

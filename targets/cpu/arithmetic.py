@@ -14,6 +14,7 @@ from typing import ClassVar
 from tvm import tirx
 from tvm.ir import Expr
 
+from targets.cpu.bfloat16 import dot, has_bfloat16
 from targets.spec import TargetSpec
 
 
@@ -144,17 +145,12 @@ class Bfloat16(Arithmetic):
 
     @classmethod
     def available(cls, spec: TargetSpec) -> bool:
-        return spec.vector_bits == 512 and "avx512_bf16" in spec.cpu_features
+        return has_bfloat16(spec)
 
     def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        pairs = vector("int32", lanes)
         pair = _splat(tirx.reinterpret("int32", value), lanes)
-        return tirx.call_llvm_pure_intrin(
-            vector("float32", lanes),
-            f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}",
-            accumulator,
-            tirx.reinterpret(vector("bfloat16", 2 * lanes), pair),
-            weights,
-        )
+        return dot(accumulator, pair, tirx.reinterpret(pairs, weights))
 
 
 # In order of preference.

@@ -9,6 +9,7 @@ import tvm
 import tvm_ffi
 from tvm.tirx import PrimFunc
 
+from targets.cpu.bfloat16 import use_bfloat16_instructions
 from targets.cpu.elementary_functions import lower_elementary_functions
 from targets.cpu.program import buffer_shape
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
@@ -63,6 +64,7 @@ def schedule_function(
 ) -> PrimFunc:
     """The scheduled function, its elementary functions lowered, its form verified."""
     scheduled = lower_elementary_functions(template.apply(function, match, decisions, spec))
+    scheduled = use_bfloat16_instructions(scheduled, spec)
     if _interface(scheduled) != _interface(function):
         raise ValueError(f"template {template.name} changed the parameters of a kernel")
     if template.name != Unscheduled.name:

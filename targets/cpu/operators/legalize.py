@@ -7,6 +7,7 @@ weights packed right away. Calls that no template covers keep TVM's definition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -114,11 +115,12 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
             channels=out_channels, operation="multiply", dtype=x.dtype, **geometry
         )
         flat = _reshaped(bb, weights, (kernel_height, kernel_width, out_channels))
+        if x.dtype == "bfloat16":
+            flat = _widened(bb, flat)
         return _emit(bb, "depthwise", lambda d, w: define_channelwise(d, w, window), data, flat)
     # A step of several channels must not reach into the next group.
-    arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, 4 if groups == 1 else 1)
-    if groups > 1 and in_channels % 4 == 0:
-        arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec)
+    most_depth = 4 if groups == 1 else math.gcd(in_channels, 4)
+    arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
     if arithmetic.depth > 1:
@@ -158,6 +160,13 @@ def _reshaped(bb: BlockBuilder, tensor: Expr, shape: tuple[int, ...]) -> Expr:
     if isinstance(tensor, GenericConst):
         return _constant(np.ascontiguousarray(tensor.value.numpy().reshape(shape)))
     return bb.emit(relax.op.reshape(tensor, shape))
+
+
+def _widened(bb: BlockBuilder, tensor: Expr) -> Expr:
+    """`tensor` in float32, at compile time if it is constant."""
+    if isinstance(tensor, GenericConst):
+        return _constant(tensor.value.numpy().astype("float32"))
+    return bb.emit(relax.op.astype(tensor, "float32"))
 
 
 def _step_channels(bb: BlockBuilder, data: Expr, x: _Tensor, layout: str, depth: int) -> Expr:
@@ -206,7 +215,8 @@ def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
     x, result = _tensor(data), _tensor(call)
     if x is None or result is None or (str(attrs.layout), str(attrs.out_layout)) != ("NHWC",) * 2:
         return _default(bb, call)
-    if x.dtype != "float32" and (operation != "maximum" or x.dtype not in ("uint8", "int8")):
+    floating = x.dtype in ("float32", "bfloat16")
+    if not floating and (operation != "maximum" or x.dtype not in ("uint8", "int8")):
         return _default(bb, call)
     shape, out = x.shape, result.shape
     pool, strides, dilation, padding = _integers(
@@ -233,7 +243,10 @@ def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
         dtype=x.dtype,
         count_padding=bool(attrs.count_include_pad) and operation == "average",
     )
-    return _emit(bb, operation, lambda d: define_channelwise(d, None, workload), data)
+    pooled = _emit(bb, operation, lambda d: define_channelwise(d, None, workload), data)
+    if x.dtype != "bfloat16":
+        return pooled
+    return relax.op.astype(bb.emit(pooled), "bfloat16")
 
 
 def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:

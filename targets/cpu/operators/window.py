@@ -53,30 +53,35 @@ CHANNELWISE_DTYPES = (
     ("float32", "float32", "float32"),
     ("uint8", "int8", "int32"),
     ("int8", "int8", "int32"),
+    ("bfloat16", "bfloat16", "float32"),
 )
 
 
 def define_channelwise(
     data: te.Tensor, weights: te.Tensor | None, workload: ChannelwiseWorkload
 ) -> te.Tensor:
-    """The window over `data` `[N, H, W, C]`; the result is `[N, OH, OW, C]`."""
+    """The window over `data` `[N, H, W, C]`; the result is `[N, OH, OW, C]`.
+
+    Of bfloat16 data the result is float32, and so are the weights.
+    """
     w = workload
     kh = te.reduce_axis((0, w.kernel_height), name="kh")
     kw = te.reduce_axis((0, w.kernel_width), name="kw")
-    outside = tirx.min_value(data.dtype) if w.operation == "maximum" else tirx.const(0, data.dtype)
+    kind = "float32" if data.dtype == "bfloat16" else data.dtype
+    outside = tirx.min_value(kind) if w.operation == "maximum" else tirx.const(0, kind)
 
     def element(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         row = y * w.stride_height + kh * w.dilation_height - w.pad_top
         column = x * w.stride_width + kw * w.dilation_width - w.pad_left
         inside = tirx.all(row >= 0, row < w.in_height, column >= 0, column < w.in_width)
-        value = tirx.if_then_else(inside, data[n, row, column, c], outside)
+        value = tirx.if_then_else(inside, data[n, row, column, c].astype(kind), outside)
         if w.operation == "maximum":
             return te.max(value, axis=[kh, kw])
         if weights is not None:
-            wide = "float32" if w.dtype == "float32" else "int32"
+            wide = "float32" if kind == "float32" else "int32"
             value = value.astype(wide) * weights[kh, kw, c].astype(wide)
         elif w.operation == "average":
-            value = value * reciprocal_count(w, y, x).astype(data.dtype)
+            value = value * reciprocal_count(w, y, x).astype(kind)
         return te.sum(value, axis=[kh, kw])
 
     return te.compute(

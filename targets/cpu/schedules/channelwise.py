@@ -21,7 +21,7 @@ from targets.spec import TargetSpec
 
 
 class ChannelwiseTemplate(Template):
-    """Depthwise convolution and maximum pooling (float32, 8-bit integers), average pooling.
+    """Depthwise convolution and pooling of floats; of 8-bit integers all but the average.
 
     Decisions: `pixels` (output pixels of a tile), `vectors` (channel vectors of a tile),
     `chunks` (into how many tasks the channels of an output line are cut).
@@ -85,7 +85,7 @@ class _Emitter:
         self.window = Window.of(w)
         self.pixels = min(decisions["pixels"], w.out_width)
         lanes = spec.float_lanes
-        if w.operation == "maximum" and w.dtype != "float32":
+        if w.operation == "maximum" and w.dtype in ("uint8", "int8"):
             lanes = spec.vector_bits // 8
         lanes = min(lanes, w.channels)
         whole = w.channels // lanes
@@ -151,7 +151,8 @@ class _Emitter:
         w, window = self.w, self.window
         # Integer products are summed in float32: with 8-bit operands the sums of fewer than 512
         # products are exact, and multiply-add is faster than 32-bit integer multiplication.
-        kind = w.dtype if w.operation == "maximum" else "float32"
+        exact = w.operation == "maximum" and w.dtype != "bfloat16"
+        kind = w.dtype if exact else "float32"
         registers = loops.local_buffer("window", (self.pixels * vectors * lanes,), kind)
 
         def ramp(pixel: int, vector: int) -> Expr:
@@ -171,9 +172,11 @@ class _Emitter:
 
         def wide(loaded: Expr) -> Expr:
             """`loaded` in the accumulators' dtype."""
-            if kind == w.dtype:
+            if str(loaded.ty.dtype) != vector_type(w.dtype, lanes) or kind == w.dtype:
                 return loaded
-            return loaded.astype(vector_type("int32", lanes)).astype(vector_type(kind, lanes))
+            if w.dtype != "bfloat16":
+                loaded = loaded.astype(vector_type("int32", lanes))
+            return loaded.astype(vector_type(kind, lanes))
 
         def tap(kh: Expr, kw: int, pixel: int, vector: int) -> Stmt:
             row, column = window.input_row(y, kh), window.input_column(x + pixel, kw)
@@ -210,7 +213,7 @@ class _Emitter:
                 )
                 if w.operation == "average":
                     register = register * reciprocal_count(w, y, x + pixel)
-                if w.dtype != "float32" and w.operation == "multiply":
+                if w.dtype in ("uint8", "int8") and w.operation == "multiply":
                     register = register.astype("int32")
                 return loops.store(
                     self.epilogue.output, indices, self.epilogue.value(register, indices)

@@ -63,4 +63,4 @@ def run(function: tirx.PrimFunc, spec: TargetSpec, arguments: Sequence[Array]) -
 
 def _poison(shape: Sequence[int], dtype: str) -> Array:
     """An array that no kernel leaves as it is."""
-    return np.full(shape, np.nan if dtype.startswith("float") else 99, dtype)
+    return np.full(shape, np.nan if "float" in dtype else 99, dtype)
