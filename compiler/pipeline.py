@@ -135,8 +135,9 @@ def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
 
 def kernel_passes(spec: TargetSpec) -> tuple[Step, ...]:
     """The passes from operators to fused kernels, in order, by the name of their dump."""
+    own = legalize_map(spec)
     return (
-        ("legalize", Legalize({**legalize_map(spec), **quantization_legalizers()})),
+        ("legalize", Legalize({**own, **quantization_legalizers()}, first=own)),
         # Definitions of the target may leave shape arithmetic on weights behind.
         ("fold_legalized", FoldConstants()),
         ("fuse", Fuse()),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import tvm
 from tvm import relax
+
+from passes.graph.tensors import operator_name
 
 # Shape changes move no data: they stay operators, which the executor makes an alias of.
 ALIASES = ("relax.reshape",)
@@ -28,14 +30,41 @@ class Legalize:
     `definitions` maps operator names to functions of the block builder and the
     call (as `targets.cpu.operators.legalize_map` makes them); operators that it
     does not name get TVM's own definition. Reshapes stay operators.
+
+    The operators in `first` are lowered before all others, so that their definitions
+    can look up what computes their operands, and take it in (a padding, say).
     """
 
     def __init__(
-        self, definitions: Mapping[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]]
+        self,
+        definitions: Mapping[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]],
+        first: Collection[str] = (),
     ) -> None:
         self.definitions = dict(definitions)
+        self.first = frozenset(first)
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
+        later = _operators(module) - self.first
+        module = relax.transform.LegalizeOps(self.definitions, skip_ops=sorted(later))(module)
+        # What was taken in must not count as a reader when kernels are fused.
+        module = relax.transform.DeadCodeElimination()(module)
         return relax.transform.LegalizeOps(self.definitions, skip_ops=list(ALIASES))(module)
+
+
+def _operators(module: tvm.IRModule) -> set[str]:
+    """The names of all operators that the module calls."""
+    found: set[str] = set()
+
+    def note(call: relax.Call) -> None:
+        name = operator_name(call)
+        if name is not None:
+            found.add(name)
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(
+                function, lambda node: note(node) if isinstance(node, relax.Call) else None
+            )
+    return found

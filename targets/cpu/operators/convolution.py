@@ -22,6 +22,7 @@ from targets.cpu.template import WORKLOAD_ATTRIBUTE
 class ConvolutionWorkload:
     """One convolution. `channels` are those of one group; padding is at the top and left.
 
+    Outside the image are elements of `pad_value`: the zero point of quantised data.
     `data_layout` is the input's ("NHWC" or "NCHW"); the output is always NHWC.
     `lanes` is the width by which the output channels of the weights are packed, and
     `arithmetic` names how products are summed (see `targets.cpu.arithmetic`).
@@ -46,6 +47,7 @@ class ConvolutionWorkload:
     lanes: int
     data_layout: str = "NHWC"
     arithmetic: str = "float32"
+    pad_value: int = 0
     kind: str = "convolution"
 
     @property
@@ -107,12 +109,12 @@ def define_convolution(
     kh = te.reduce_axis((0, w.kernel_height), name="kh")
     kw = te.reduce_axis((0, w.kernel_width), name="kw")
     ic = te.reduce_axis((0, w.in_channels), name="ic")
-    zero = tirx.const(0, data.dtype)
+    border = tirx.const(w.pad_value, data.dtype)
 
     def pixel(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, channel: tirx.Expr) -> tirx.Expr:
         inside = tirx.all(y >= 0, y < w.in_height, x >= 0, x < w.in_width)
         value = data[n, y, x, channel] if w.data_layout == "NHWC" else data[n, channel, y, x]
-        return tirx.if_then_else(inside, value, zero)
+        return tirx.if_then_else(inside, value, border)
 
     def element(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         group, channel = c // w.out_channels, c % w.out_channels

@@ -34,6 +34,9 @@ from targets.spec import TargetSpec
 
 Legalizer = Callable[[BlockBuilder, Call], Expr]
 
+# So many products of two bytes add up to less than 2^24, whatever they are.
+_EXACT_TERMS = 512
+
 # Relax's kOutEWiseFusable: elementwise operations that follow are fused into the kernel.
 _FUSES_EPILOGUE = {"op_pattern": 4}
 
@@ -90,10 +93,15 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     if x is None or kernel is None or out is None or not supported:
         return _default(bb, call)
     layout = str(attrs.data_layout)
+    strides, dilation, padding = _integers(attrs.strides, attrs.dilation, attrs.padding)
+    border = None if any(padding) else _border(bb, data, layout)
+    pad_value = 0
+    if border is not None:
+        data, padding, pad_value = border.data, list(border.padding), border.value
+        x = _tensor(data) or x
     groups = int(attrs.groups)
     kernel_height, kernel_width, in_channels, out_channels = kernel.shape
     batch, height, width = (x.shape[0], *(x.shape[1:3] if layout == "NHWC" else x.shape[2:4]))
-    strides, dilation, padding = _integers(attrs.strides, attrs.dilation, attrs.padding)
     geometry: dict[str, Any] = {
         "batch": batch,
         "in_height": height,
@@ -108,8 +116,11 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         "dilation_width": dilation[1],
         "pad_top": padding[0],
         "pad_left": padding[1],
+        "pad_value": pad_value,
     }
     depthwise = in_channels == 1 and groups == out_channels > 1 and layout == "NHWC"
+    # Integer products are summed in float32 there, exactly as long as they are few.
+    depthwise = depthwise and (x.dtype == "float32" or kernel_height * kernel_width <= _EXACT_TERMS)
     if depthwise and (x.dtype, kernel.dtype, out.dtype) in CHANNELWISE_DTYPES:
         window = ChannelwiseWorkload(
             channels=out_channels, operation="multiply", dtype=x.dtype, **geometry
@@ -149,6 +160,36 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     else:
         return _default(bb, call)
     return _emit(bb, "convolution", lambda d, w: define_convolution(d, w, workload), data, packed)
+
+
+@dataclass(frozen=True)
+class _Border:
+    """Integers that are padded with a constant before a window slides over them.
+
+    `padding` is that at the top, left, bottom and right of the image `data`.
+    """
+
+    data: Expr
+    padding: tuple[int, int, int, int]
+    value: int
+
+
+def _border(bb: BlockBuilder, data: Expr, layout: str) -> _Border | None:
+    """What `data` is the padded form of, if a window can pad it on the way."""
+    pad = bb.lookup_binding(data) if isinstance(data, relax.Var) else None
+    if not isinstance(pad, Call) or getattr(pad.op, "name", None) != "relax.nn.pad":
+        return None
+    source = _tensor(pad.args[0])
+    if source is None or source.dtype not in ("uint8", "int8"):
+        return None
+    (widths,) = _integers(pad.attrs.pad_width)
+    pairs = [(widths[i], widths[i + 1]) for i in range(0, len(widths), 2)]
+    height, width = layout.index("H"), layout.index("W")
+    others = [pair for axis, pair in enumerate(pairs) if axis not in (height, width)]
+    if str(pad.attrs.pad_mode) != "constant" or min(widths) < 0 or any(map(any, others)):
+        return None
+    (top, bottom), (left, right) = pairs[height], pairs[width]
+    return _Border(pad.args[0], (top, left, bottom, right), int(pad.attrs.pad_value))
 
 
 def _constant(values: np.ndarray) -> Expr:

@@ -17,6 +17,7 @@ class ChannelwiseWorkload:
     `operation` is "multiply" (depthwise convolution with weights `[KH, KW, C]`), "maximum"
     or "average"; `count_padding` says whether an average divides by the whole window even
     where it hangs over the border (`in_*` plus padding on all sides) or by the pixels inside.
+    Outside the image a convolution meets elements of `pad_value`.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class ChannelwiseWorkload:
     pad_right: int = 0
     count_padding: bool = False
     dtype: str = "float32"
+    pad_value: int = 0
     kind: str = "channelwise"
 
     @property
@@ -68,7 +70,9 @@ def define_channelwise(
     kh = te.reduce_axis((0, w.kernel_height), name="kh")
     kw = te.reduce_axis((0, w.kernel_width), name="kw")
     kind = "float32" if data.dtype == "bfloat16" else data.dtype
-    outside = tirx.min_value(kind) if w.operation == "maximum" else tirx.const(0, kind)
+    outside = tirx.const(w.pad_value, kind)
+    if w.operation == "maximum":
+        outside = tirx.min_value(kind)
 
     def element(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         row = y * w.stride_height + kh * w.dilation_height - w.pad_top

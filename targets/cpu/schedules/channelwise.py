@@ -6,6 +6,8 @@ stay in registers while the window slides over them; see `window` for borders.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
@@ -178,9 +180,12 @@ class _Emitter:
                 loaded = loaded.astype(vector_type("int32", lanes))
             return loaded.astype(vector_type(kind, lanes))
 
-        def tap(kh: Expr, kw: int, pixel: int, vector: int) -> Stmt:
-            row, column = window.input_row(y, kh), window.input_column(x + pixel, kw)
-            value = wide(tirx.BufferLoad(self.data, [image, row, column, lanes_at(vector)]))
+        def tap(kh: Expr, kw: int, pixel: int, vector: int, inside: bool) -> Stmt:
+            if inside:
+                row, column = window.input_row(y, kh), window.input_column(x + pixel, kw)
+                value = wide(tirx.BufferLoad(self.data, [image, row, column, lanes_at(vector)]))
+            else:
+                value = loops.splat(tirx.const(w.pad_value, kind), lanes)
             register = tirx.BufferLoad(registers, [ramp(pixel, vector)])
             if w.operation == "maximum":
                 result = tirx.max(register, value)
@@ -191,19 +196,20 @@ class _Emitter:
                 result = register + value
             return tirx.BufferStore(registers, result, [ramp(pixel, vector)])
 
-        def kernel_row(kh: Expr) -> Stmt:
+        def valid(kw: int) -> list[int]:
+            if border is None:
+                return list(range(self.pixels))
+            return window.valid_pixels(border, self.pixels, kw)
+
+        def taps(kh: Expr, existing: Callable[[int], list[int]]) -> Stmt:
             return loops.sequence(
-                tap(kh, kw, pixel, vector)
+                tap(kh, kw, pixel, vector, pixel in existing(kw))
                 for kw in range(w.kernel_width)
-                for pixel in (
-                    range(self.pixels)
-                    if border is None
-                    else window.valid_pixels(border, self.pixels, kw)
-                )
+                for pixel in (range(self.pixels) if w.pad_value else existing(kw))
                 for vector in range(vectors)
             )
 
-        first, count = window.valid_kernel_rows(y)
+        outside = (lambda kh: taps(kh, lambda _: [])) if w.pad_value else None
 
         def write(pixel: int, vector: int) -> Stmt:
             def lane(offset: Expr) -> Stmt:
@@ -226,7 +232,7 @@ class _Emitter:
             loops.sequence(
                 [
                     clear,
-                    loops.serial("kh", count, kernel_row, start=first),
+                    window.kernel_rows(y, lambda kh: taps(kh, valid), outside),
                     *(write(p, v) for p in range(self.pixels) for v in range(vectors)),
                 ]
             ),

@@ -180,6 +180,8 @@ class _Emitter:
             channel = loops.ramp(first, depth)
 
             def value(row: int) -> Expr:
+                if rows is not None and row not in rows:
+                    return loops.splat(tirx.const(w.pad_value, self.data.ty.dtype), depth)
                 if self.flat:
                     # Pixels lie one behind the other, whatever line and image they belong to.
                     return loops.load(self.data, 0, 0, x + row, channel)
@@ -196,7 +198,7 @@ class _Emitter:
                 tap = [index(kw), kh] if self.column else [kh, index(kw)]
                 return tirx.BufferLoad(self.weights, [group, block, *tap, ic, lanes])
 
-            return tile.multiply_add(value, weights, rows)
+            return tile.multiply_add(value, weights, None if w.pad_value else rows)
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
             if rows is None and _unrolls_channels(w):
@@ -207,15 +209,23 @@ class _Emitter:
             if border is None:
                 return loops.serial("kw", w.kernel_width, lambda kw: channels(kh, kw, None))
             valid = {kw: window.valid_pixels(border, self.rows, kw) for kw in range(w.kernel_width)}
-            return loops.sequence(channels(kh, kw, rows) for kw, rows in valid.items() if rows)
+            return loops.sequence(
+                channels(kh, kw, rows) for kw, rows in valid.items() if rows or w.pad_value
+            )
 
-        first, count = (0, 1) if self.flat else window.valid_kernel_rows(y)
+        def outside(kh: Expr) -> Stmt:
+            return loops.serial("kw", w.kernel_width, lambda kw: channels(kh, kw, []))
+
+        if self.flat:
+            taps = columns(index(0))
+        else:
+            taps = window.kernel_rows(y, columns, outside if w.pad_value else None)
         return loops.allocate(
             [tile.accumulators],
             loops.sequence(
                 [
                     tile.clear(),
-                    loops.serial("kh", count, columns, start=first),
+                    taps,
                     self._write(tile, group, column, image, y, x),
                 ]
             ),

@@ -3,8 +3,9 @@
 An output line is covered by tiles of a fixed number of pixels. Interior tiles
 run in a loop without any test. Tiles that touch the left or right border are
 peeled off, so that a template can leave out, at compile time, the steps that
-would meet padding. Rows above and below the image are skipped by the bounds of
-the loop over the window's height. Where the line is no multiple of the tile,
+would meet padding, or give them the padding as a constant. Rows above and below
+the image are skipped by the bounds of the loop over the window's height, unless
+the padding is no zero. Where the line is no multiple of the tile,
 the last tile overlaps the one before it and computes some pixels twice.
 """
 
@@ -71,6 +72,24 @@ class Window:
             self.dilation_height,
             self.pad_top,
         )
+
+    def kernel_rows(
+        self, y: Expr, inside: Callable[[Expr], Stmt], outside: Callable[[Expr], Stmt] | None
+    ) -> Stmt:
+        """The kernel rows of output line `y`: those `inside` the image, and the others.
+
+        Without `outside` the others are left out.
+        """
+        first, count = self.valid_kernel_rows(y)
+        if outside is None or isinstance(count, int):
+            return loops.serial("kh", count, inside, start=first)
+
+        def either(kh: Expr) -> Stmt:
+            row = self.input_row(y, kh)
+            exists = tirx.all(row >= 0, row < self.in_height)
+            return tirx.IfThenElse(exists, inside(kh), outside(kh))
+
+        return loops.serial("kh", self.kernel_height, either)
 
     def cover_line(self, pixels: int, tile: Callable[[Expr, int | None], Stmt]) -> Stmt:
         """Covers an output line with tiles of `pixels` pixels.

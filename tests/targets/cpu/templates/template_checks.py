@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax, tirx
 
+from passes.graph import Legalize
 from targets.cpu.operators import legalize_map
 from targets.spec import TargetSpec
 
@@ -41,7 +42,7 @@ def fuse_module(
         builder.emit_func_output(output)
     lowered = tvm.transform.Sequential(
         [
-            relax.transform.LegalizeOps(legalize_map(spec)),
+            Legalize(legalize_map(spec), first=legalize_map(spec)),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),

@@ -70,11 +70,13 @@ SHAPES = [
 ]
 
 
-def sums(data, weights, stride, padding, groups):
-    """The exact int64 NHWC convolution."""
+def sums(data, weights, stride, padding, groups, border=0):
+    """The exact int64 NHWC convolution; `border` is what the image is padded with."""
     kernel = weights.shape[:2]
-    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    windows = sliding_window_view(np.pad(data.astype("int64"), pads), kernel, axis=(1, 2))
+    top, left, bottom, right = np.broadcast_to(padding, 4)
+    pads = [(0, 0), (top, bottom), (left, right), (0, 0)]
+    padded = np.pad(data.astype("int64"), pads, constant_values=border)
+    windows = sliding_window_view(padded, kernel, axis=(1, 2))
     windows = windows[:, ::stride, ::stride]
     inputs, outputs = weights.shape[2], weights.shape[3] // groups
     return np.concatenate(
@@ -100,13 +102,19 @@ def extremes(shape, dtype):
     return np.where(random.random(shape) < 0.5, values, ends).astype(dtype)
 
 
-def convolution(data, weights, stride, padding, groups):
-    def emit(_, variables):
+def convolution(data, weights, stride, padding, groups, border=0):
+    def emit(builder, variables):
+        image, around = variables[0], padding
+        if border:
+            top, left, bottom, right = (int(extent) for extent in np.broadcast_to(padding, 4))
+            widths = [0, 0, top, bottom, left, right, 0, 0]
+            image = builder.emit(relax.op.nn.pad(image, widths, "constant", border))
+            around = 0
         return relax.op.nn.conv2d(
-            variables[0],
+            image,
             relax.const(weights),
             strides=stride,
-            padding=padding,
+            padding=around,
             groups=groups,
             data_layout="NHWC",
             kernel_layout="HWIO",
@@ -143,6 +151,54 @@ def test_depthwise_convolution_is_exact(channels, kernel, stride, spec, schedule
     actual = run(schedule(ChannelwiseTemplate(), function), spec, [data, weights[:, :, 0]])
     expected = sums(data, weights, stride, kernel // 2, channels)
     np.testing.assert_array_equal(actual, expected)
+
+
+# batch, height, width, in channels, out channels, kernel, stride, padding, groups
+PADDED = [
+    (1, 3, 3, 4, 17, 3, 1, 1, 1),
+    (1, 1, 2, 8, 5, 3, 1, 1, 1),
+    (2, 9, 11, 3, 20, 5, 2, (1, 2, 3, 0), 1),
+    (1, 14, 14, 16, 64, 3, 1, 1, 1),
+    (1, 13, 17, 24, 40, 3, 2, 1, 2),
+    (1, 12, 1, 8, 24, 3, 1, (1, 1, 1, 1), 1),
+    (1, 9, 9, 33, 33, 3, 1, 1, 33),
+    (2, 9, 14, 64, 64, 3, 2, (0, 1, 1, 1), 64),
+    (1, 4, 4, 16, 16, 7, 1, 3, 16),
+]
+
+
+@pytest.mark.parametrize("shape", PADDED, ids=str)
+def test_a_border_of_the_zero_point_takes_no_kernel(shape, spec, schedule):
+    batch, height, width, inputs, outputs, kernel, stride, padding, groups = shape
+    data = extremes((batch, height, width, inputs), "uint8")
+    weights = extremes((kernel, kernel, inputs // groups, outputs), "int8")
+    emit = convolution(data, weights, stride, padding, groups, border=113)
+    functions = fuse_module({"x": data.shape}, emit, spec, "uint8")
+    template = ChannelwiseTemplate() if groups == inputs else ConvolutionTemplate()
+    (function,) = [f for f in functions if template.match(f, spec)]
+    # Only channels that do not fill a step of the arithmetic are copied before.
+    spare = int(function.params[0].ty.shape[3]) - inputs
+    assert len(functions) == (2 if spare else 1)
+    padded = np.pad(data, [(0, 0)] * 3 + [(0, spare)])
+    if groups == inputs:
+        packed = weights[:, :, 0]
+    else:
+        depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
+        packed = pack_weights(weights, groups, spec.float_lanes, depth)
+    expected = sums(data, weights, stride, padding, groups, border=113)
+    actual = run(schedule(template, function), spec, [padded, packed])
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_wide_depthwise_windows_are_exact(spec, schedule):
+    data = extremes((1, 24, 23, 8), "uint8") | 0x80
+    weights = extremes((23, 23, 1, 8), "int8")
+    functions = fuse_module({"x": data.shape}, convolution(data, weights, 1, 0, 8), spec, "uint8")
+    template = ConvolutionTemplate()
+    (function,) = [f for f in functions if template.match(f, spec)]
+    packed = pack_weights(weights, 8, spec.float_lanes, 1)
+    actual = run(schedule(template, function), spec, [data, packed])
+    np.testing.assert_array_equal(actual, sums(data, weights, 1, 0, 8))
 
 
 def test_maximum_pooling_of_bytes(spec, schedule):
