@@ -26,6 +26,7 @@ from passes.graph import (
     RecognizeComposites,
     SinkReshapes,
 )
+from passes.quantize.fold_requantization import FoldRequantization
 from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
 from passes.quantize.lower_integers import LowerIntegers
 from passes.quantize.match_signedness import MatchSignedness
@@ -127,6 +128,8 @@ def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
         # removes the conversions between integer operators.
         ("lower_integers", LowerIntegers(table)),
         ("store_integers", StoreIntegers()),
+        # After storing, which looks for the conversions that this takes apart.
+        ("fold_requantization", FoldRequantization()),
         # Quantised constants that no integer operator reads become float here.
         ("fold_quantized_constants", FoldConstants()),
         ("eliminate_dead_conversions", relax.transform.DeadCodeElimination()),
