@@ -20,6 +20,7 @@ from tvm import s_tir, tirx
 from compiler.errors import BuildError
 from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
+from targets.cpu.bfloat16 import spread_bfloat16
 from targets.spec import TargetSpec
 
 # Builds that are kept; each is some hundred kilobytes.
@@ -64,6 +65,7 @@ def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> t
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(True),
+        spread_bfloat16,
         s_tir.transform.InjectVirtualThread(),
         s_tir.transform.InjectDoubleBuffer(),
         tirx.transform.StorageRewrite(),

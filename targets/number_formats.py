@@ -1,4 +1,4 @@
-"""Which operators a family of targets computes in integers, and in which number formats.
+"""Which operators a family of targets computes in integers, in which number formats; floats.
 
 An operator *absent* from `integer_operators` has no integer kernel: it stays
 float. An operator listed there with the format None has one, but it is not to
@@ -97,3 +97,16 @@ def number_formats(spec: TargetSpec) -> NumberFormats:
         if spec.architecture.startswith(prefix):
             return formats
     raise ValueError(f"no integer kernels are known for the architecture {spec.architecture}")
+
+
+def has_bfloat16(spec: TargetSpec) -> bool:
+    """Whether the machine has AVX512-BF16 and code for it uses 512-bit registers."""
+    return spec.vector_bits == 512 and "avx512_bf16" in spec.cpu_features
+
+
+def float_precisions(spec: TargetSpec) -> tuple[str, ...]:
+    """The floats in which kernels for `spec` multiply; all of them add in float32.
+
+    No kernel multiplies float16.
+    """
+    return ("float32", "bfloat16") if has_bfloat16(spec) else ("float32",)

@@ -95,11 +95,13 @@ def bench(
     runs: int = 50,
     threads: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    precision: str = "float32",
 ) -> BenchReport:
     """Time `runs` runs of the module and, given the ONNX `model`, of every peer installed.
 
-    All get the same inputs. `progress` is told (rounds done, rounds in all). Raises
-    ArtifactError if the module cannot be loaded, ModelError if `model` is another one.
+    All get the same inputs; peers compute a float32 model in `precision`. `progress` is told
+    (rounds done, rounds in all). Raises ArtifactError if the module cannot be loaded, ModelError
+    if `model` is another one.
     """
     if runs < 1 or threads < 1:
         raise ConfigError("bench needs at least one run and one thread")
@@ -117,8 +119,12 @@ def bench(
                     missing[peer.label] = "needs the ONNX model: --model MODEL.onnx"
                 elif not installed(peer):
                     missing[peer.label] = "not installed: pip install 'tinsmith[bench]'"
+                elif precision not in peer.precisions:
+                    missing[peer.label] = f"does not compute in {precision}"
                 else:
-                    opened = _Contestant(peer.label, peer.package, peer_model, archive, threads)
+                    opened = _Contestant(
+                        peer.label, peer.package, peer_model, archive, threads, precision
+                    )
                     contestants.append(opened)
                     if opened.error is not None:
                         missing[peer.label] = opened.error
@@ -174,7 +180,15 @@ def _race(
 class _Contestant:
     """The parent's side of one `compiler.evaluate.contestant` process."""
 
-    def __init__(self, label: str, runtime: str, path: Path, inputs: Path, threads: int) -> None:
+    def __init__(
+        self,
+        label: str,
+        runtime: str,
+        path: Path,
+        inputs: Path,
+        threads: int,
+        precision: str = "float32",
+    ) -> None:
         self.label = label
         self.version = ""
         self.error: str | None = None
@@ -189,7 +203,13 @@ class _Contestant:
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(part or "." for part in sys.path)},
         )
-        order = {"runtime": runtime, "path": str(path), "inputs": str(inputs), "threads": threads}
+        order = {
+            "runtime": runtime,
+            "path": str(path),
+            "inputs": str(inputs),
+            "threads": threads,
+            "precision": precision,
+        }
         answer = self._ask(order)
         self.error = answer.get("error")
         if self.error is None:

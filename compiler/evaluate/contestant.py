@@ -30,7 +30,7 @@ def open_contestant(order: dict[str, Any]) -> tuple[str, Callable[[], object]]:
     rivals = {peer.package: peer for peer in PEERS}
     if order["runtime"] in rivals:
         shapes = {name: value.shape for name, value in inputs.items()}
-        rival = rivals[order["runtime"]](path, threads, shapes)
+        rival = rivals[order["runtime"]](path, threads, shapes, order["precision"])
         return rival.version, lambda: rival.run(inputs)
     from compiler.module.loader import load
 

@@ -27,10 +27,16 @@ class Peer(Protocol):
 
     label: ClassVar[str]
     package: ClassVar[str]
+    precisions: ClassVar[frozenset[str]]  # that it can compute a float32 model in
     version: str
 
-    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
-        """Open `model`; `shapes` are the concrete shapes of its inputs."""
+    def __init__(
+        self, model: OnnxModel, threads: int, shapes: Shapes, precision: str = "float32"
+    ) -> None:
+        """Open `model`; `shapes` are the concrete shapes of its inputs.
+
+        `precision`, one of `precisions`, is what a float32 model is computed in.
+        """
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs by name."""
@@ -41,8 +47,11 @@ class OnnxRuntime:
 
     label: ClassVar[str] = "ONNX Runtime"
     package: ClassVar[str] = "onnxruntime"
+    precisions: ClassVar[frozenset[str]] = frozenset({"float32"})
 
-    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
+    def __init__(
+        self, model: OnnxModel, threads: int, shapes: Shapes, precision: str = "float32"
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -65,12 +74,15 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO's CPU plug-in for latency, in float32 (it would choose bfloat16 where it can)."""
+    """OpenVINO's CPU plug-in for latency, in the precision asked for (it would choose its own)."""
 
     label: ClassVar[str] = "OpenVINO"
     package: ClassVar[str] = "openvino"
+    precisions: ClassVar[frozenset[str]] = frozenset({"float32", "bfloat16"})
 
-    def __init__(self, model: OnnxModel, threads: int, shapes: Shapes) -> None:
+    def __init__(
+        self, model: OnnxModel, threads: int, shapes: Shapes, precision: str = "float32"
+    ) -> None:
         os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
         import openvino
 
@@ -78,7 +90,7 @@ class OpenVino:
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         }
         try:
             graph = core.read_model(model if isinstance(model, bytes) else os.fspath(model))

@@ -1,4 +1,4 @@
-"""Kernels that end where integers are to be stored."""
+"""Kernels that end where integers or short floats are to be stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import operator_name, static_shape
+from passes.graph.tensors import element_type, operator_name, static_shape
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.fusion_preview import kept_in_memory
 
@@ -15,7 +15,7 @@ _WIDENING = frozenset({"relax.astype", "relax.dequantize"})
 
 @tvm.transform.module_pass(opt_level=0, name="StoreIntegers")
 class StoreIntegers:
-    """Keep fusion from drawing a `dequantize` or cast into the kernel that quantised.
+    """Keep fusion from drawing a `dequantize` or cast into the kernel that narrowed.
 
     Before::
 
@@ -32,6 +32,8 @@ class StoreIntegers:
 
     Without it the kernel that computes `a` would store floats, four times as many
     bytes. The reshape that changes nothing is a border for fusion, which removes it.
+
+    Likewise for `b: bfloat16 = astype(a)`, widened behind.
 
     Left alone: a `dequantize` after which the same kernel goes on, as in
     `conv2d, quantize, dequantize, add`.
@@ -53,7 +55,15 @@ class _Storer(BlockRewriter):
             return value
         stored = value.args[0]
         shape = static_shape(stored)
-        if shape is None or operator_name(self.definition(stored)) != "relax.quantize":
+        if shape is None or not _is_narrowing(self.definition(stored)):
             return value
         border = self.emit(relax.op.reshape(stored, shape))
         return relax.Call(value.op, [border, *value.args[1:]], value.attrs, value.ty_args)
+
+
+def _is_narrowing(value: relax.Expr | None) -> bool:
+    """Whether the value of a binding is quantised or rounded to a shorter float."""
+    name = operator_name(value)
+    if value is None or name != "relax.astype":
+        return name == "relax.quantize"
+    return element_type(value) in ("bfloat16", "float16")

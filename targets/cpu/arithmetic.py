@@ -14,7 +14,8 @@ from typing import ClassVar
 from tvm import tirx
 from tvm.ir import Expr
 
-from targets.cpu.bfloat16 import dot, has_bfloat16
+from targets.cpu.bfloat16 import dot
+from targets.number_formats import has_bfloat16
 from targets.spec import TargetSpec
 
 

@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr, StringImm, register_op_attr
 from tvm.tirx import PrimFunc
 
+from targets.number_formats import has_bfloat16
 from targets.spec import TargetSpec
 
 _ROUND = "tinsmith.round_to_bfloat16"
@@ -49,11 +50,6 @@ define internal <16 x float> @tinsmith_dot_bfloat16(
   ret <16 x float> %sum
 }
 """
-
-
-def has_bfloat16(spec: TargetSpec) -> bool:
-    """Whether the machine has AVX512-BF16 and code for it uses 512-bit registers."""
-    return spec.vector_bits == 512 and "avx512_bf16" in spec.cpu_features
 
 
 def dot(accumulator: Expr, left: Expr, right: Expr) -> Expr:
@@ -89,6 +85,22 @@ def use_bfloat16_instructions(function: PrimFunc, spec: TargetSpec) -> PrimFunc:
     return PrimFunc(list(function.params), body, function.ret_type, attrs=function.attrs)
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="SpreadBfloat16")
+def spread_bfloat16(
+    function: PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+) -> PrimFunc:
+    """Broadcasts of bfloat16 as integers: TVM's BF16StorageLegalize overlooks them."""
+
+    def spread(broadcast: tirx.Broadcast, mutator: Any) -> Expr:
+        value = mutator.mutate(broadcast.value)
+        if str(value.ty.dtype) != "bfloat16":
+            return tirx.Broadcast(value, broadcast.lanes)
+        bits = tirx.Broadcast(tirx.reinterpret("uint16", value), broadcast.lanes)
+        return tirx.reinterpret(str(broadcast.ty.dtype), bits)
+
+    return function.with_body(tvm_ffi.structural_mutate(function.body, [(tirx.Broadcast, spread)]))
+
+
 def _lower_dot(call: Call) -> Expr:
     return tirx.call_pure_extern("float32x16", "tinsmith_dot_bfloat16", *call.args)
 
@@ -119,6 +131,7 @@ def _register() -> None:
         # The first attribute creates the operator.
         register_op_attr(name, "TCallEffectKind", _PURE)
         register_op_attr(name, "TVectorizable", True)
+        register_op_attr(name, "TScriptPrinterName", name)
         tirx.register_intrin_lowering(name, "default", f=lowering)
 
 
