@@ -33,7 +33,7 @@ class Fuse:
     fusable at its output, opaque) and TVM's dominator-tree fusion joins them:
     elementwise chains with each other and behind convolutions and matrix
     products. Reshapes are not kernels by now, and end a fused group. The name
-    of a group's last operator stays; `kernel_members` tells all that it computes.
+    of a group's last operator stays; `kernel_calls` tells all that it computes.
 
     Left alone, against TVM's habit: a computed operand that is repeated over
     the result, such as the gate of a squeeze-and-excite block
