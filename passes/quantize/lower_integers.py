@@ -104,7 +104,9 @@ class _Lowerer(BlockRewriter):
             if array.ndim != 2 or len(static_shape(call) or ()) < 2:
                 return value
             product = relax.op.matmul(stored, codes, out_dtype=form.accumulator)
-        result = self.emit(product)
+        # The product keeps the operator's name: what follows may be folded away, and reports
+        # tell kernels to operators by it.
+        result = self.emit(product, variable.name)
         # Output channels are the last axis of the result, whatever its rank.
         shape = (1,) * (len(static_shape(call) or ()) - 1) + (array.shape[-1],)
         if meaning.zero_point:
