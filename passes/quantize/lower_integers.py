@@ -10,8 +10,11 @@ from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import constant, constant_array, integers, operator_name, static_shape
+from passes.quantize.integer_averages import integer_average
 from passes.quantize.operators import Parameters, parameters_of
 from targets.number_formats import NumberFormats
+
+_AVERAGES = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerIntegers")
@@ -37,7 +40,7 @@ class LowerIntegers:
     operators behind it, which fusion takes into the kernel's epilogue. Every
     reader of a `dequantize` gets one of its own, for the same reason.
 
-    A `mean` of a dequantised tensor becomes a sum of integers, scaled.
+    Means and average pools become sums of integers, scaled (`integer_averages`).
 
     Left alone: operands of other dtypes than the target's kernels take, weights
     with a zero point, scales along another axis than the output channels, and
@@ -77,8 +80,10 @@ class _Lowerer(BlockRewriter):
 
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         name = operator_name(value)
-        if name == "relax.mean":
-            return self._mean(value)
+        if name in _AVERAGES:
+            source = self._dequantized(value.args[0])
+            found = None if source is None else integer_average(self, value, *source)
+            return value if found is None else found
         form = self._table.integer_operators.get(str(name))
         if form is None:
             return value
@@ -123,26 +128,6 @@ class _Lowerer(BlockRewriter):
             return None
         parameters = parameters_of(call)
         return None if parameters is None else (call.args[0], parameters)
-
-    def _mean(self, call: Any) -> relax.Expr:
-        """The mean of dequantised values by the sum of the integers, which is exact."""
-        data = self._dequantized(call.args[0])
-        shape = static_shape(call.args[0])
-        if data is None or shape is None or not data[1].per_tensor or call.attrs.axis is None:
-            return call
-        stored, meaning = data
-        axes = integers(call.attrs.axis)
-        count = int(np.prod([shape[axis] for axis in axes]))
-        if count == 0 or count * 255 >= 2**31:
-            return call
-        wide = self.emit(relax.op.astype(stored, "int32"))
-        total = self.emit(relax.op.sum(wide, list(axes), keepdims=bool(call.attrs.keepdims)))
-        if meaning.zero_point:
-            offset = np.int32(count * int(meaning.zero_point))
-            total = self.emit(relax.op.subtract(total, constant(np.asarray(offset))))
-        factor = np.float32(float(np.float32(meaning.scale)) / count)
-        real = self.emit(relax.op.astype(total, "float32"))
-        return relax.op.multiply(real, constant(np.asarray(factor)))
 
     def _convolution(
         self,
