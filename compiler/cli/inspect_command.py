@@ -8,8 +8,6 @@ import typer
 
 from compiler.cli import output
 from compiler.cli.options import AsJson, ModulePath, Threads
-from compiler.cli.quantization import print_quantization
-from compiler.quantization.report import QuantizationReport
 
 
 @output.reported
@@ -23,8 +21,7 @@ def inspect_module(
 ) -> None:
     """Show a module's kernels: template, decisions, FLOPs, bytes, time, share of the roofline.
 
-    The roofline of this machine is measured once and kept in the user's cache folder. Of a
-    quantised module the report of its layers follows.
+    The roofline of this machine is measured once and kept in the user's cache folder.
 
     **Example:** `tinsmith inspect out/ --threads 2`
     """
@@ -59,6 +56,3 @@ def inspect_module(
     )
     for line in report.footer():
         output.say(line)
-    quantization = report.manifest.measured.get("quantization")
-    if quantization is not None:
-        print_quantization(QuantizationReport.from_dict(quantization))

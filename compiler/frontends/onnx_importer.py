@@ -24,7 +24,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.errors import ModelError, TinsmithError
 from compiler.frontends.onnx_control import ControlFlow
-from compiler.frontends.onnx_converters.constants import constant, static_shape
+from compiler.frontends.onnx_converters.constants import constant, static_shape, storable
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
@@ -76,6 +76,8 @@ class GraphImporter:
         self.builder = relax.BlockBuilder()
         self.values: dict[str, Any] = {}
         self.notes: list[str] = []
+        # What was stored in a wider dtype than the model says: the model's dtype by name.
+        self.narrow: dict[str, str] = {}
         self._converters = converters
         self._control_flow = ControlFlow(self)
         self._names: set[str] = set()
@@ -106,7 +108,7 @@ class GraphImporter:
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
         for tensor in graph.initializer:
-            self.values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
+            self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
         if graph.sparse_initializer:
             raise ModelError(f"{self.source}: sparse initializers are not supported")
         for node in graph.node:
@@ -137,6 +139,13 @@ class GraphImporter:
             return value
         return self.builder.emit(value, self._fresh_name(name))
 
+    def _hold(self, name: str, array: np.ndarray) -> None:
+        """Bind the value `name` to a constant."""
+        stored = storable(array)
+        self.values[name] = constant(stored)
+        if stored.dtype != array.dtype:
+            self.narrow[name] = str(array.dtype)
+
     def _lookup(self, name: str, role: str) -> Any:
         if name not in self.values:
             raise ModelError(
@@ -164,7 +173,7 @@ class GraphImporter:
             known = self._evaluate(node)
             if known is not None:
                 for name, array in zip((n for n in node.output if n), known, strict=True):
-                    self.values[name] = constant(array)
+                    self._hold(name, array)
                 return
             self._bind_outputs(node, self._convert(node, inputs))
         except TinsmithError:
@@ -192,7 +201,11 @@ class GraphImporter:
 
     def _convert(self, node: NodeProto, inputs: onnx_input) -> Any:
         attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        attributes["tvm_custom"] = {
+            "name": node.name,
+            "num_outputs": len(node.output),
+            "dtypes": [self.narrow.get(name) for name in node.input],
+        }
         converter = self._converters[domain_of(node), node.op_type].get_converter(self.opset)
         # The converters print and warn; what matters of it becomes an error or a note.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

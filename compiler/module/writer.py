@@ -278,6 +278,7 @@ def _kernel_entries(lowered: LoweredModel, plan: Plan) -> tuple[dict[str, object
             entry |= {
                 "template": report.template,
                 "template_version": report.template_version,
+                "arithmetic": report.arithmetic,
                 "decisions": dict(report.decisions),
                 "source": report.source,
                 "flops": report.flops,

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array, integers, operator_name, static_shape
-from passes.quantize.integer_averages import integer_average
+from passes.graph.tensors import constant, integers, operator_name, static_shape
+from passes.quantize.integer_operands import IntegerOperand, integer_operand, with_dtype
+from passes.quantize.integer_products import Convolution, IntegerProduct, MatrixProduct
 from passes.quantize.operators import Parameters, parameters_of
-from targets.number_formats import NumberFormats
-
-_AVERAGES = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
+from targets.number_formats import IntegerFormat, NumberFormats
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerIntegers")
@@ -40,11 +40,17 @@ class LowerIntegers:
     operators behind it, which fusion takes into the kernel's epilogue. Every
     reader of a `dequantize` gets one of its own, for the same reason.
 
-    Means and average pools become sums of integers, scaled (`integer_averages`).
+    A `mean` of a dequantised tensor becomes a sum of integers, scaled.
 
-    Left alone: operands of other dtypes than the target's kernels take, weights
-    with a zero point, scales along another axis than the output channels, and
-    products of two computed operands. Those compute in float.
+    Operands whose scale is applied later, or known at run time only, are lowered
+    too: `matmul(astype(x, int32) - zx, astype(w, int32) - zw)` becomes a product of
+    x and w from which the terms of the zero points are subtracted. Codes of the other
+    sign than the kernel's are shifted by 128: weights now, data at run time unless
+    `MatchSignedness` has seen to it. Weights that need a zero point even so cost
+    a sum over the data at run time.
+
+    Left alone: scales along another axis than the output channels, and products of
+    two computed operands in float.
 
     Must run before constants are folded: folding makes weights float again.
     """
@@ -73,6 +79,7 @@ class _Lowerer(BlockRewriter):
 
     def begin(self, bindings: list[relax.Binding]) -> None:
         self._copies: dict[relax.Var, relax.Call] = {}
+        self._emitted: dict[Any, relax.Expr] = {}
 
     def operand(self, variable: relax.Var) -> relax.Expr:
         call = self._copies.get(variable)
@@ -80,47 +87,56 @@ class _Lowerer(BlockRewriter):
 
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         name = operator_name(value)
-        if name in _AVERAGES:
-            source = self._dequantized(value.args[0])
-            found = None if source is None else integer_average(self, value, *source)
-            return value if found is None else found
+        if name == "relax.mean":
+            return self._mean(value)
         form = self._table.integer_operators.get(str(name))
-        if form is None:
-            return value
-        call: Any = value
-        data = self._dequantized(call.args[0])
-        weights = self._dequantized(call.args[1])
+        return value if form is None else self._product(value, form)
+
+    def _product(self, call: Any, form: IntegerFormat) -> relax.Expr:
+        """The product of two operands of codes; the call itself if that cannot be."""
+        data = integer_operand(call.args[0], self.definition, self._shared)
+        weights = integer_operand(call.args[1], self.definition, self._shared)
+        shape = static_shape(call)
+        if data is None or weights is None or shape is None or not _fits(call, data, weights):
+            return call
+        data = with_dtype(data, form.activation, self._shared)
+        weights = with_dtype(weights, form.weight, self._shared, by_column=True)
         if data is None or weights is None:
-            return value
-        (stored, meaning), (codes, weight_meaning) = data, weights
-        array = constant_array(codes)
-        if array is None or not meaning.per_tensor or np.any(weight_meaning.zero_point):
-            return value
-        if (meaning.dtype, weight_meaning.dtype) != (form.activation, form.weight):
-            return value
-        last = array.ndim - 1
-        if not weight_meaning.per_tensor and weight_meaning.axis != last:
-            return value
-        if name == "relax.nn.conv2d":
-            if str(call.attrs.kernel_layout) != "HWIO":
-                return value
-            product = self._convolution(call, stored, meaning, codes, form.accumulator)
-        else:
-            if array.ndim != 2 or len(static_shape(call) or ()) < 2:
-                return value
-            product = relax.op.matmul(stored, codes, out_dtype=form.accumulator)
-        # The product keeps the operator's name: what follows may be folded away, and reports
-        # tell kernels to operators by it.
-        result = self.emit(product, variable.name)
+            return call
+        product = _PRODUCTS[str(operator_name(call))](call, data, weights, self._shared)
+        result = self.emit(product.product(form.accumulator))
+        if data.zero_point is not None:
+            result = self._less(result, data.zero_point, product.column_sums())
+        if weights.zero_point is not None:
+            result = self._less(result, weights.zero_point, product.row_sums())
+        if data.scale is None or weights.scale is None:
+            return result
         # Output channels are the last axis of the result, whatever its rank.
-        shape = (1,) * (len(static_shape(call) or ()) - 1) + (array.shape[-1],)
-        if meaning.zero_point:
-            sums = array.astype(np.int64).sum(tuple(range(last))) * int(meaning.zero_point)
-            correction = constant(sums.astype(form.accumulator).reshape(shape))
-            result = self.emit(relax.op.subtract(result, correction))
-        scale = np.float32(meaning.scale) * np.asarray(weight_meaning.scale, np.float32)
-        factor = constant(np.broadcast_to(scale, shape[-1:]).reshape(shape))
-        return relax.op.multiply(self.emit(relax.op.astype(result, "float32")), factor)
+        scale = np.float32(data.scale) * np.asarray(weights.scale, np.float32)
+        factor = np.broadcast_to(scale, shape[-1:]).reshape((1,) * (len(shape) - 1) + shape[-1:])
+        return relax.op.multiply(self.emit(relax.op.astype(result, "float32")), constant(factor))
+
+    def _less(
+        self, result: relax.Expr, zero_point: np.ndarray | relax.Expr, sums: np.ndarray | relax.Expr
+    ) -> relax.Expr:
+        """`result - zero_point * sums`, computed now as far as it is known."""
+        if isinstance(zero_point, np.ndarray) and isinstance(sums, np.ndarray):
+            correction = constant((zero_point * sums).astype("int32"))
+        else:
+            left, right = (
+                constant(np.asarray(f, np.int32)) if isinstance(f, np.ndarray) else f
+                for f in (sums, zero_point)
+            )
+            correction = self._shared(relax.op.multiply(left, right))
+        return self.emit(relax.op.subtract(result, correction))
+
+    def _shared(self, value: relax.Expr) -> relax.Expr:
+        """`emit` for what several products may need: equal calls are bound once."""
+        normalized = self._builder.normalize(value)
+        key = tvm_ffi.StructuralKey(normalized)
+        if key not in self._emitted:
+            self._emitted[key] = self.emit(normalized)
+        return self._emitted[key]
 
     def _dequantized(self, expr: relax.Expr) -> tuple[relax.Expr, Parameters] | None:
         call = self.definition(expr)
@@ -129,35 +145,50 @@ class _Lowerer(BlockRewriter):
         parameters = parameters_of(call)
         return None if parameters is None else (call.args[0], parameters)
 
-    def _convolution(
-        self,
-        call: Any,
-        stored: relax.Expr,
-        meaning: Parameters,
-        weights: relax.Expr,
-        accumulator: str,
-    ) -> relax.Expr:
-        """The convolution of integers; outside the image they are the zero point."""
-        attrs = call.attrs
-        padding = list(integers(attrs.padding))
-        if meaning.zero_point and any(padding):
-            top, left, bottom, right = padding
-            spatial = [(top, bottom), (left, right)]
-            around = {"NHWC": [(0, 0), *spatial, (0, 0)], "NCHW": [(0, 0), (0, 0), *spatial]}
-            width = [extent for pair in around[str(attrs.data_layout)] for extent in pair]
-            stored = self.emit(
-                relax.op.nn.pad(stored, width, "constant", float(meaning.zero_point))
-            )
-            padding = [0, 0, 0, 0]
-        return relax.op.nn.conv2d(
-            stored,
-            weights,
-            strides=list(attrs.strides),
-            padding=padding,
-            dilation=list(attrs.dilation),
-            groups=attrs.groups,
-            data_layout=attrs.data_layout,
-            kernel_layout=attrs.kernel_layout,
-            out_layout=attrs.out_layout,
-            out_dtype=accumulator,
+    def _mean(self, call: Any) -> relax.Expr:
+        """The mean of dequantised values by the sum of the integers, which is exact."""
+        data = self._dequantized(call.args[0])
+        shape = static_shape(call.args[0])
+        if data is None or shape is None or not data[1].per_tensor or call.attrs.axis is None:
+            return call
+        stored, meaning = data
+        axes = integers(call.attrs.axis)
+        count = int(np.prod([shape[axis] for axis in axes]))
+        if count == 0 or count * 255 >= 2**31:
+            return call
+        wide = self.emit(relax.op.astype(stored, "int32"))
+        total = self.emit(relax.op.sum(wide, list(axes), keepdims=bool(call.attrs.keepdims)))
+        if meaning.zero_point:
+            offset = np.int32(count * int(meaning.zero_point))
+            total = self.emit(relax.op.subtract(total, constant(np.asarray(offset))))
+        factor = np.float32(float(np.float32(meaning.scale)) / count)
+        real = self.emit(relax.op.astype(total, "float32"))
+        return relax.op.multiply(real, constant(np.asarray(factor)))
+
+
+_PRODUCTS: dict[str, type[IntegerProduct]] = {
+    "relax.nn.conv2d": Convolution,
+    "relax.matmul": MatrixProduct,
+}
+
+
+def _fits(call: Any, data: IntegerOperand, weights: IntegerOperand) -> bool:
+    """Whether kernels take the operands: what is summed has one scale and one zero point."""
+    shapes = [static_shape(argument) for argument in call.args[:2]]
+    if any(shape is None or len(shape) < 2 for shape in shapes):
+        return False
+    rank = len(shapes[1] or ())
+    exact = data.scale is None and weights.scale is None
+    if not exact:
+        if data.scale is None or weights.scale is None or np.ndim(data.scale):
+            return False
+        # Two computed tensors of floats are multiplied as floats.
+        if weights.known is None or (np.ndim(weights.scale) and weights.axis != rank - 1):
+            return False
+    if operator_name(call) == "relax.nn.conv2d":
+        return (
+            str(call.attrs.kernel_layout) == "HWIO"
+            and weights.known is not None
+            and data.has_one_zero_point
         )
+    return exact or rank == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import tvm
@@ -96,7 +97,7 @@ def schedule_module(
         if symbol is not None:
             scheduled = scheduled.with_attr("global_symbol", symbol)
         result.update_func(variable, scheduled)
-        reports.append(_renamed(report, variable.name_hint))
+        reports.append(replace(report, name=variable.name_hint))
     return result, tuple(reports)
 
 
@@ -118,17 +119,6 @@ def _schedule(
         source="record" if usable else "default",
         flops=match.flops,
         bytes=match.bytes,
+        arithmetic=match.arithmetic,
     )
     return scheduled, report
-
-
-def _renamed(report: KernelReport, name: str) -> KernelReport:
-    return KernelReport(
-        name,
-        report.template,
-        report.template_version,
-        report.decisions,
-        report.source,
-        report.flops,
-        report.bytes,
-    )

@@ -35,10 +35,16 @@ class Match:
     flops: int
     bytes: int
 
+    @property
+    def arithmetic(self) -> str:
+        """What is multiplied or compared: an arithmetic or a dtype; empty if it is not stated."""
+        stated = getattr(self.workload, "arithmetic", None) or getattr(self.workload, "dtype", "")
+        return str(stated)
+
 
 @dataclass(frozen=True)
 class KernelReport:
-    """How one kernel of a module was scheduled."""
+    """How one kernel of a module was scheduled; `arithmetic` is that of its `Match`."""
 
     name: str
     template: str
@@ -47,6 +53,7 @@ class KernelReport:
     source: str  # "default" or "record"
     flops: int
     bytes: int
+    arithmetic: str = ""
 
 
 class Template(ABC):

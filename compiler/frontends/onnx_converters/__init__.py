@@ -8,6 +8,9 @@ from compiler.frontends.onnx_converters import (
     elementwise,
     gathering,
     normalization,
+    quantization,
+    quantized_integer,
+    quantized_linear,
     rearrangement,
     recurrent,
     resampling,
@@ -29,6 +32,13 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     normalization.LayerNormalization,
     normalization.LpNormalization,
     normalization.RMSNormalization,
+    quantization.DequantizeLinear,
+    quantization.QuantizeLinear,
+    quantized_integer.ConvInteger,
+    quantized_integer.DynamicQuantizeLinear,
+    quantized_integer.MatMulInteger,
+    quantized_linear.QLinearConv,
+    quantized_linear.QLinearMatMul,
     rearrangement.ConvTranspose,
     rearrangement.OneHot,
     rearrangement.ReverseSequence,
@@ -49,8 +59,29 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     variadic.Sum,
 )
 
+_OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
+    quantization.DequantizeLinear,
+    quantization.QuantizeLinear,
+    quantized_integer.DynamicQuantizeMatMul,
+    quantized_integer.MatMulIntegerToFloat,
+    quantized_linear.QGemm,
+    quantized_linear.QLinearAdd,
+    quantized_linear.QLinearAveragePool,
+    quantized_linear.QLinearConcat,
+    quantized_linear.QLinearConv,
+    quantized_linear.QLinearGlobalAveragePool,
+    quantized_linear.QLinearLeakyRelu,
+    quantized_linear.QLinearMul,
+    quantized_linear.QLinearReduceMean,
+    quantized_linear.QLinearSigmoid,
+    quantized_linear.QLinearSoftmax,
+    quantized_linear.QLinearWhere,
+)
+
 # Keys are (domain, operator), the standard domain being the empty string. A converter class is
 # named after its operator.
 OWN_CONVERTERS: dict[tuple[str, str], type[OnnxOpConverter]] = {
-    ("", converter.__name__): converter for converter in _OF_THE_STANDARD
+    (domain, converter.__name__): converter
+    for domain, converters in (("", _OF_THE_STANDARD), ("com.microsoft", _OF_MICROSOFT))
+    for converter in converters
 }

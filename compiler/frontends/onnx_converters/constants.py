@@ -19,6 +19,20 @@ COMPUTABLE_DTYPES = frozenset(
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
+# Integers of a few bits, and the dtype whose codes hold them. As constants they can be read.
+NARROW_INTEGERS = {"int2": "int8", "int4": "int8", "uint2": "uint8", "uint4": "uint8"}
+
+
+def storable(array: np.ndarray) -> np.ndarray:
+    """`array` in a dtype that can be computed with, with the very same values.
+
+    Integers of a few bits become int8 or uint8, floats of 4 and 8 bits float32.
+    """
+    name = str(array.dtype)
+    if name in NARROW_INTEGERS:
+        return array.astype(NARROW_INTEGERS[name])
+    return array.astype(np.float32) if name.startswith(("float8", "float4")) else array
+
 
 def constant(array: np.ndarray | np.generic) -> relax.Expr:
     """A constant of exactly the dtype of `array`.

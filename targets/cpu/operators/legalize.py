@@ -120,8 +120,7 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     }
     depthwise = in_channels == 1 and groups == out_channels > 1 and layout == "NHWC"
     # Integer products are summed in float32 there, exactly as long as they are few.
-    few = kernel_height * kernel_width <= _EXACT_TERMS
-    depthwise = depthwise and (few or out.dtype != "int32")
+    depthwise = depthwise and (x.dtype == "float32" or kernel_height * kernel_width <= _EXACT_TERMS)
     if depthwise and (x.dtype, kernel.dtype, out.dtype) in CHANNELWISE_DTYPES:
         window = ChannelwiseWorkload(
             channels=out_channels, operation="multiply", dtype=x.dtype, **geometry
