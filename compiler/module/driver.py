@@ -14,6 +14,7 @@ from pathlib import Path
 from compiler.module.plan import Place, Plan, TensorSpec
 from compiler.module.sort_kernels import SortCall
 from compiler.module.stages import KernelCode
+from targets.spec import TargetSpec
 
 RUNTIME_FOLDER = Path(__file__).parent / "runtime"
 
@@ -117,7 +118,7 @@ def generate_driver(
     *,
     name: str,
     prefix: str,
-    target: str,
+    target: TargetSpec,
     version: str,
     embedded_weights: Path | None,
 ) -> str:
@@ -126,7 +127,7 @@ def generate_driver(
     task_scratch = max((k.task_scratch_bytes for k in kernels.values()), default=0)
     constants = {
         "NAME": c_string(name),
-        "TARGET": c_string(target),
+        "TARGET": c_string(target.name),
         "VERSION": c_string(version),
         "INPUT_COUNT": len(plan.inputs),
         "OUTPUT_COUNT": len(plan.outputs),
@@ -136,6 +137,7 @@ def generate_driver(
         "WEIGHTS_BYTES": f"{plan.weights_bytes}u",
         "ARENA_BYTES": f"{plan.arena_bytes}u",
         "TASK_SCRATCH_BYTES": f"{task_scratch}u",
+        "NEEDS_TILES": int("amx_tile" in target.cpu_features),
         "EMBEDDED_WEIGHTS": "embedded_weights" if embedded_weights else "((const char *)0)",
     }
     embedding = []

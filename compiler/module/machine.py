@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ArtifactError
+from targets.x86.tile_permission import request_tiles
 
 _ARCHITECTURES = {
     "amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",
@@ -47,5 +48,10 @@ def check_machine(name: str, target: Mapping[str, Any]) -> None:
     if missing:
         raise ArtifactError(
             f"{name}: compiled for {target.get('name')}, this CPU lacks {', '.join(missing)}; "
+            "compile it with another --target"
+        )
+    if "amx_tile" in target.get("cpu_features", ()) and not request_tiles():
+        raise ArtifactError(
+            f"{name}: compiled for {target.get('name')}, this system does not permit AMX tiles; "
             "compile it with another --target"
         )

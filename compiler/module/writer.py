@@ -207,7 +207,7 @@ def _self_contained(
             built.sorts,
             name=lowered.source_name,
             prefix=prefix,
-            target=lowered.spec.name,
+            target=lowered.spec,
             version=tinsmith_version(),
             embedded_weights=embedded,
         )

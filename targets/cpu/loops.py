@@ -117,3 +117,17 @@ def bind(name: str, value: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """`body` with the int32 `value` computed once and bound to a variable."""
     variable = Var(name, PrimType("int32"))
     return sequence([tirx.Bind(variable, value), body(variable)])
+
+
+def unravel(linear: Expr, extents: Sequence[int]) -> list[Expr]:
+    """The indices of element `linear` of a row-major array of `extents`."""
+    indices: list[Expr] = []
+    for position, extent in enumerate(reversed(extents)):
+        if extent == 1:
+            indices.append(index(0))
+        elif math.prod(extents[: len(extents) - 1 - position]) == 1:
+            indices.append(linear)
+        else:
+            indices.append(linear % extent)
+            linear = linear // extent
+    return indices[::-1]

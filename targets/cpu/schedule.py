@@ -13,6 +13,8 @@ from tvm.tirx import PrimFunc
 from targets.cpu.bfloat16 import use_bfloat16_instructions
 from targets.cpu.elementary_functions import lower_elementary_functions
 from targets.cpu.program import buffer_shape
+from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
+from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from targets.cpu.schedules.convolution import ConvolutionTemplate
 from targets.cpu.schedules.generic import Generic, Unscheduled
@@ -27,6 +29,8 @@ from targets.spec import TargetSpec
 
 # The first match wins: the specific families stand before the general ones.
 TEMPLATES: tuple[Template, ...] = (
+    AmxConvolutionTemplate(),
+    AmxMatmulTemplate(),
     ConvolutionTemplate(),
     ChannelwiseTemplate(),
     MatmulTemplate(),

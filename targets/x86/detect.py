@@ -2,7 +2,7 @@
 
 The instruction set is the microarchitecture level plus the features beyond it
 that the kernel reports, not the processor's model: a virtual machine may hide
-features that its model has.
+features that its model has. AMX tiles count only if the kernel permits them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from targets.spec import TargetSpec
 from targets.x86.specs import X86_64_V3, X86_64_V4
+from targets.x86.tile_permission import request_tiles
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -61,6 +62,8 @@ def detect_native(cpuinfo: Path = _CPUINFO, caches: Path = _CACHES) -> TargetSpe
         missing = ", ".join(sorted(X86_64_V3.cpu_features - flags))
         raise DetectionError(f"this CPU lacks {missing}; the oldest supported is x86-64-v3")
     present = sorted(name for name in beyond if name in flags)
+    if "amx_tile" in present and not request_tiles():
+        present = [name for name in present if not name.startswith("amx_")]
     sizes = _cache_sizes(caches)
     extra = f" with {', '.join(present)}" if present else ""
     return replace(

@@ -1,7 +1,8 @@
 /* Opening weights, contexts, running the plan. Included by the generated driver, after
  * these have been defined: NAME, TARGET, VERSION, inputs, outputs, INPUT_COUNT,
  * OUTPUT_COUNT, steps, step_names, STEP_COUNT, copies, COPY_COUNT, MAX_PLACES,
- * WEIGHTS_BYTES, ARENA_BYTES, TASK_SCRATCH_BYTES, EMBEDDED_WEIGHTS (pointer or NULL).
+ * WEIGHTS_BYTES, ARENA_BYTES, TASK_SCRATCH_BYTES, EMBEDDED_WEIGHTS (pointer or NULL),
+ * NEEDS_TILES.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -25,6 +26,12 @@ static int fail(const char *what, const char *detail) {
   snprintf(error_text, sizeof error_text, "%s%s%s", what, detail[0] ? ": " : "", detail);
   return -1;
 }
+
+#if NEEDS_TILES
+#include "tiles.c"
+#else
+static int machine_refuses(void) { return 0; }
+#endif
 
 static int module_open(const char *path) {
   if (weights || WEIGHTS_BYTES == 0) return 0;
@@ -59,6 +66,7 @@ static int module_set_threads(int threads) {
 }
 
 static tinsmith_context *module_create(void) {
+  if (machine_refuses()) return NULL;
   if (!weights && WEIGHTS_BYTES) {
     fail("open() must be called before create()", "");
     return NULL;

@@ -18,7 +18,7 @@ from tvm import relax, te, topi
 from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
-from targets.cpu.arithmetic import choose_arithmetic
+from targets.cpu.arithmetic import Arithmetic, choose_arithmetic
 from targets.cpu.operators.convolution import (
     ConvolutionWorkload,
     define_convolution,
@@ -31,6 +31,7 @@ from targets.cpu.operators.window import (
     define_channelwise,
 )
 from targets.spec import TargetSpec
+from targets.x86.tile_instructions import tile_arithmetic, whole_groups
 
 Legalizer = Callable[[BlockBuilder, Call], Expr]
 
@@ -134,10 +135,14 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
+    whole = in_channels
+    if groups == 1:
+        taps = kernel_width if dilation[1] == 1 else 1
+        whole = _whole_steps(in_channels, arithmetic, spec, taps)
     if arithmetic.depth > 1:
-        data, layout = _step_channels(bb, data, x, layout, arithmetic.depth), "NHWC"
+        data, layout = _whole_channels(bb, data, x, layout, groups * whole), "NHWC"
     workload = ConvolutionWorkload(
-        in_channels=-(-in_channels // arithmetic.depth) * arithmetic.depth,
+        in_channels=whole,
         out_channels=out_channels // groups,
         groups=groups,
         lanes=spec.float_lanes,
@@ -146,9 +151,8 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         **geometry,
     )
     if isinstance(weights, GenericConst):
-        packed = _constant(
-            pack_weights(weights.value.numpy(), groups, spec.float_lanes, arithmetic.depth)
-        )
+        filled = np.pad(weights.value.numpy(), [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
+        packed = _constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))
     elif arithmetic.depth == 1:
         packed = bb.emit(
             bb.call_te(
@@ -210,14 +214,24 @@ def _widened(bb: BlockBuilder, tensor: Expr) -> Expr:
     return bb.emit(relax.op.astype(tensor, "float32"))
 
 
-def _step_channels(bb: BlockBuilder, data: Expr, x: _Tensor, layout: str, depth: int) -> Expr:
-    """`data` as NHWC with a whole number of steps of `depth` channels, zeros where it had none.
+def _whole_steps(channels: int, arithmetic: Arithmetic, spec: TargetSpec, taps: int = 1) -> int:
+    """To how many channels a pixel is filled up, so that the reduction takes whole steps.
+
+    `taps` neighbouring pixels are reduced in one go.
+    """
+    steps = -(-channels // arithmetic.depth)
+    if tile_arithmetic(arithmetic.name, spec) is not None:
+        steps = whole_groups(steps, taps)
+    return steps * arithmetic.depth
+
+
+def _whole_channels(bb: BlockBuilder, data: Expr, x: _Tensor, layout: str, whole: int) -> Expr:
+    """`data` as NHWC with `whole` channels, zeros where it had none.
 
     The copy is elementwise: fusion computes it where the data are produced.
     """
     order = (0, 1, 2, 3) if layout == "NHWC" else (0, 2, 3, 1)
     n, h, w, c = (x.shape[i] for i in order)
-    whole = -(-c // depth) * depth
     if layout == "NHWC" and whole == c:
         return data
 
@@ -300,7 +314,7 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
     k = a.shape[-1]
-    whole = -(-k // arithmetic.depth) * arithmetic.depth
+    whole = _whole_steps(k, arithmetic, spec)
     if whole != k:
         widths = [0] * (len(a.shape) - 1) + [whole - k]
         left = bb.emit(
@@ -321,7 +335,8 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         arithmetic=arithmetic.name,
     )
     if constant:
-        right = _constant(pack_columns(right.value.numpy(), spec.float_lanes, arithmetic.depth))
+        filled = np.pad(right.value.numpy(), [(0, whole - k), (0, 0)])
+        right = _constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))
     return _emit(bb, "matmul", lambda x, y: define_matmul(x, y, workload), left, right)
 
 

@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc, Stmt
 from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
 from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.loops import Index, index
+from targets.cpu.loops import Index, index, unravel
 from targets.cpu.operators.matmul import MatmulWorkload
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
 from targets.cpu.template import Decisions, Match, Template
@@ -121,7 +121,7 @@ class _Emitter:
         w = self.w
         tile = RegisterTile.make(self.rows, vectors, self.lanes, self.arithmetic)
         depth = self.arithmetic.depth
-        lead = _unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
+        lead = unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
 
         def step(k: Expr) -> Stmt:
             def value(r: int) -> Expr:
@@ -142,7 +142,7 @@ class _Emitter:
         def position(r: int, lane: Expr) -> list[Index]:
             if not self.merged:
                 return [*lead, row + r, start + lane]
-            return [*_unravel(row + r, (*w.batch, w.m)), start + lane]
+            return [*unravel(row + r, (*w.batch, w.m)), start + lane]
 
         is_last: Expr | bool = tile.vectors != self.vectors
         if self.blocks % self.vectors == 0:
@@ -158,20 +158,6 @@ class _Emitter:
                 ]
             ),
         )
-
-
-def _unravel(linear: Expr, extents: Sequence[int]) -> list[Expr]:
-    """The indices of element `linear` of a row-major array of `extents`."""
-    indices: list[Expr] = []
-    for position, extent in enumerate(reversed(extents)):
-        if extent == 1:
-            indices.append(index(0))
-        elif math.prod(extents[: len(extents) - 1 - position]) == 1:
-            indices.append(linear)
-        else:
-            indices.append(linear % extent)
-            linear = linear // extent
-    return indices[::-1]
 
 
 def _broadcast(lead: Sequence[Expr], extents: Sequence[int]) -> list[Expr]:

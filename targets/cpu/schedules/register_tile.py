@@ -48,7 +48,7 @@ class RegisterTile:
         registers = local_buffer("accumulator", shape, arithmetic.accumulator)
         return cls(rows, vectors, lanes, arithmetic, registers)
 
-    def _slot(self, row: int, vector: int) -> int:
+    def _slot(self, row: Index, vector: int) -> Index:
         return (row * self.vectors + vector) * self.lanes
 
     def _ramp(self, row: int, vector: int) -> Expr:
@@ -94,18 +94,20 @@ class RegisterTile:
     def write_back(
         self,
         epilogue: Epilogue,
-        position: Callable[[int, Expr], list[Index]],
+        position: Callable[[Index, Expr], list[Index]],
         spare: int = 0,
         is_last: Expr | bool = True,
+        rows: Iterable[Index] | None = None,
     ) -> Stmt:
-        """The epilogue of every accumulator, stored.
+        """The epilogue of every accumulator (of `rows`, if given), stored.
 
         `position(row, column)` gives the output indices of column `column` (counted from
         the tile's first) of a row. Where `is_last` holds, the last `spare` lanes of the
         last vector lie outside the output and are not stored.
         """
+        chosen = list(range(self.rows) if rows is None else rows)
 
-        def one(row: int, vector: int, lanes: int) -> Stmt:
+        def one(row: Index, vector: int, lanes: int) -> Stmt:
             def lane(offset: Expr) -> Stmt:
                 indices = position(row, index(vector * self.lanes) + offset)
                 register = tirx.BufferLoad(
@@ -118,7 +120,7 @@ class RegisterTile:
         def everything(last_lanes: int) -> Stmt:
             return sequence(
                 one(r, v, last_lanes if v == self.vectors - 1 else self.lanes)
-                for r in range(self.rows)
+                for r in chosen
                 for v in range(self.vectors)
             )
 

@@ -35,7 +35,8 @@ def _on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect.platform, "machine", lambda: "x86_64")
 
 
-def test_avx512_with_amx(tmp_path: Path) -> None:
+def test_avx512_with_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "request_tiles", lambda: True)
     flags = X86_64_V4.cpu_features | {"amx_tile", "amx_int8", "amx_bf16", "avx512_vnni", "sse2"}
     spec = detect_native(*_machine(tmp_path, flags))
     assert spec.name == "native"
@@ -47,6 +48,16 @@ def test_avx512_with_amx(tmp_path: Path) -> None:
     assert (spec.l1_bytes, spec.l2_bytes, spec.l3_bytes) == (48 << 10, 2 << 20, 36 << 20)
     assert "Test CPU" in spec.description
     assert spec.cores >= 1
+
+
+def test_tiles_that_the_kernel_does_not_permit_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "request_tiles", lambda: False)
+    flags = X86_64_V4.cpu_features | {"amx_tile", "amx_int8", "avx512_vnni"}
+    spec = detect_native(*_machine(tmp_path, flags))
+    assert spec.cpu_features == X86_64_V4.cpu_features | {"avx512_vnni"}
+    assert not any("amx" in attribute for attribute in spec.llvm_attributes)
 
 
 def test_avx2_only(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def extremes(shape, dtype):
     return np.where(random.random(shape) < 0.5, values, ends).astype(dtype)
 
 
-def convolution(data, weights, stride, padding, groups, border=0):
+def convolution(data, weights, stride, padding, groups, border=0, out="int32"):
     def emit(builder, variables):
         image, around = variables[0], padding
         if border:
@@ -119,7 +119,7 @@ def convolution(data, weights, stride, padding, groups, border=0):
             data_layout="NHWC",
             kernel_layout="HWIO",
             out_layout="NHWC",
-            out_dtype="int32",
+            out_dtype=out,
         )
 
     return emit
