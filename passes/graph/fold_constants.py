@@ -49,7 +49,8 @@ class FoldConstants:
     is carried out on the integers.
 
     Left alone: results that repeat a small constant into a large one
-    (`broadcast_to`, `full`), and everything with a symbolic shape.
+    (`broadcast_to`, `full`), everything with a symbolic shape, and calls of external
+    functions, compressed weights among them.
     """
 
     def __init__(self, keep_quantized: bool = False) -> None:
@@ -68,7 +69,8 @@ class _ConstantFolder(BlockRewriter):
 
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         name = operator_name(value)
-        if name is None:
+        # What an external function does is not known here.
+        if name is None or name == "relax.call_pure_packed":
             return value
         if name == "relax.shape_of":
             shape = static_shape(value.args[0])

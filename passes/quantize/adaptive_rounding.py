@@ -7,9 +7,10 @@ for Generative Pre-trained Transformers", equations 2 and 3 and algorithm 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from passes.quantize.numbers import IntegerRange
 
@@ -50,8 +51,9 @@ class GramObserver:
 
     def update(self, array: np.ndarray) -> None:
         """Take an operand into account."""
-        rows = self._rows(np.asarray(array, np.float32)).astype(np.float64)
-        gram = rows.T @ rows
+        rows = self._rows(np.asarray(array, np.float32))
+        # A sum over the windows of one sample is exact enough in float32, and twice as fast.
+        gram = (rows.T @ rows).astype(np.float64)
         self._gram = gram if self._gram is None else self._gram + gram
 
     def _rows(self, array: np.ndarray) -> np.ndarray:
@@ -95,30 +97,63 @@ def adaptively_rounded(
     Raises ValueError if the shapes do not fit.
     """
     outputs = weights.shape[-1]
-    flat = weights.reshape(-1, outputs).astype(np.float64)
-    inputs = len(flat)
+    steps = np.asarray(scales, np.float64)
+
+    def nearest(row: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rounded = np.clip(np.rint(values / steps), codes.low, codes.high)
+        return rounded, rounded * steps
+
+    found = carried_rounding(weights.reshape(-1, outputs), gram, nearest, damping)
+    return found.reshape(weights.shape).astype(codes.dtype)
+
+
+# For a row (input) and its values [OC]: the codes to store, and the values they stand for.
+Rounding = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def carried_rounding(
+    weights: np.ndarray, gram: np.ndarray, nearest: Rounding, damping: float = 0.01
+) -> np.ndarray:
+    """Codes of `weights` `[K, OC]` by `nearest`, each input's errors carried to later inputs.
+
+    The procedure of `adaptively_rounded` for any set of levels. The result has the
+    dtype float64 and holds whatever codes `nearest` answers.
+
+    Raises ValueError if the shapes do not fit.
+    """
+    flat = weights.astype(np.float64)
+    inputs, outputs = flat.shape
     if gram.shape != (inputs, inputs):
         raise ValueError(f"a gram of {gram.shape} does not fit weights of {inputs} inputs")
     order = np.argsort(-np.diag(gram), kind="stable")
     hessian = gram[np.ix_(order, order)].astype(np.float64)
     diagonal = np.diag(hessian)
     if not diagonal.max() > 0:
-        rounded = np.clip(np.rint(flat / scales), codes.low, codes.high)
-        return rounded.reshape(weights.shape).astype(codes.dtype)
-    hessian = hessian + np.eye(inputs) * damping * diagonal.mean()
+        return np.stack([nearest(row, flat[row])[0] for row in range(inputs)])
+    hessian[np.diag_indices(inputs)] += damping * diagonal.mean()
     # Row i of the upper Cholesky factor of the inverse holds how a unit of error of input i
     # is spread over the inputs after it.
-    spread = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    spread = np.linalg.cholesky(_inverse(hessian)).T
     left = flat[order]
     rounded = np.empty_like(left)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)
         errors = np.empty((end - begin, outputs))
         for i in range(begin, end):
-            rounded[i] = np.clip(np.rint(left[i] / scales), codes.low, codes.high)
-            errors[i - begin] = (left[i] - rounded[i] * scales) / spread[i, i]
+            rounded[i], values = nearest(int(order[i]), left[i])
+            errors[i - begin] = (left[i] - values) / spread[i, i]
             left[i + 1 : end] -= spread[i, i + 1 : end, None] * errors[i - begin]
         left[end:] -= spread[begin:end, end:].T @ errors
     result = np.empty_like(rounded)
     result[order] = rounded
-    return result.reshape(weights.shape).astype(codes.dtype)
+    return result
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a positive definite matrix, by its Cholesky factor: half of inv's work."""
+    factor, failed = dpotrf(matrix, lower=1)
+    inverse, unfinished = dpotri(factor, lower=1)
+    if failed or unfinished:
+        raise ValueError("the gram is not positive definite")
+    # Only the lower triangle is computed.
+    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)

@@ -7,6 +7,7 @@ to the convolution template, which replaces the loops.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from tvm import te, tirx
 
 from targets.cpu.arithmetic import arithmetic_named
+from targets.cpu.operators.compressed_weights import CompressedForm, weight_at
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
@@ -25,7 +27,8 @@ class ConvolutionWorkload:
     Outside the image are elements of `pad_value`: the zero point of quantised data.
     `data_layout` is the input's ("NHWC" or "NCHW"); the output is always NHWC.
     `lanes` is the width by which the output channels of the weights are packed, and
-    `arithmetic` names how products are summed (see `targets.cpu.arithmetic`).
+    `arithmetic` names how products are summed (see `targets.cpu.arithmetic`); `compressed`
+    says how the weights are stored if not as floats.
     """
 
     batch: int
@@ -48,7 +51,15 @@ class ConvolutionWorkload:
     data_layout: str = "NHWC"
     arithmetic: str = "float32"
     pad_value: int = 0
+    compressed: CompressedForm | None = None
     kind: str = "convolution"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ConvolutionWorkload:
+        """The workload that an annotation carries."""
+        if values.get("compressed") is not None:
+            values = {**values, "compressed": CompressedForm(**values["compressed"])}
+        return cls(**values)
 
     @property
     def blocks(self) -> int:
@@ -96,12 +107,13 @@ def pack_weights(
 
 
 def define_convolution(
-    data: te.Tensor, weights: te.Tensor, workload: ConvolutionWorkload
+    data: te.Tensor, weights: Sequence[te.Tensor], workload: ConvolutionWorkload
 ) -> te.Tensor:
     """The NHWC convolution of `data` with packed `weights`.
 
-    `data` is `[N, H, W, groups*C]` or `[N, groups*C, H, W]`, `weights` as `pack_weights`
-    makes them; the result is `[N, OH, OW, groups*O]` in the accumulator's dtype.
+    `data` is `[N, H, W, groups*C]` or `[N, groups*C, H, W]`, `weights` one tensor as
+    `pack_weights` makes it, or codes, scales and levels (see `weight_at`); the result is
+    `[N, OH, OW, groups*O]` in the accumulator's dtype.
     """
     w = workload
     arithmetic = arithmetic_named(w.arithmetic)
@@ -124,9 +136,14 @@ def define_convolution(
             x * w.stride_width + kw * w.dilation_width - w.pad_left,
             group * w.in_channels + ic,
         )
-        lane = (channel % w.lanes) * depth + ic % depth
-        weight = weights[group, channel // w.lanes, kh, kw, ic // depth, lane]
         wide = arithmetic.accumulator
+        block = [group, channel // w.lanes]
+        if w.compressed is not None:
+            tap, lane = kh * w.kernel_width + kw, channel % w.lanes
+            weight = weight_at(w.compressed, weights, block, [kh, kw], tap, ic, lane)
+            return te.sum(value * weight, axis=[kh, kw, ic])
+        lane = (channel % w.lanes) * depth + ic % depth
+        weight = weights[0](*block, kh, kw, ic // depth, lane)
         return te.sum(value.astype(wide) * weight.astype(wide), axis=[kh, kw, ic])
 
     return te.compute(

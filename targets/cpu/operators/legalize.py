@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from tvm import relax, te, topi
 from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
+from targets.compressed_weights import CompressedWeights, compressed_weights
 from targets.cpu.arithmetic import Arithmetic, choose_arithmetic
+from targets.cpu.operators.compressed_weights import CompressedForm, stored_operands
 from targets.cpu.operators.convolution import (
     ConvolutionWorkload,
     define_convolution,
@@ -71,9 +73,20 @@ def _tensor(expression: Expr) -> _Tensor | None:
 
 
 def _default(bb: BlockBuilder, call: Call) -> Expr:
-    """TVM's own definition."""
+    """TVM's own definition, which reads float weights."""
+    stored = _compressed(bb, call.args[-1])
+    if stored is not None:
+        arguments = [*call.args[:-1], _constant(stored.dequantize())]
+        call = bb.normalize(Call(call.op, arguments, call.attrs, call.ty_args))
     legalize = call.op.get_attr("FLegalize")
     return call if legalize is None else legalize(bb, call)
+
+
+def _compressed(bb: BlockBuilder, weights: Expr) -> CompressedWeights | None:
+    """The compressed weights that a variable stands for."""
+    if not isinstance(weights, relax.Var):
+        return None
+    return compressed_weights(bb.lookup_binding(weights))
 
 
 def _emit(bb: BlockBuilder, name: str, define: Callable[..., te.Tensor], *operands: Expr) -> Expr:
@@ -121,8 +134,10 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     }
     depthwise = in_channels == 1 and groups == out_channels > 1 and layout == "NHWC"
     # Integer products are summed in float32 there, exactly as long as they are few.
-    depthwise = depthwise and (x.dtype == "float32" or kernel_height * kernel_width <= _EXACT_TERMS)
-    if depthwise and (x.dtype, kernel.dtype, out.dtype) in CHANNELWISE_DTYPES:
+    few = kernel_height * kernel_width <= _EXACT_TERMS
+    depthwise = depthwise and (few or out.dtype != "int32")
+    stored = _compressed(bb, weights)
+    if depthwise and stored is None and (x.dtype, kernel.dtype, out.dtype) in CHANNELWISE_DTYPES:
         window = ChannelwiseWorkload(
             channels=out_channels, operation="multiply", dtype=x.dtype, **geometry
         )
@@ -150,20 +165,28 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         arithmetic=arithmetic.name,
         **geometry,
     )
-    if isinstance(weights, GenericConst):
+    if stored is not None:
+        workload = replace(workload, compressed=CompressedForm.of(stored))
+        packs = stored_operands(stored, lambda a: pack_weights(a, groups, spec.float_lanes))
+        operands = [_constant(packed) for packed in packs]
+    elif isinstance(weights, GenericConst):
         filled = np.pad(weights.value.numpy(), [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
-        packed = _constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))
+        operands = [_constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))]
     elif arithmetic.depth == 1:
-        packed = bb.emit(
-            bb.call_te(
-                lambda w: _pack_weights_te(w, workload),
-                weights,
-                primfunc_name_hint="pack_weights",
+        operands = [
+            bb.emit(
+                bb.call_te(
+                    lambda w: _pack_weights_te(w, workload),
+                    weights,
+                    primfunc_name_hint="pack_weights",
+                )
             )
-        )
+        ]
     else:
         return _default(bb, call)
-    return _emit(bb, "convolution", lambda d, w: define_convolution(d, w, workload), data, packed)
+    return _emit(
+        bb, "convolution", lambda d, *w: define_convolution(d, w, workload), data, *operands
+    )
 
 
 @dataclass(frozen=True)
@@ -309,7 +332,8 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     a, b, out = _tensor(left), _tensor(right), _tensor(call)
     if a is None or b is None or out is None or len(a.shape) < 2 or len(b.shape) < 2:
         return _default(bb, call)
-    constant = isinstance(right, GenericConst) and len(b.shape) == 2
+    stored = _compressed(bb, right)
+    constant = stored is not None or (isinstance(right, GenericConst) and len(b.shape) == 2)
     arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, 4 if constant else 1)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
@@ -334,10 +358,15 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         lanes=spec.float_lanes if constant else 0,
         arithmetic=arithmetic.name,
     )
-    if constant:
+    operands = [right]
+    if stored is not None:
+        workload = replace(workload, compressed=CompressedForm.of(stored))
+        packs = stored_operands(stored, lambda array: pack_columns(array, spec.float_lanes))
+        operands = [_constant(packed) for packed in packs]
+    elif constant:
         filled = np.pad(right.value.numpy(), [(0, whole - k), (0, 0)])
-        right = _constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))
-    return _emit(bb, "matmul", lambda x, y: define_matmul(x, y, workload), left, right)
+        operands = [_constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))]
+    return _emit(bb, "matmul", lambda x, *y: define_matmul(x, y, workload), left, *operands)
 
 
 def _integers(*arrays: Any) -> list[list[int]]:

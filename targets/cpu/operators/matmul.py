@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from tvm import te, tirx
 
 from targets.cpu.arithmetic import arithmetic_named
+from targets.cpu.operators.compressed_weights import CompressedForm, weight_at
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
@@ -22,7 +24,8 @@ class MatmulWorkload:
     `batch` are the leading extents of the output, `left_batch` and `right_batch` those of
     the operands (broadcast by numpy's rules). `lanes` is the width by which the columns of
     a constant right operand are packed, 0 where it is read as it lies; `arithmetic` names
-    how products are summed (see `targets.cpu.arithmetic`).
+    how products are summed (see `targets.cpu.arithmetic`), and `compressed` says how the
+    right operand is stored if not as floats.
     """
 
     batch: tuple[int, ...]
@@ -33,12 +36,15 @@ class MatmulWorkload:
     k: int
     lanes: int = 0
     arithmetic: str = "float32"
+    compressed: CompressedForm | None = None
     kind: str = "matmul"
 
     @classmethod
     def from_json(cls, values: dict[str, object]) -> MatmulWorkload:
         """The workload that an annotation carries."""
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if tuples.get("compressed") is not None:
+            tuples["compressed"] = CompressedForm(**tuples["compressed"])  # type: ignore[arg-type]
         return cls(**tuples)  # type: ignore[arg-type]
 
     @property
@@ -62,8 +68,13 @@ def pack_columns(matrix: npt.NDArray[Any], lanes: int, depth: int = 1) -> npt.ND
     return np.ascontiguousarray(packed).reshape(blocks, steps, lanes * depth)
 
 
-def define_matmul(left: te.Tensor, right: te.Tensor, workload: MatmulWorkload) -> te.Tensor:
-    """The product; `right` is packed by `pack_columns` if `workload.lanes` is set."""
+def define_matmul(
+    left: te.Tensor, right: Sequence[te.Tensor], workload: MatmulWorkload
+) -> te.Tensor:
+    """The product; `right` is one tensor, packed by `pack_columns` if `workload.lanes` is set.
+
+    Where it is compressed, `right` are codes, scales and levels (see `weight_at`).
+    """
     w = workload
     arithmetic = arithmetic_named(w.arithmetic)
     depth, wide = arithmetic.depth, arithmetic.accumulator
@@ -76,10 +87,15 @@ def define_matmul(left: te.Tensor, right: te.Tensor, workload: MatmulWorkload) -
     def element(*indices: tirx.Expr) -> tirx.Expr:
         *lead, m, n = indices
         row = (*at(lead, w.left_batch), m, k)
+        if w.compressed is not None:
+            weight = weight_at(
+                w.compressed, right, [n // w.lanes], [], tirx.const(0, "int64"), k, n % w.lanes
+            )
+            return te.sum(left[row] * weight, axis=k)
         column = (*at(lead, w.right_batch), k, n)
         if w.lanes:
             column = (n // w.lanes, k // depth, (n % w.lanes) * depth + k % depth)
-        return te.sum(left[row].astype(wide) * right[column].astype(wide), axis=k)
+        return te.sum(left[row].astype(wide) * right[0][column].astype(wide), axis=k)
 
     return te.compute(
         (*w.batch, w.m, w.n),

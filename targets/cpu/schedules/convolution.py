@@ -16,6 +16,7 @@ from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_o
 from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.convolution import ConvolutionWorkload
+from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
 from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
@@ -39,7 +40,7 @@ class ConvolutionTemplate(Template):
         found = workload_of(function)
         if found is None or found["kind"] != "convolution" or find_anchor(function) is None:
             return None
-        workload = ConvolutionWorkload(**found)
+        workload = ConvolutionWorkload.from_json(dict(found))
         return Match(workload, workload.flops, compulsory_bytes(function))
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
@@ -48,7 +49,9 @@ class ConvolutionTemplate(Template):
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
-        rows, vectors = choose_tile(min(pixels, most_rows), w.blocks, spec)
+        rows, vectors = choose_tile(
+            min(pixels, most_rows), w.blocks, spec, registers=registers_needed(w.compressed)
+        )
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
         )
@@ -67,7 +70,7 @@ class ConvolutionTemplate(Template):
         anchor = find_anchor(function)
         if anchor is None:
             raise ValueError("what follows the convolution is not elementwise")
-        return anchor.rebuild(_Emitter(match, anchor, decisions).body())
+        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
 
 
 def _unrolls_channels(w: ConvolutionWorkload) -> bool:
@@ -106,14 +109,15 @@ def _is_flat(w: ConvolutionWorkload) -> bool:
 
 
 class _Emitter:
-    def __init__(self, match: Match, anchor: Anchor, decisions: Decisions):
+    def __init__(self, match: Match, anchor: Anchor, decisions: Decisions, spec: TargetSpec):
         self.match = match
         self.column = _is_column(match.workload)
         self.w: ConvolutionWorkload = _laid_flat(match.workload) if self.column else match.workload
         w = self.w
         self.arithmetic = arithmetic_named(w.arithmetic)
         self.steps = -(-w.in_channels // self.arithmetic.depth)
-        self.data, self.weights = anchor.operands
+        self.spec = spec
+        self.data, *self.weights = anchor.operands
         self.epilogue = anchor.epilogue
         self.window = Window.of(w)
         self.flat = _is_flat(w)
@@ -173,7 +177,16 @@ class _Emitter:
         depth = self.arithmetic.depth
         tile = RegisterTile.make(self.rows, vectors, w.lanes, self.arithmetic)
 
-        def step(kh: Expr, kw: Index, ic: Expr, rows: list[int] | None) -> Stmt:
+        compressed = None
+        if w.compressed is not None:
+            compressed = Decompression.make(w.compressed, self.weights, vectors, w.lanes, self.spec)
+
+        def tap_of(kh: Expr, kw: Index) -> list[Expr]:
+            return [index(kw), kh] if self.column else [kh, index(kw)]
+
+        def step(
+            kh: Expr, kw: Index, ic: Expr, rows: list[int] | None, stored: Weights | None = None
+        ) -> Stmt:
             first = ic * depth
             if w.groups > 1:
                 first = group * w.in_channels + first
@@ -195,13 +208,22 @@ class _Emitter:
             def weights(vector: int) -> Expr:
                 block = column * self.vectors + vector
                 lanes = loops.ramp(0, w.lanes * depth)
-                tap = [index(kw), kh] if self.column else [kh, index(kw)]
-                return tirx.BufferLoad(self.weights, [group, block, *tap, ic, lanes])
+                return tirx.BufferLoad(self.weights[0], [group, block, *tap_of(kh, kw), ic, lanes])
 
-            return tile.multiply_add(value, weights, None if w.pad_value else rows)
+            wanted = None if w.pad_value else rows
+            return tile.multiply_add(value, stored or weights, wanted)
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
-            if rows is None and _unrolls_channels(w):
+            unrolled = rows is None and _unrolls_channels(w)
+            if compressed is not None:
+                return compressed.channels(
+                    lambda v: [group, column * self.vectors + v],
+                    tap_of(kh, kw),
+                    kh * w.kernel_width + index(kw),
+                    lambda ic, stored: step(kh, kw, ic, rows, stored),
+                    unrolled,
+                )
+            if unrolled:
                 return loops.sequence(step(kh, kw, index(c), None) for c in range(self.steps))
             return loops.serial("ic", self.steps, lambda ic: step(kh, kw, ic, rows))
 
@@ -221,7 +243,7 @@ class _Emitter:
         else:
             taps = window.kernel_rows(y, columns, outside if w.pad_value else None)
         return loops.allocate(
-            [tile.accumulators],
+            [tile.accumulators, *(compressed.registers if compressed else ())],
             loops.sequence(
                 [
                     tile.clear(),

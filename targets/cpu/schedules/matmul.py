@@ -14,6 +14,7 @@ from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_o
 from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index, unravel
 from targets.cpu.operators.matmul import MatmulWorkload
+from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
@@ -39,7 +40,9 @@ class MatmulTemplate(Template):
         w: MatmulWorkload = match.workload
         lanes, vectors = _columns(w, spec)
         rows = w.m * math.prod(w.batch) if w.shares_right else w.m
-        tile_rows, tile_vectors = choose_tile(rows, vectors, spec)
+        tile_rows, tile_vectors = choose_tile(
+            rows, vectors, spec, registers=registers_needed(w.compressed)
+        )
         return {
             "rows": tile_rows,
             "vectors": tile_vectors,
@@ -72,7 +75,8 @@ class _Emitter:
         self.w: MatmulWorkload = match.workload
         w = self.w
         self.arithmetic = arithmetic_named(self.w.arithmetic)
-        self.left, self.right = anchor.operands
+        self.spec = spec
+        self.left, self.right, *self.scales_and_levels = anchor.operands
         self.epilogue = anchor.epilogue
         self.lanes, self.blocks = _columns(w, spec)
         # Rows of all batches form one matrix where they meet the same right operand.
@@ -123,7 +127,12 @@ class _Emitter:
         depth = self.arithmetic.depth
         lead = unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
 
-        def step(k: Expr) -> Stmt:
+        compressed = None
+        if w.compressed is not None:
+            operands = (self.right, *self.scales_and_levels)
+            compressed = Decompression.make(w.compressed, operands, vectors, self.lanes, self.spec)
+
+        def step(k: Expr, stored: Weights | None = None) -> Stmt:
             def value(r: int) -> Expr:
                 lead_left = _broadcast(lead, w.left_batch)
                 return loops.load(self.left, *lead_left, row + r, loops.ramp(k * depth, depth))
@@ -137,7 +146,12 @@ class _Emitter:
                 lanes = loops.ramp(start + v * self.lanes, self.lanes)
                 return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), k, lanes])
 
-            return tile.multiply_add(value, weights)
+            return tile.multiply_add(value, stored or weights)
+
+        def reduction() -> Stmt:
+            if compressed is None:
+                return loops.serial("k", -(-w.k // depth), step)
+            return compressed.channels(lambda v: [column * self.vectors + v], [], 0, step)
 
         def position(r: int, lane: Expr) -> list[Index]:
             if not self.merged:
@@ -149,11 +163,11 @@ class _Emitter:
             is_last = self.column_tiles == 1 or tirx.EQ(column, index(self.column_tiles - 1))
         spare = self.blocks * self.lanes - w.n if w.lanes else 0
         return loops.allocate(
-            [tile.accumulators],
+            [tile.accumulators, *(compressed.registers if compressed else ())],
             loops.sequence(
                 [
                     tile.clear(),
-                    loops.serial("k", -(-w.k // depth), step),
+                    reduction(),
                     tile.write_back(self.epilogue, position, spare, is_last),
                 ]
             ),

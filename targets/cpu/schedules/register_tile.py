@@ -132,17 +132,22 @@ class RegisterTile:
 
 
 def choose_tile(
-    rows: int, vectors: int, spec: TargetSpec, most_vectors: int = 8
+    rows: int,
+    vectors: int,
+    spec: TargetSpec,
+    most_vectors: int = 8,
+    registers: tuple[int, int] = (1, 1),
 ) -> tuple[int, int]:
     """The tile `(rows, vectors)` with the least estimated time for a `rows x vectors` output.
 
     One reduction step costs the larger of the multiply-adds (two a cycle), the loads (two a
     cycle) and the latency of the chain (four cycles); tiles that overlap or stick out cost as
-    much as full ones.
+    much as full ones. Besides its accumulators a tile needs `registers`: so many in all, and so
+    many for each vector.
     """
     best: tuple[float, int, int] | None = None
     for v in range(1, min(vectors, most_vectors) + 1):
-        most_rows = (spec.vector_registers - 1 - v) // v
+        most_rows = (spec.vector_registers - registers[0] - registers[1] * v) // v
         for r in range(1, min(rows, most_rows) + 1):
             row_tiles = -(-rows // r)
             full, rest = divmod(vectors, v)

@@ -1,0 +1,95 @@
+"""Compressed weights as kernels store and read them.
+
+Codes lie in the packed order of float weights; codes of 4 bits share a byte with those of the
+next input channel, the earlier one in the low nibble, so that one byte vector holds two steps
+of the reduction. Scales are packed like weights whose input channels are the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import te
+from tvm.ir import Expr
+
+from targets.compressed_weights import CompressedWeights, Grouping
+
+
+@dataclass(frozen=True)
+class CompressedForm:
+    """What a kernel must know of compressed weights; part of its workload.
+
+    `bits` are those of a code; `even` says that codes of 4 bits are levels with an offset
+    of 8, so that no table is looked up. The rest is that of `Grouping`.
+    """
+
+    bits: int
+    even: bool
+    taps: int
+    channels: int
+    taps_together: int
+    group_channels: int
+
+    @classmethod
+    def of(cls, weights: CompressedWeights) -> CompressedForm:
+        """The form of given weights."""
+        g = weights.grouping
+        return cls(
+            weights.bits, weights.even, g.taps, g.channels, g.taps_together, g.group_channels
+        )
+
+    @property
+    def grouping(self) -> Grouping:
+        """Which steps of the reduction share a scale."""
+        return Grouping(self.taps, self.channels, self.taps_together, self.group_channels)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the reduction that share a byte."""
+        return 8 // self.bits
+
+
+def stored_operands(
+    weights: CompressedWeights, pack: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    """Codes, scales and, for 4 bits, levels as a kernel reads them.
+
+    `pack` packs float weights of the shape of the codes as `[..., steps, lanes]`.
+    """
+    codes = pack(weights.codes)
+    # One step of the reduction for each group; an array of as many axes as the weights.
+    scales = weights.scales.reshape((1,) * (weights.codes.ndim - 2) + weights.scales.shape)
+    if weights.levels is None:
+        return [codes, pack(scales)]
+    missing = codes.shape[-2] % 2
+    whole = np.pad(codes, [(0, 0)] * (codes.ndim - 2) + [(0, missing), (0, 0)])
+    bytes_of_two = np.ascontiguousarray(whole[..., 0::2, :] | (whole[..., 1::2, :] << 4))
+    return [bytes_of_two, pack(scales), weights.levels]
+
+
+def weight_at(
+    form: CompressedForm,
+    operands: Sequence[te.Tensor],
+    lead: Sequence[Expr],
+    position: Sequence[Expr],
+    tap: Expr,
+    channel: Expr,
+    lane: Expr,
+) -> Expr:
+    """The float32 weight of one step, for the definition of an operator.
+
+    `operands` are codes, scales and, for 4 bits, levels; `lead` are the indices of the packed
+    block, `position` those of the kernel position.
+    """
+    codes, scales = operands[:2]
+    group = form.grouping.group_of(tap, channel)
+    scale = scales(*lead, *(0 for _ in position), group, lane).astype("float32")
+    stored = codes(*lead, *position, channel // form.steps, lane)
+    if form.bits == 8:
+        return stored.astype("float32") * scale
+    shift = (channel % 2 * 4).astype("int32")
+    return operands[2][(stored.astype("int32") >> shift) & 15] * scale

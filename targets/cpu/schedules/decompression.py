@@ -1,0 +1,203 @@
+"""Compressed weights turned into float vectors inside a register tile's reduction.
+
+A vector of codes is loaded, widened and turned into levels in registers: by conversion where
+the levels are even, else by a look-up in a table that a register or two hold. The levels times
+the group's scales are the weights, used for all rows of the tile at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import Stmt, Var
+
+from targets.cpu import loops
+from targets.cpu.arithmetic import vector
+from targets.cpu.loops import Index, index
+from targets.cpu.operators.compressed_weights import CompressedForm
+from targets.spec import TargetSpec
+
+# The operands by their dtypes: codes, scales, levels.
+_ORDER = ("int8", "uint8", "float16", "float32")
+
+# The weights of one step: the vector of a number.
+Weights = Callable[[int], Expr]
+
+
+def registers_needed(form: CompressedForm | None) -> tuple[int, int]:
+    """Registers that a tile needs besides accumulators: in all, and for each vector."""
+    if form is None:
+        return 1, 1
+    return (1 if form.bits == 8 else 2), 2
+
+
+@dataclass(frozen=True)
+class Decompression:
+    """Reads the weights of a tile of `vectors` vectors of `lanes` output channels.
+
+    `operands` are the packed codes, the scales and, for 4 bits, the levels; `weights` and
+    `scales` are buffers for registers, to be allocated around the tile.
+    """
+
+    form: CompressedForm
+    operands: tuple[Var, ...]
+    vectors: int
+    lanes: int
+    spec: TargetSpec
+    weights: Var
+    scales: Var
+
+    @classmethod
+    def make(
+        cls,
+        form: CompressedForm,
+        operands: Sequence[Var],
+        vectors: int,
+        lanes: int,
+        spec: TargetSpec,
+    ) -> Decompression:
+        """A reader with registers of its own; the operands may come in any order."""
+        weights, scales = (
+            loops.local_buffer(name, (vectors * lanes,), "float32") for name in ("weight", "scale")
+        )
+        ordered = sorted(operands, key=lambda buffer: _ORDER.index(str(buffer.ty.dtype)))
+        return cls(form, tuple(ordered), vectors, lanes, spec, weights, scales)
+
+    @property
+    def registers(self) -> tuple[Var, Var]:
+        """The buffers to allocate."""
+        return self.weights, self.scales
+
+    def channels(
+        self,
+        lead: Callable[[int], list[Index]],
+        position: Sequence[Index],
+        tap: Index,
+        step: Callable[[Expr, Weights], Stmt],
+        unrolled: bool = False,
+    ) -> Stmt:
+        """`step(channel, weights)` for all input channels of one kernel position.
+
+        `lead(vector)` are the indices of a vector's packed block, `position` those of the kernel
+        position, which is the one of number `tap`.
+        """
+        grouping, size = self.form.grouping, self.form.group_channels
+        whole, rest = divmod(grouping.channels, size)
+
+        def group(number: Expr, count: int) -> Stmt:
+            first = grouping.group_of(index(tap), number * size)
+            return loops.sequence(
+                [
+                    self._load_scales(lead, position, first),
+                    self._steps(number * size, count, lead, position, step, unrolled),
+                ]
+            )
+
+        return loops.sequence(
+            [
+                loops.serial("group", whole, lambda g: group(g, size)) if whole else None,
+                group(index(whole), rest) if rest else None,
+            ]
+        )
+
+    def _load_scales(
+        self, lead: Callable[[int], list[Index]], position: Sequence[Index], group: Expr
+    ) -> Stmt:
+        scales = self.operands[1]
+        zeros = [index(0)] * len(position)
+        return loops.sequence(
+            tirx.BufferStore(
+                self.scales,
+                tirx.BufferLoad(
+                    scales, [*map(index, lead(v)), *zeros, group, loops.ramp(0, self.lanes)]
+                ).astype(vector("float32", self.lanes)),
+                [self._slot(v)],
+            )
+            for v in range(self.vectors)
+        )
+
+    def _steps(
+        self,
+        first: Expr,
+        count: int,
+        lead: Callable[[int], list[Index]],
+        position: Sequence[Index],
+        step: Callable[[Expr, Weights], Stmt],
+        unrolled: bool,
+    ) -> Stmt:
+        """The steps of `count` channels from `first`, which begins a byte."""
+        together = self.form.steps
+
+        def one(byte: Expr, part: int) -> Stmt:
+            stores = [
+                tirx.BufferStore(
+                    self.weights,
+                    self._weight([*map(index, lead(v)), *map(index, position), byte], part, v),
+                    [self._slot(v)],
+                )
+                for v in range(self.vectors)
+            ]
+            return loops.sequence([*stores, step(byte * together + part, self._register)])
+
+        def several(offset: Expr, parts: int) -> Stmt:
+            byte = tirx.floordiv(first, together) + offset
+            return loops.sequence(one(byte, part) for part in range(parts))
+
+        whole, rest = divmod(count, together)
+        if unrolled:
+            body = loops.sequence(several(index(i), together) for i in range(whole))
+        else:
+            body = loops.serial("byte", whole, lambda b: several(b, together))
+        return loops.sequence(
+            [body if whole else None, several(index(whole), rest) if rest else None]
+        )
+
+    def _slot(self, number: int) -> Expr:
+        return loops.ramp(number * self.lanes, self.lanes)
+
+    def _register(self, number: int) -> Expr:
+        return tirx.BufferLoad(self.weights, [self._slot(number)])
+
+    def _weight(self, place: list[Expr], part: int, number: int) -> Expr:
+        """Level times scale of step `part` of a byte vector."""
+        stored = tirx.BufferLoad(self.operands[0], [*place, loops.ramp(0, self.lanes)])
+        scale = tirx.BufferLoad(self.scales, [self._slot(number)])
+        wide = stored.astype(vector("int32", self.lanes))
+        if self.form.bits == 4:
+            return self._level(wide if part == 0 else wide >> self._splat(4)) * scale
+        return wide.astype(vector("float32", self.lanes)) * scale
+
+    def _level(self, code: Expr) -> Expr:
+        """The levels of codes in the low nibbles of a vector of int32."""
+        levels = self.operands[2]
+        on_x86 = self.spec.architecture == "x86_64"
+        if on_x86 and self.lanes == 16:
+            # Looks at the low four bits only.
+            return tirx.call_llvm_pure_intrin(
+                "float32x16",
+                "llvm.x86.avx512.permvar.sf.512",
+                tirx.BufferLoad(levels, [loops.ramp(0, 16)]),
+                code,
+            )
+        if self.form.even:
+            whole = (code & self._splat(15)) - self._splat(8)
+            return whole.astype(vector("float32", self.lanes))
+        if on_x86 and self.lanes == 8:
+            # The low three bits choose in each half of the table, the fourth chooses the half.
+            low, high = (
+                tirx.call_llvm_pure_intrin(
+                    "float32x8",
+                    "llvm.x86.avx2.permps",
+                    tirx.BufferLoad(levels, [loops.ramp(start, 8)]),
+                    code,
+                )
+                for start in (0, 8)
+            )
+            return tirx.Select((code & self._splat(8)) > self._splat(0), high, low)
+        return tirx.BufferLoad(levels, [code & self._splat(15)])
+
+    def _splat(self, number: int) -> Expr:
+        return loops.splat(tirx.const(number, "int32"), self.lanes)
