@@ -37,6 +37,7 @@ from targets.cpu.expressions import (
 from targets.cpu.interleave_loops import interleaved_blocks, plan_interleave
 from targets.cpu.program import Axis, element_bytes
 from targets.cpu.transpose_loops import plan_transpose, transposed_tiles
+from targets.cpu.word_loops import plan_words, word_blocks
 from targets.spec import TargetSpec
 
 # Handing work to another core costs 1 to 3 microseconds: below this many units (about 5 us) of
@@ -68,16 +69,20 @@ def for_loop(var: Var, extent: Expr | int, body: Stmt, kind: ForKind = ForKind.S
 
 def emit_box(box: Box, spec: TargetSpec, parallel: bool = True) -> list[Stmt]:
     """Loop nests for all assignments of `box`, cut, collapsed and vectorised."""
+    box = split_at_divisions(box)
+    words = plan_words(box, spec.float_lanes)
+    if words is not None:
+        parallel = parallel and _is_worth_sharing(box, spec)
+        return [nest(*word_blocks(box, words), spec, parallel)]
     statements = []
-    for part in cut_at_conditions(split_at_divisions(box)):
+    for part in cut_at_conditions(box):
         regular = collapse(order_axes(split_at_divisions(part)))
         statements.append(_emit_regular(regular.fresh(), spec, parallel))
     return statements
 
 
 def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
-    work = box.points * point_cost(box.assignments)
-    parallel = parallel and spec.cores > 1 and work >= PARALLEL_COST
+    parallel = parallel and _is_worth_sharing(box, spec)
     lanes = vector_lanes(spec, box.assignments)
     if may_overlap(box.assignments):
         transpose = plan_transpose(box, lanes)
@@ -95,6 +100,11 @@ def _emit_regular(box: Box, spec: TargetSpec, parallel: bool) -> Stmt:
     if parallel and outer_points < spec.cores * TASKS_PER_CORE and lane.extent >= 4 * lanes:
         return _splitlane_axis(box, outer, lane, lanes, spec)
     return nest(outer, vector_row(box.assignments, lane, lanes), spec, parallel)
+
+
+def _is_worth_sharing(box: Box, spec: TargetSpec) -> bool:
+    """Whether there is enough to do for several cores."""
+    return spec.cores > 1 and box.points * point_cost(box.assignments) >= PARALLEL_COST
 
 
 def _store(a: Assignment) -> Stmt:

@@ -71,13 +71,27 @@ def _uses(consumer: Stage, buffer: Var) -> list[list[TensorLoad]]:
 
 def _worth_inlining(stage: Stage, consumers: list[Stage]) -> bool:
     work = cost(stage.value)
-    evaluations = sum(c.points * len(_uses(c, stage.buffer)) for c in consumers)
+    evaluations = sum(
+        min(c.points, stage.points) if _reads_each_once(c, group[0]) else c.points
+        for c in consumers
+        for group in _uses(c, stage.buffer)
+    )
     if evaluations <= stage.points or work == 0:
         return True
     largest = max((c.points for c in consumers), default=0)
     if largest > stage.points:
         return work <= 2
     return work <= _CHEAP and len(loads(stage.value)) <= 4
+
+
+def _reads_each_once(consumer: Stage, read: TensorLoad) -> bool:
+    """Whether every element is read at one point at most: a copy or transpose, padded maybe."""
+    axes = [a.var for a in consumer.axes]
+    plain = [i for i in read.indices if not isinstance(i, tirx.IntImm)]
+    moving = [a for a in consumer.axes if not any(a.var.same_as(i) for i in plain)]
+    if len(set(plain)) != len(plain) or any(i not in axes for i in plain):
+        return False
+    return not moving and not consumer.reduce_axes
 
 
 def _inline_into(stage: Stage, dims: list[Axis | None], consumer: Stage) -> Stage:

@@ -265,3 +265,29 @@ def test_indices_are_32_bits_wide() -> None:
     module, _ = schedule_module(fused(relu, [floats(3, 5, 1001)]), SPEC)
     body = text(module).split("T.func_attr", 1)[1]
     assert "int64" not in body
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((1, 3, 5, 16), 4), ((2, 3, 7, 37), 4), ((1, 1, 3, 20), 4), ((1, 4, 6, 19), 4)],
+)
+def test_bytes_of_few_channels_are_written_as_words(
+    shape: tuple[int, ...], channels: int, dtype: str
+) -> None:
+    """An image of floats as bytes, channels last, padded to whole words."""
+    missing = channels - shape[1]
+
+    def emit(e: Any, x: relax.Expr) -> relax.Expr:
+        codes = e(op.astype(e(op.multiply(x, number(20))), dtype))
+        if missing:
+            codes = e(op.nn.pad(codes, [0, 0, 0, missing, 0, 0, 0, 0]))
+        return op.permute_dims(codes, [0, 2, 3, 1])
+
+    def reference(x: np.ndarray) -> np.ndarray:
+        codes = (x * np.float32(20)).astype(dtype)
+        return np.pad(codes, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 2, 3, 1)
+
+    values = np.abs(floats(*shape)) if dtype == "uint8" else floats(*shape)
+    module, _ = check(emit, reference, [values], "injective")
+    assert "words" in text(module)

@@ -1,0 +1,116 @@
+"""Few narrow elements side by side, written as the words that they make up.
+
+    out[.., w, 0..3] = f(in[c, w]) in bytes      (an image made channels-last, padded to 4)
+
+Lanes run along `w`: each vector operation computes one element of many words, and
+shifts put the elements together. Stores are full vectors, and nothing is shuffled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Call, Expr
+from tvm.tirx import ForKind, Stmt, Var
+
+from targets.cpu import loops
+from targets.cpu.domain import Box
+from targets.cpu.expressions import (
+    CONDITIONAL,
+    Simplifier,
+    children,
+    constant_value,
+    int32,
+    linear_form,
+    loads,
+    substitute,
+)
+from targets.cpu.program import Axis, buffer_dtype, element_bytes
+
+_WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class WordPlan:
+    """The elements along `inner` are one word; vectors of `lanes` words run along `outer`."""
+
+    outer: Axis
+    inner: Axis
+    lanes: int
+    offset: Expr
+    elements: tuple[Expr, ...]
+
+
+def plan_words(box: Box, lanes: int) -> WordPlan | None:
+    """How to write the one assignment of `box` in words, or None if it has no such form."""
+    if len(box.assignments) != 1 or len(box.axes) < 2:
+        return None
+    (assignment,) = box.assignments
+    if buffer_dtype(assignment.buffer) not in ("uint8", "int8"):
+        return None
+    stored = linear_form(assignment.offset)
+    inner = next((a for a in box.axes if stored.stride(a.var) == 1), None)
+    if inner is None or stored.rest:
+        return None
+    if inner.extent * element_bytes(assignment.buffer) != _WORD_BYTES:
+        return None
+    outer = next((a for a in box.axes if stored.stride(a.var) == inner.extent), None)
+    if outer is None or outer.extent < lanes:
+        return None
+    others = [a for a in box.axes if a is not inner]
+    simplifier = Simplifier((a.var, a.extent) for a in (*others, *box.context))
+    elements = tuple(
+        simplifier.value(substitute(assignment.value, {inner.var: int32(e)}))
+        for e in range(inner.extent)
+    )
+    for element in elements:
+        if _branches(element):
+            return None
+        forms = [linear_form(read.indices[0]) for read in loads(element)]
+        if any(form.stride(outer.var) not in (0, 1) or form.rest for form in forms):
+            return None
+    offset = substitute(assignment.offset, {inner.var: int32(0)})
+    return WordPlan(outer, inner, lanes, offset, elements)
+
+
+def word_blocks(box: Box, plan: WordPlan) -> tuple[list[Axis], Stmt]:
+    """The loops (outermost first, all may run in parallel) and the body of one vector."""
+    blocks = Axis(Var("blocks", "int32"), -(-plan.outer.extent // plan.lanes))
+    start: Expr = blocks.var * int32(plan.lanes)
+    if plan.outer.extent % plan.lanes:
+        start = tirx.min(start, int32(plan.outer.extent - plan.lanes))
+    others = [a for a in box.axes if a is not plan.outer and a is not plan.inner]
+    words = loops.local_buffer("words", (plan.lanes,), "int32")
+    lane = Var("lane", "int32")
+    mapping = {plan.outer.var: start + lane}
+    bits = 8 * _WORD_BYTES // len(plan.elements)
+    (assignment,) = box.assignments
+    unsigned = f"uint{bits}"
+    word: Expr | None = None
+    for place, element in enumerate(plan.elements):
+        if constant_value(element) == 0:
+            continue
+        code = tirx.reinterpret(unsigned, substitute(element, mapping)).astype("int32")
+        shifted = code if place == 0 else code << int32(bits * place)
+        word = shifted if word is None else word | shifted
+    store = tirx.BufferStore(words, int32(0) if word is None else word, [lane])
+    dtype = f"{buffer_dtype(assignment.buffer)}x{plan.lanes * plan.inner.extent}"
+    first = substitute(plan.offset, {plan.outer.var: start})
+    whole = tirx.reinterpret(dtype, tirx.BufferLoad(words, [loops.ramp(0, plan.lanes)]))
+    return [*others, blocks], loops.sequence(
+        [
+            loops.allocate_on_stack(words),
+            tirx.For(lane, int32(0), int32(plan.lanes), ForKind.VECTORIZED, store),
+            tirx.BufferStore(
+                assignment.buffer, whole, [loops.ramp(first, plan.lanes * plan.inner.extent)]
+            ),
+        ]
+    )
+
+
+def _branches(node: Expr) -> bool:
+    """Whether a condition is left anywhere in `node`."""
+    if isinstance(node, Call) and getattr(node.op, "name", None) == CONDITIONAL:
+        return True
+    return any(_branches(child) for child in children(node))
