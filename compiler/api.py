@@ -71,8 +71,7 @@ class CompileReport:
     @property
     def size_bytes(self) -> int:
         """Size of what has to be deployed: the library and the weights beside it."""
-        files = self.manifest.files
-        return sum(files[name].bytes for name in ("model.so", "weights.bin") if name in files)
+        return self.manifest.deployed_bytes
 
     def summary(self) -> str:
         """One line for a person."""
@@ -292,6 +291,7 @@ def _quantizer(
         _signature(imported),
         index_bounds(imported.reference),
         _model_name(imported.source),
+        config.threads,
         config.seed,
         progress=lambda step, share: clock.show("lower", share, step),
     )

@@ -13,10 +13,12 @@ import tvm
 
 from compiler.calibration.source import CalibrationSource
 from compiler.errors import InputError, ModelError
+from compiler.module.base import Context
 from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.writer import write_module
 from compiler.pipeline import PassRunner, integer_passes, kernel_passes
+from passes.graph.fused_groups import kernel_calls
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.expose_tensors import ExposeTensors
 from passes.quantize.observers import ObservationError, Observer, ObserverFactory
@@ -42,7 +44,7 @@ class ObservedModule:
     """A graph compiled for this machine, with tensors of the graph as further outputs.
 
     Use it as a context manager: it holds a module in a temporary folder. Memory is that of
-    one run, whatever the number of runs.
+    one run, whatever the number of runs. `calls` are its kernel calls, in order.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ObservedModule:
         self._names = names
         lowered = _lower(module, self._computed, spec, parameters, name)
         self._own = len(lowered.output_names) - len(self._computed)
+        self.calls = kernel_calls(lowered.module)
         self._folder = tempfile.mkdtemp(prefix="tinsmith-calibration-")
         try:
             written = write_module(lowered, Path(self._folder) / "module", forms=("shared",))
@@ -80,6 +83,7 @@ class ObservedModule:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._buffers: list[np.ndarray] | None = None
+        self._context: Context | None = None
 
     def __enter__(self) -> ObservedModule:
         return self
@@ -89,6 +93,8 @@ class ObservedModule:
 
     def close(self) -> None:
         """Unload the module and remove its folder."""
+        if self._context is not None:
+            self._context.close()
         self._module.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -102,6 +108,17 @@ class ObservedModule:
             for name in self._names
         }
         return Observation(tuple(self._buffers[: self._own]), tensors)
+
+    def profile(self, inputs: Sequence[np.ndarray]) -> list[float]:
+        """Seconds of each of `calls` in one run."""
+        if self._context is None:
+            self._context = self._module.context()
+        return [step.seconds for step in self._context.profile(list(inputs), 1)]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the library and of the weights beside it."""
+        return self._module.manifest.deployed_bytes
 
 
 def observe_tensors(

@@ -59,6 +59,13 @@ def compile_model(
     observer: Annotated[
         str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
     ] = "percentile",
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="A layer, as the report names it, to leave in float."),
+    ] = None,
+    fallback: Annotated[
+        bool, typer.Option(help="Leave layers in float that are slower in integers.")
+    ] = True,
     report_file: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.json", help="Write the report of each layer."),
@@ -84,6 +91,8 @@ def compile_model(
             layout=layout,
             resize=None if resize is None else parse_resize(resize),
             observer=observer,
+            keep_float=tuple(keep_float or ()),
+            fallback=fallback,
         )
     elif calibration is not None or report_file is not None:
         raise ConfigError("--calibration and --report are for quantising: add --quantize int8")

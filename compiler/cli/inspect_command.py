@@ -8,6 +8,8 @@ import typer
 
 from compiler.cli import output
 from compiler.cli.options import AsJson, ModulePath, Threads
+from compiler.cli.quantization import print_quantization
+from compiler.quantization.report import QuantizationReport
 
 
 @output.reported
@@ -21,7 +23,8 @@ def inspect_module(
 ) -> None:
     """Show a module's kernels: template, decisions, FLOPs, bytes, time, share of the roofline.
 
-    The roofline of this machine is measured once and kept in the user's cache folder.
+    The roofline of this machine is measured once and kept in the user's cache folder. Of a
+    quantised module the report of its layers follows.
 
     **Example:** `tinsmith inspect out/ --threads 2`
     """
@@ -56,3 +59,6 @@ def inspect_module(
     )
     for line in report.footer():
         output.say(line)
+    quantization = report.manifest.measured.get("quantization")
+    if quantization is not None:
+        print_quantization(QuantizationReport.from_dict(quantization))

@@ -70,6 +70,12 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def deployed_bytes(self) -> int:
+        """Size of what has to be deployed: the library and the weights beside it."""
+        names = ("model.so", "weights.bin")
+        return sum(self.files[name].bytes for name in names if name in self.files)
+
     def to_json(self) -> str:
         """The manifest's text: stable order, one trailing newline."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, default=list) + "\n"

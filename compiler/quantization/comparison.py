@@ -78,16 +78,3 @@ def compare_graphs(
                 same += int(wanted.outputs[0].argmax() == found.outputs[0].argmax())
             count += 1
     return Comparison(noise, output, same / count if scores and count else None, count)
-
-
-def quantized_sample(quantized: tvm.IRModule, source: CalibrationSource, name: str) -> Sample:
-    """The first sample with the outputs of the graph compiled alone.
-
-    Observing a tensor ends a fused kernel, and a multiply-add that is not fused may round
-    to the neighbouring code: golden vectors need a run without observers. `name` is that of
-    the model: for this machine, its kernels are compiled here, once.
-    """
-    with ObservedModule(quantized, get_target("native"), [], name=name) as alone:
-        inputs = [np.array(value) for value in next(iter(source)).values()]
-        outputs = tuple(np.array(value) for value in alone.run(inputs).outputs)
-    return Sample(tuple(inputs), outputs)

@@ -27,6 +27,8 @@ class QuantizationConfig:
     equalize: cross-layer equalisation, which evens out the channels of neighbouring layers.
     correct_bias: compensate in the bias what rounding the weights adds on average.
     keep_float: operators, by the names of their results in the report, that compute in float.
+    fallback: let layers that are slower in integers compute in float, if that makes the model
+        faster on this machine.
     """
 
     format: str = "int8"
@@ -41,6 +43,7 @@ class QuantizationConfig:
     equalize: bool = True
     correct_bias: bool = True
     keep_float: tuple[str, ...] = field(default_factory=tuple)
+    fallback: bool = True
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

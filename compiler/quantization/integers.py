@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import tvm
 
 from compiler.calibration import observe_tensors
-from compiler.errors import ModelError
+from compiler.errors import ConfigError, ModelError
 from compiler.pipeline import Step, number_formats, quantization_passes
-from compiler.quantization.recipe import Prepared, Recipe, Task
+from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task
 from compiler.quantization.report import LayerReport
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
 from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
@@ -19,6 +21,7 @@ from passes.quantize.dataflow import Dataflow, Node
 from passes.quantize.insert_quantization import QuantizationOptions
 from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
 from passes.quantize.placement import Placement, place
+from targets.number_formats import NumberFormats
 from targets.registry import get_target
 
 # Channels below this share of the largest range are equalised as if they had it: less lets
@@ -43,33 +46,96 @@ class IntegerRecipe(Recipe):
 
     def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
         table = number_formats(task.spec)
-        options = QuantizationOptions(keep_float=frozenset(task.config.keep_float))
-        placement = place(graph, table, options.keep_float)
+        keep_float = _known_layers(graph, task.config.keep_float, table)
+        placement = place(graph, table, keep_float)
         if not placement.integer_operators:
             raise ModelError(
                 "nothing to quantise: the model has no convolution or matrix product with "
                 "constant weights that could be computed in integers; compile it without --quantize"
             )
-        steps: list[Step] = []
+        first: tuple[Step, ...] = ()
         if task.config.equalize:
             step = _equalization(graph, task)
-            steps.append(("equalize", step))
+            first = (("equalize", step),)
             graph = step(graph)
-        placement = place(graph, table, options.keep_float)
+        placement = place(graph, table, keep_float)
+        axes = operand_tensors(graph, table, keep_float)
         results = _results(graph, placement)
-        axes = operand_tensors(graph, table, options.keep_float)
         observed = tuple(dict.fromkeys([*placement.observed, *axes, *results.values()]))
         factory = observer_factory(task.config.observer)
         seen = _observers(graph, observed, lambda: _ValuesAndChannels(factory()), task)
-        ranges = {name: seen[name].values.range() for name in placement.observed}
-        if task.config.correct_bias:
-            means = {
-                name: both.channels.means for name, both in seen.items() if axes.get(name) == -1
-            }
-            steps.append(("correct_bias", CorrectBias(means, table, options)))
-        steps += quantization_passes(task.spec, ranges, options)
-        layers = _layers(graph, placement, results, ranges)
-        return Prepared(tuple(steps), graph, observed, layers)
+        means = {name: both.channels.means for name, both in seen.items() if axes.get(name) == -1}
+        calibrated = _Calibrated(
+            task=task,
+            first=first,
+            exact=graph,
+            observed=observed,
+            results=results,
+            ranges={name: seen[name].values.range() for name in placement.observed},
+            means=means if task.config.correct_bias else None,
+        )
+        return calibrated.keeping(())
+
+
+@dataclass(frozen=True)
+class _Calibrated(Mixture):
+    """What calibration found; enough for any choice of layers."""
+
+    task: Task
+    first: tuple[Step, ...]
+    exact: tvm.IRModule
+    observed: tuple[str, ...]
+    results: Mapping[str, str]
+    ranges: Mapping[str, tuple[float, float]]
+    means: Mapping[str, np.ndarray] | None
+
+    def keeping(self, names: Collection[str]) -> Prepared:
+        table = number_formats(self.task.spec)
+        keep_float = frozenset([*self.task.config.keep_float, *names])
+        options = QuantizationOptions(keep_float=keep_float)
+        steps = list(self.first)
+        if self.means is not None:
+            steps.append(("correct_bias", CorrectBias(self.means, table, options)))
+        steps += quantization_passes(self.task.spec, self.ranges, options)
+        layers = self._layers(place(self.exact, table, keep_float), table)
+        return Prepared(tuple(steps), self.exact, self.observed, layers, self)
+
+    def _layers(self, placement: Placement, table: NumberFormats) -> tuple[LayerReport, ...]:
+        operators = {node.name: str(node.operator) for node in Dataflow(self.exact).nodes}
+        layers = []
+        for name in placement.integer_operators:
+            tensor = self.results[name]
+            stored = placement.stored.get(tensor)
+            low, high = self.ranges.get(stored.source, (None, None)) if stored else (None, None)
+            layers.append(
+                LayerReport(
+                    name,
+                    operators[name],
+                    "integer",
+                    tensor=tensor,
+                    weight_bits=table.weight_bits,
+                    activation_bits=8,
+                    low=low,
+                    high=high,
+                )
+            )
+        for left in placement.float_operators:
+            tensor = self.results.get(left.name, "")
+            layers.append(LayerReport(left.name, left.operator, "float", left.reason, tensor))
+        position = {name: index for index, name in enumerate(operators)}
+        return tuple(sorted(layers, key=lambda layer: position[layer.name]))
+
+
+def _known_layers(
+    graph: tvm.IRModule, names: Collection[str], table: NumberFormats
+) -> frozenset[str]:
+    """`names`, if all of them are layers that could be quantised; else ConfigError."""
+    layers = [n.name for n in Dataflow(graph).nodes if n.operator in table.integer_operators]
+    for name in names:
+        if name not in layers:
+            near = ", ".join(get_close_matches(name, layers, 3)) or ", ".join(layers[:3])
+            raise ConfigError(f"--keep-float {name}: no layer {name}; there are {near}, ...")
+    return frozenset(names)
 
 
 def _equalization(graph: tvm.IRModule, task: Task) -> tvm.transform.Pass:
@@ -108,23 +174,3 @@ def _stored_behind(node: Node, placement: Placement) -> Node:
     while node.name not in placement.stored and len(node.readers) == 1:
         node = node.readers[0]
     return node
-
-
-def _layers(
-    graph: tvm.IRModule,
-    placement: Placement,
-    results: Mapping[str, str],
-    ranges: Mapping[str, tuple[float, float]],
-) -> tuple[LayerReport, ...]:
-    known = Dataflow(graph)
-    layers = []
-    for name, tensor in results.items():
-        node = known.named(name)
-        operator = (node.operator if node is not None else None) or "operator"
-        stored = placement.stored.get(tensor)
-        low, high = ranges.get(stored.source, (None, None)) if stored else (None, None)
-        layers.append(LayerReport(name, operator, "integer", tensor=tensor, low=low, high=high))
-    return (
-        *layers,
-        *(LayerReport(k.name, k.operator, "float", k.reason) for k in placement.float_operators),
-    )

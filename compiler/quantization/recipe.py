@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import tvm
@@ -35,12 +35,28 @@ class Prepared:
     quantised one can be compared tensor by tensor: where a step scales tensors (equalisation),
     the graph after that step; of it calibration has `observed` these tensors, so that it need
     not be compiled again to look at them. `layers` say what becomes of each operator.
+    `mixture` makes variants in which some layers stay float, None where there are none.
     """
 
     steps: tuple[Step, ...]
     exact: tvm.IRModule
     observed: tuple[str, ...]
     layers: tuple[LayerReport, ...]
+    mixture: Mixture | None = None
+
+    def quantized(self, graph: tvm.IRModule) -> tvm.IRModule:
+        """The graph after all steps."""
+        for _, step in self.steps:
+            graph = step(graph)
+        return graph
+
+
+class Mixture(ABC):
+    """The choice of layers that are quantised, all else (calibration, options) being equal."""
+
+    @abstractmethod
+    def keeping(self, names: Collection[str]) -> Prepared:
+        """The same with the layers of these names in float."""
 
 
 class Recipe(ABC):

@@ -13,9 +13,14 @@ import numpy as np
 class LayerReport:
     """One operator that could be quantised.
 
-    `computes` is "integer" or "float", with the `reason` for float. `tensor` is what is stored
-    of its result, behind bias, residual and activation; `low` and `high` are the calibrated range
-    of that, and `sqnr_db` and `cosine` compare it with the float model's.
+    `computes` is "integer", or "float" with the `reason`. `tensor` is what is stored of its
+    result, behind bias, residual and activation; `low` and `high` are the calibrated range of
+    that, and `sqnr_db` and `cosine` compare it with the float model's. The bits are those of
+    what an integer operator reads.
+
+    `float_seconds` is what the layer takes in the float32 module, `seconds` in this one, both
+    with the conversions that it needs; `integer_seconds` what it took in integers, if that was
+    tried and given up. None where it was not measured.
     """
 
     name: str
@@ -23,10 +28,15 @@ class LayerReport:
     computes: str
     reason: str = ""
     tensor: str = ""
+    weight_bits: int | None = None
+    activation_bits: int | None = None
     low: float | None = None
     high: float | None = None
     sqnr_db: float | None = None
     cosine: float | None = None
+    float_seconds: float | None = None
+    seconds: float | None = None
+    integer_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,10 @@ class QuantizationReport:
     `output_sqnr_db` and `output_cosine` compare the model's first output with the float
     model's over `samples` samples, `agreement` is the share of samples with the same largest
     element (None unless the output is a row of scores).
+
+    `float_seconds` and `seconds` are the latencies of the float32 module and of this one on
+    this machine, measured in turns; None where they were not, and `notes` say why.
+    `float_bytes` and `bytes` are the sizes of the two modules' libraries and weights.
     """
 
     format: str
@@ -45,24 +59,45 @@ class QuantizationReport:
     output_sqnr_db: float
     output_cosine: float
     agreement: float | None
+    float_bytes: int
+    bytes: int
+    float_seconds: float | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def integer_layers(self) -> int:
+        """How many layers compute in integers."""
         return sum(layer.computes == "integer" for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities become None."""
         return _finite(asdict(self) | {"integer_layers": self.integer_layers})
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantizationReport:
+        """The report that a module's manifest holds; KeyError or TypeError for other data."""
+        known = {k: v for k, v in data.items() if k != "integer_layers"}
+        known["layers"] = tuple(LayerReport(**layer) for layer in known["layers"])
+        known["notes"] = tuple(known.get("notes", ()))
+        return cls(**known)
+
     def summary(self) -> str:
         """One line for a person."""
-        parts = [
-            f"{self.format}: {self.integer_layers} of {len(self.layers)} layers in integers",
-            f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples",
-        ]
+        parts = [f"{self.format}: {self.integer_layers} of {len(self.layers)} layers in integers"]
+        if self.output_sqnr_db is not None:
+            parts.append(f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples")
         if self.agreement is not None:
             parts.append(f"same top-1 on {self.agreement:.1%}")
+        parts.append(
+            f"{self.bytes / 2**20:.2f} MiB ({self.bytes / self.float_bytes:.2f} of float32)"
+        )
+        if self.seconds is not None and self.float_seconds is not None:
+            parts.append(
+                f"{self.seconds * 1e3:.3f} ms (float32 {self.float_seconds * 1e3:.3f} ms, "
+                f"{self.float_seconds / self.seconds:.2f} times as fast)"
+            )
         return ", ".join(parts)
 
 

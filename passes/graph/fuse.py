@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 
 from passes.graph.fused_groups import name_fused_groups
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import element_count, operator_name, static_shape
+from passes.graph.tensors import element_count, element_type, operator_name, static_shape
 
 # Of Relax's OpPatternKind: elementwise and broadcasting kernels are below it.
 _INJECTIVE = 2
@@ -33,12 +35,13 @@ class Fuse:
     fusable at its output, opaque) and TVM's dominator-tree fusion joins them:
     elementwise chains with each other and behind convolutions and matrix
     products. Reshapes are not kernels by now, and end a fused group. The name
-    of a group's last operator stays; `kernel_members` tells all that it computes.
+    of a group's last operator stays; `kernel_calls` tells all that it computes.
 
     Left alone, against TVM's habit: a computed operand that is repeated over
     the result, such as the gate of a squeeze-and-excite block
     `multiply(x: (1, 56, 56, 64), gate: (1, 1, 1, 64))` or what is enlarged by
-    a nearest-neighbour resize. Fused, it would be computed anew for each use.
+    a nearest-neighbour resize. Fused, it would be computed anew for each use. What
+    is made of one byte each (a `dequantize`) is: it costs less than to store it.
     """
 
     def transform_module(
@@ -76,9 +79,22 @@ class _BarrierInserter(BlockRewriter):
         if shape is None or operator_name(self.definition(operand)) != "relax.call_tir":
             return operand
         # Padding, too, makes a tensor larger, but repeats nothing.
-        if 2 * element_count(shape) > result_count:
+        if 2 * element_count(shape) > result_count or self._widens_bytes(operand):
             return operand
         return self.emit(relax.op.reshape(operand, shape))
+
+    def _widens_bytes(self, operand: relax.Expr) -> bool:
+        """Whether the operand is computed from a single byte for each of its elements."""
+        kernel: Any = self.definition(operand)
+        sources = list(kernel.args[1].fields)
+        pattern = self.module[kernel.args[0]].attrs.get("op_pattern")
+        return (
+            pattern is not None
+            and int(pattern) < _INJECTIVE
+            and len(sources) == 1
+            and element_type(sources[0]) in ("uint8", "int8")
+            and static_shape(sources[0]) == static_shape(operand)
+        )
 
 
 class _BarrierRemover(BlockRewriter):

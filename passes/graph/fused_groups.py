@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
+from passes.graph.rewriter import BlockRewriter, variables_in
 from passes.graph.tensors import operator_name
 
 ATTRIBUTE = "fused_groups"
@@ -34,7 +35,7 @@ def name_fused_groups(unfused: tvm.IRModule, grouped: tvm.IRModule) -> tvm.IRMod
 
     FuseOps names what it binds anew; here each call of a group gets the name of
     the last operator in it. The module's attribute `fused_groups` maps names in
-    `main` to the names of all that is computed there, as `kernel_members` reads it.
+    `main` to the names of all that is computed there, as `kernel_calls` reads it.
 
     A group is found again by its operands: the callee and the operands of an
     operator tell it from all others. What is not found keeps its new name.
@@ -82,19 +83,38 @@ def name_fused_groups(unfused: tvm.IRModule, grouped: tvm.IRModule) -> tvm.IRMod
     return renamed.with_attr(ATTRIBUTE, groups)
 
 
-def kernel_members(module: tvm.IRModule) -> tuple[tuple[str, ...], ...]:
-    """The names of the tensors that each kernel call of `main` computes, in order.
+@dataclass(frozen=True)
+class KernelCall:
+    """One kernel call of `main`: the tensors it computes, and which calls read its result.
 
-    `module` comes from `Fuse`; names are those of the graph before it, as
-    `unique_names` gives them. Of a kernel that was not followed there are none.
+    `members` are names of the graph before fusion, as `unique_names` gives them; of a kernel
+    that was not followed there are none. `readers` are positions among the calls.
     """
+
+    members: tuple[str, ...]
+    readers: tuple[int, ...]
+
+
+def kernel_calls(module: tvm.IRModule) -> tuple[KernelCall, ...]:
+    """The kernel calls of a module that comes from `Fuse`, in order."""
     groups: Mapping[str, Any] = (module.attrs or {}).get(ATTRIBUTE, {})
     names = unique_names(module["main"])
-    return tuple(
-        tuple(str(name) for name in groups.get(names[binding.var], ()))
-        for binding in _bindings(module["main"])
-        if operator_name(binding.value) == "relax.call_tir"
-    )
+    members: list[tuple[str, ...]] = []
+    readers: list[list[int]] = []
+    writers: dict[relax.Var, list[int]] = {}
+    for binding in _bindings(module["main"]):
+        sources = list(
+            dict.fromkeys(w for v in variables_in(binding.value) for w in writers.get(v, []))
+        )
+        if operator_name(binding.value) != "relax.call_tir":
+            writers[binding.var] = sources  # a view: who reads it reads what it shows
+            continue
+        for source in sources:
+            readers[source].append(len(members))
+        writers[binding.var] = [len(members)]
+        members.append(tuple(map(str, groups.get(names[binding.var], ()))))
+        readers.append([])
+    return tuple(KernelCall(m, tuple(r)) for m, r in zip(members, readers, strict=True))
 
 
 class _Renamer(BlockRewriter):

@@ -10,11 +10,14 @@ import tvm_ffi
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, integers, operator_name, static_shape
+from passes.graph.tensors import constant, operator_name, static_shape
+from passes.quantize.integer_averages import integer_average
 from passes.quantize.integer_operands import IntegerOperand, integer_operand, with_dtype
 from passes.quantize.integer_products import Convolution, IntegerProduct, MatrixProduct
 from passes.quantize.operators import Parameters, parameters_of
 from targets.number_formats import IntegerFormat, NumberFormats
+
+_AVERAGES = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerIntegers")
@@ -40,7 +43,7 @@ class LowerIntegers:
     operators behind it, which fusion takes into the kernel's epilogue. Every
     reader of a `dequantize` gets one of its own, for the same reason.
 
-    A `mean` of a dequantised tensor becomes a sum of integers, scaled.
+    Means and average pools become sums of integers, scaled (`integer_averages`).
 
     Operands whose scale is applied later, or known at run time only, are lowered
     too: `matmul(astype(x, int32) - zx, astype(w, int32) - zw)` becomes a product of
@@ -87,12 +90,14 @@ class _Lowerer(BlockRewriter):
 
     def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
         name = operator_name(value)
-        if name == "relax.mean":
-            return self._mean(value)
+        if name in _AVERAGES:
+            source = self._dequantized(value.args[0])
+            found = None if source is None else integer_average(self, value, *source)
+            return value if found is None else found
         form = self._table.integer_operators.get(str(name))
-        return value if form is None else self._product(value, form)
+        return value if form is None else self._product(value, variable, form)
 
-    def _product(self, call: Any, form: IntegerFormat) -> relax.Expr:
+    def _product(self, call: Any, variable: relax.Var, form: IntegerFormat) -> relax.Expr:
         """The product of two operands of codes; the call itself if that cannot be."""
         data = integer_operand(call.args[0], self.definition, self._shared)
         weights = integer_operand(call.args[1], self.definition, self._shared)
@@ -104,7 +109,9 @@ class _Lowerer(BlockRewriter):
         if data is None or weights is None:
             return call
         product = _PRODUCTS[str(operator_name(call))](call, data, weights, self._shared)
-        result = self.emit(product.product(form.accumulator))
+        # The product keeps the operator's name: what follows may be folded away, and reports
+        # tell kernels to operators by it.
+        result = self.emit(product.product(form.accumulator), variable.name)
         if data.zero_point is not None:
             result = self._less(result, data.zero_point, product.column_sums())
         if weights.zero_point is not None:
@@ -144,26 +151,6 @@ class _Lowerer(BlockRewriter):
             return None
         parameters = parameters_of(call)
         return None if parameters is None else (call.args[0], parameters)
-
-    def _mean(self, call: Any) -> relax.Expr:
-        """The mean of dequantised values by the sum of the integers, which is exact."""
-        data = self._dequantized(call.args[0])
-        shape = static_shape(call.args[0])
-        if data is None or shape is None or not data[1].per_tensor or call.attrs.axis is None:
-            return call
-        stored, meaning = data
-        axes = integers(call.attrs.axis)
-        count = int(np.prod([shape[axis] for axis in axes]))
-        if count == 0 or count * 255 >= 2**31:
-            return call
-        wide = self.emit(relax.op.astype(stored, "int32"))
-        total = self.emit(relax.op.sum(wide, list(axes), keepdims=bool(call.attrs.keepdims)))
-        if meaning.zero_point:
-            offset = np.int32(count * int(meaning.zero_point))
-            total = self.emit(relax.op.subtract(total, constant(np.asarray(offset))))
-        factor = np.float32(float(np.float32(meaning.scale)) / count)
-        real = self.emit(relax.op.astype(total, "float32"))
-        return relax.op.multiply(real, constant(np.asarray(factor)))
 
 
 _PRODUCTS: dict[str, type[IntegerProduct]] = {

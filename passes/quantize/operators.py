@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from passes.graph.tensors import constant_array, element_type, operator_name
+from targets.number_formats import NumberFormats
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,13 @@ def quantize_call(value: relax.Expr, parameters: Parameters, axis: int = -1) -> 
 def dequantize_call(value: relax.Expr, parameters: Parameters, axis: int = -1) -> relax.Expr:
     """`dequantize(value)` to float32."""
     return relax.op.dequantize(value, *_constants(parameters), axis, "float32")
+
+
+def moves_elements(call: Any, table: NumberFormats) -> bool:
+    """Whether every element of the result is one of the operand, so that integers may be moved."""
+    if operator_name(call) == "relax.image.resize2d":
+        return str(call.attrs.method) == "nearest_neighbor"
+    return operator_name(call) in table.same_scale
 
 
 def parameters_of(call: Any) -> Parameters | None:

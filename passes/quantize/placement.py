@@ -18,6 +18,7 @@ from passes.graph.tensors import (
 from passes.quantize.dataflow import Dataflow, Node
 from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
 from passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
+from passes.quantize.operators import moves_elements
 from targets.number_formats import NumberFormats
 
 # Codes of either sign may be stored: the larger products count.
@@ -162,7 +163,7 @@ class _Placer:
             for reader in node.readers:
                 passes = is_elementwise(reader) or (
                     reader.operator in self._table.in_registers
-                    or reader.operator in self._table.same_scale
+                    or moves_elements(reader.value, self._table)
                     or self._is_split_item(reader)
                 )
                 if reader in integer or (passes and reader in wanted):
@@ -178,7 +179,7 @@ class _Placer:
 
     def _scale_of(self, node: Node, stored: set[Node]) -> Node:
         """The stored tensor whose scale and zero point are those of `node`."""
-        if node.operator in self._table.same_scale or self._is_split_item(node):
+        if moves_elements(node.value, self._table) or self._is_split_item(node):
             source = node.operands[0]
             if source.operator == "relax.split":
                 source = source.operands[0]
@@ -197,7 +198,7 @@ class _Placer:
             known = (
                 is_elementwise(node)
                 or node.operator in self._table.in_registers
-                or node.operator in self._table.same_scale
+                or moves_elements(node.value, self._table)
             )
             tensors = [*node.operands, node]
             if not known and element_count(static_shape(node.variable) or ()) > 1:

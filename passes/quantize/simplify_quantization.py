@@ -10,7 +10,13 @@ from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import constant_array, integers, operator_name, static_shape
-from passes.quantize.operators import Parameters, dequantize_call, parameters_of, quantize_call
+from passes.quantize.operators import (
+    Parameters,
+    dequantize_call,
+    moves_elements,
+    parameters_of,
+    quantize_call,
+)
 from targets.number_formats import NumberFormats
 
 
@@ -31,7 +37,7 @@ class SimplifyQuantization:
         c: uint8 = quantize(d, t, 0)
         e: uint8 = concat((quantize(dequantize(q, s, z), t, 0), r))
 
-    The operators in the target's `same_scale` compute on integers; padding with
+    Operators that move or select elements compute on integers; padding with
     zero pads with the zero point. A `relu` or `clip` before a `quantize` is
     dropped if saturation to the integer range does the same. A concatenation
     runs on integers of its result's scale.
@@ -62,7 +68,7 @@ class _Simplifier(BlockRewriter):
             return self._quantize(value)
         if name == "relax.nn.pad":
             return self._pad(value)
-        if name in self._table.same_scale and name != "relax.split":
+        if moves_elements(value, self._table) and name != "relax.split":
             return self._same_scale(value)
         return value
 

@@ -14,6 +14,7 @@ from compiler.cli import app
 from compiler.demo import IMAGES, MODEL
 from compiler.errors import ConfigError, InputError
 from compiler.evaluate.accuracy import LabelledImages
+from compiler.quantization.report import QuantizationReport
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -27,7 +28,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
     folder = tmp_path_factory.mktemp("quantized") / "module"
-    options = compiler.QuantizationConfig(calibration=images[:64])
+    options = compiler.QuantizationConfig(calibration=images[:64], fallback=False)
     return compiler.compile_to(
         MODEL,
         folder,
@@ -67,12 +68,68 @@ def test_it_proves_itself_and_reports(quantized) -> None:
     assert manifest["config"]["quantization"]["format"] == "int8"
 
 
+def test_layers_have_bits_and_times(quantized) -> None:
+    report = quantized.quantization
+    assert {(layer.weight_bits, layer.activation_bits) for layer in report.layers} == {(8, 8)}
+    assert all(layer.float_seconds > 0 and layer.seconds > 0 for layer in report.layers)
+    assert sum(layer.seconds for layer in report.layers) < report.seconds * 1.5
+    assert report.bytes == quantized.size_bytes < report.float_bytes
+
+
+@pytest.mark.slow
+def test_for_another_machine_no_latency_is_told(tmp_path: Path, images: np.ndarray) -> None:
+    options = compiler.QuantizationConfig(calibration=images[:2])
+    report = compiler.compile_to(
+        MODEL,
+        tmp_path / "out",
+        target="cortex-a72",
+        shapes=SHAPE,
+        quantization=options,
+        runner=False,
+        static_library=False,
+    ).quantization
+    assert report.seconds is None
+    assert all(layer.seconds is None for layer in report.layers)
+    assert report.notes == ("latency not measured: the module is for another machine",)
+
+
+def test_inspect_shows_the_report(quantized) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(quantized.path), "--runs", "1"])
+    assert result.exit_code == 0, result.output
+    assert quantized.quantization.layers[0].name in result.output
+    assert quantized.quantization.summary() in result.output
+    read = QuantizationReport.from_dict(quantized.quantization.to_dict())
+    assert read.layers == quantized.quantization.layers
+
+
+def test_a_layer_is_kept_in_float_on_request(tmp_path: Path, quantized, images) -> None:
+    name = quantized.quantization.layers[3].name
+    data = tmp_path / "images.npy"
+    np.save(data, images[:4])
+    arguments = ["compile", str(MODEL), "--shape", "image=1,1,28,28", "--json", "--no-fallback"]
+    arguments += ["--quantize", "int8", "--calibration", str(data), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--keep-float", name])
+    assert result.exit_code == 0, result.output
+    layers = json.loads(result.stdout)["quantization"]["layers"]
+    kept = [layer for layer in layers if layer["computes"] == "float"]
+    assert [(layer["name"], layer["reason"]) for layer in kept] == [
+        (name, "kept in float on request")
+    ]
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path: Path, images: np.ndarray) -> None:
+    options = compiler.QuantizationConfig(calibration=images[:2], keep_float=("stem_relu2",))
+    with pytest.raises(ConfigError, match="no layer stem_relu2"):
+        compiler.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
+
+
 def test_the_command_line(tmp_path: Path, images: np.ndarray) -> None:
     data = tmp_path / "images.npy"
     np.save(data, images[:8])
     arguments = ["compile", str(MODEL), "--shape", "image=1,1,28,28"]
     arguments += ["--quantize", "int8", "--calibration", str(data), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report.json")])
+    arguments += ["--no-fallback", "--report", str(tmp_path / "report.json")]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["samples"] == 8

@@ -84,3 +84,16 @@ def test_reshapes_stay_operators() -> None:
             y = builder.emit_output(relax.op.nn.softmax(b))
         builder.emit_func_output(y)
     assert operators(_lower(builder.get())) == ["relu", "reshape", "softmax"]
+
+
+def test_bytes_are_widened_where_they_are_read() -> None:
+    x = relax.Var("x", relax.TensorType((1, 4, 4, 8), "uint8"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            scale, zero = relax.const(np.float32(0.5)), relax.const(np.int32(3))
+            wide = builder.emit(relax.op.dequantize(x, scale, zero, out_dtype="float32"))
+            large = relax.op.image.resize2d(wide, relax.ShapeExpr([8, 8]), layout="NHWC")
+            y = builder.emit_output(large)
+        builder.emit_func_output(y)
+    assert len(operators(_lower(builder.get()))) == 1

@@ -7,7 +7,7 @@ import tvm
 from tvm import relax
 
 from passes.graph import Fuse, Legalize
-from passes.graph.fused_groups import kernel_members, unique_names
+from passes.graph.fused_groups import kernel_calls, unique_names
 
 _RANDOM = np.random.default_rng(0)
 
@@ -41,6 +41,10 @@ class _Graph:
         return Fuse()(Legalize({})(self.module()))
 
 
+def _members(module: tvm.IRModule) -> tuple[tuple[str, ...], ...]:
+    return tuple(call.members for call in kernel_calls(module))
+
+
 def test_layers_of_one_structure_share_a_kernel_and_keep_their_names() -> None:
     graph = _Graph(4, 8)
     value: relax.Var = graph.x
@@ -48,7 +52,7 @@ def test_layers_of_one_structure_share_a_kernel_and_keep_their_names() -> None:
         product = graph.bind(f"layer{index}", relax.op.matmul(value, _constant(8, 8)))
         value = graph.bind(f"relu{index}", relax.op.nn.relu(product), output=index == 2)
     after = graph.fused()
-    assert kernel_members(after) == tuple((f"layer{i}", f"relu{i}") for i in range(3))
+    assert _members(after) == tuple((f"layer{i}", f"relu{i}") for i in range(3))
     callees = {binding.value.args[0].name_hint for binding in after["main"].body.blocks[0].bindings}
     assert len(callees) == 1
     assert list(unique_names(after["main"]).values())[:3] == ["x", "relu0", "relu1"]
@@ -61,19 +65,32 @@ def test_branches_of_one_tensor_are_told_apart_by_their_weights() -> None:
     up = graph.bind("up", relax.op.exp(right))
     total = graph.bind("total", relax.op.add(left, up))
     graph.bind("out", relax.op.reshape(total, (32,)), output=True)
-    groups = kernel_members(graph.fused())
+    groups = _members(graph.fused())
     assert sorted(name for group in groups for name in group) == ["left", "right", "total", "up"]
     assert ("right", "up") in groups or ("left", "total") in groups
+
+
+def test_readers_are_found_through_views() -> None:
+    graph = _Graph(4, 8)
+    first = graph.bind("first", relax.op.matmul(graph.x, _constant(8, 8)))
+    flat = graph.bind("flat", relax.op.reshape(first, (2, 16)))
+    left = graph.bind("left", relax.op.matmul(flat, _constant(16, 16)))
+    turned = graph.bind("turned", relax.op.permute_dims(flat))
+    graph.bind("out", relax.op.matmul(left, turned), output=True)
+    calls = {call.members[-1]: call for call in kernel_calls(graph.fused())}
+    names = list(calls)
+    assert {names[reader] for reader in calls["first"].readers} == {"left", "turned"}
+    assert calls["out"].readers == ()
 
 
 def test_equal_names_are_numbered() -> None:
     graph = _Graph(4, 8)
     first = graph.bind("y", relax.op.matmul(graph.x, _constant(8, 8)))
     graph.bind("y", relax.op.matmul(first, _constant(8, 8)), output=True)
-    assert kernel_members(graph.fused()) == (("y",), ("y.2",))
+    assert _members(graph.fused()) == (("y",), ("y.2",))
 
 
 def test_of_a_graph_that_was_not_fused_nothing_is_known() -> None:
     graph = _Graph(2, 2)
     graph.bind("out", relax.op.exp(graph.x), output=True)
-    assert kernel_members(Legalize({})(graph.module())) == ((),)
+    assert _members(Legalize({})(graph.module())) == ((),)

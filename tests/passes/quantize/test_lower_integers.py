@@ -18,6 +18,7 @@ from graph_checks import assert_becomes, assert_left_alone, execute, operators
 
 from passes.quantize.lower_integers import LowerIntegers
 from passes.quantize.match_signedness import MatchSignedness
+from passes.quantize.placement import place
 from passes.quantize.simplify_quantization import SimplifyQuantization
 from targets.number_formats import ARM, X86
 
@@ -75,6 +76,70 @@ def test_pool_concat_and_mean_run_on_integers() -> None:
         "int32",  # the sum of the mean
         "int32",  # y
     ]
+
+
+@pytest.mark.parametrize(
+    ("pool", "parts"),
+    [
+        ({"pool_size": (2, 2), "strides": (2, 2)}, ["nn.conv2d", "multiply"]),
+        ({"pool_size": (3, 3), "padding": (1, 1)}, ["nn.conv2d", "subtract", "multiply"]),
+        (
+            {"pool_size": (3, 2), "strides": (2, 3), "padding": (1, 0, 2, 1), "ceil_mode": True},
+            ["nn.conv2d", "subtract"],
+        ),
+        ({"pool_size": (3, 3), "padding": (1, 1), "count_include_pad": True}, ["nn.conv2d"]),
+        (
+            {
+                "pool_size": (3, 3),
+                "strides": (2, 2),
+                "padding": (1, 1),
+                "ceil_mode": True,
+                "count_include_pad": True,
+            },
+            ["nn.conv2d"],
+        ),
+        ({"pool_size": (7, 8)}, ["sum"]),
+        ({"pool_size": (2, 2), "dilation": (2, 2)}, ["nn.conv2d"]),
+    ],
+    ids=str,
+)
+def test_average_pools_are_sums_of_integers(pool, parts) -> None:
+    graph = Graph(1, 7, 8, 5)
+    a = graph.bind("a", relax.op.nn.avg_pool2d(graph.input, layout="NHWC", **pool))
+    module = graph.module(graph.conv("y", a, array(1, 1, 5, 3)))
+    # Other ranges than those of the input: with equal steps half the averages would be ties.
+    ranges = {"x": (-3.0, 5.0), "a": (-2.71, 4.13)}
+    after = _assert_lowering_keeps_values(quantized(module, ranges))
+    found = operators(after)
+    assert "nn.avg_pool2d" not in found
+    assert all(part in found for part in parts)
+
+
+@pytest.mark.parametrize(("outputs", "whole"), [((1, 1), True), ((4, 2), True), ((3, 3), False)])
+def test_adaptive_pools_of_equal_windows_are_sums(outputs, whole) -> None:
+    graph = Graph(2, 8, 8, 4)
+    a = graph.bind("a", relax.op.nn.adaptive_avg_pool2d(graph.input, outputs, layout="NHWC"))
+    module = graph.module(graph.conv("y", a, array(1, 1, 4, 3)))
+    ranges = {"x": (-3.0, 5.0), "a": (-2.71, 4.13)}
+    after = _assert_lowering_keeps_values(quantized(module, ranges))
+    assert ("nn.adaptive_avg_pool2d" not in operators(after)) == whole
+
+
+@pytest.mark.parametrize(("method", "moved"), [("nearest_neighbor", True), ("linear", False)])
+def test_a_resize_reads_and_writes_integers(method, moved) -> None:
+    graph = Graph(1, 4, 5, 8)
+    size = relax.ShapeExpr([8, 10])
+    resized = relax.op.image.resize2d(
+        graph.input, size, layout="NHWC", method=method,
+        coordinate_transformation_mode="asymmetric", rounding_method="floor",
+    )  # fmt: skip
+    module = graph.module(graph.conv("y", graph.bind("a", resized), array(1, 1, 8, 4)))
+    ranges = {"x": (-3.0, 5.0), "a": (-2.71, 4.13)}
+    placement = place(module, X86)
+    assert placement.stored["a"].source == ("x" if moved else "a")
+    after = _assert_lowering_keeps_values(quantized(module, ranges))
+    found = operators(after)
+    assert found.count("dequantize") == found.count("quantize") - 1 == (0 if moved else 1)
 
 
 def test_split_runs_on_integers() -> None:

@@ -1,0 +1,106 @@
+"""How long each layer takes in several compiled graphs, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.calibration import ObservedModule
+from passes.graph.fused_groups import KernelCall
+from targets.registry import get_target
+from targets.spec import TargetSpec, UnknownTargetError
+
+# Seconds that are spent on measuring, if that is enough for the fewest rounds.
+_SECONDS = 1.5
+_ROUNDS = (5, 60)
+# Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
+_QUANTILE = 0.25
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a whole run, and by layer of the kernels that belong to it."""
+
+    total: float
+    layers: Mapping[str, float]
+
+
+def local_spec(spec: TargetSpec) -> TargetSpec | None:
+    """`spec` if its kernels are those of the machine at hand, whatever its name; else None."""
+    try:
+        native = get_target("native")
+    except UnknownTargetError:
+        return None
+    described = (spec.llvm_triple, spec.llvm_cpu, spec.llvm_attributes, spec.vector_bits)
+    own = (native.llvm_triple, native.llvm_cpu, native.llvm_attributes, native.vector_bits)
+    return spec if described == own else None
+
+
+def measure(
+    modules: Sequence[ObservedModule],
+    layers: Collection[str],
+    tensors: Collection[str],
+    inputs: Sequence[np.ndarray],
+) -> tuple[Timing, ...]:
+    """Time `modules` on `inputs`, one run of each in turn, so that all see the same load.
+
+    `layers` are names of operators, `tensors` those of all tensors of the float graph: a
+    kernel of which neither is known, such as a conversion, belongs to the layer that
+    reads it.
+    """
+    owners = [kernel_owners(module.calls, layers, tensors) for module in modules]
+    totals: list[list[float]] = [[] for _ in modules]
+    steps: list[list[list[float]]] = [[] for _ in modules]
+    least, most = _ROUNDS
+    for module in modules:
+        module.run(inputs)
+    deadline = time.perf_counter() + _SECONDS
+    for done in range(most):
+        if done >= least and time.perf_counter() > deadline:
+            break
+        for module, total, profile in zip(modules, totals, steps, strict=True):
+            begin = time.perf_counter()
+            module.run(inputs)
+            total.append(time.perf_counter() - begin)
+            profile.append(module.profile(inputs))
+    return tuple(
+        Timing(
+            float(np.quantile(total, _QUANTILE)),
+            _by_layer(np.quantile(profile, _QUANTILE, axis=0), own),
+        )
+        for total, profile, own in zip(totals, steps, owners, strict=True)
+    )
+
+
+def kernel_owners(
+    calls: Sequence[KernelCall], layers: Collection[str], tensors: Collection[str]
+) -> tuple[str | None, ...]:
+    """The layer to which each kernel call belongs; None for those between layers.
+
+    It is the layer that the kernel computes, or else, of a kernel with no tensor of the float
+    graph (a conversion, a padding that lowering has added), the layer of all its readers.
+    """
+    known, wanted = frozenset(tensors), frozenset(layers)
+    owners: list[str | None] = [None] * len(calls)
+    for index in reversed(range(len(calls))):
+        call = calls[index]
+        own = [name for name in call.members if name in wanted]
+        if own:
+            owners[index] = own[0]
+        elif call.readers and known.isdisjoint(call.members):
+            readers = {owners[reader] for reader in call.readers}
+            owners[index] = readers.pop() if len(readers) == 1 else None
+    return tuple(owners)
+
+
+def _by_layer(seconds: np.ndarray, owners: Sequence[str | None]) -> dict[str, float]:
+    times: dict[str, float] = {}
+    # The VM form sees the whole model as one step.
+    if len(seconds) == len(owners):
+        for owner, spent in zip(owners, seconds, strict=True):
+            if owner is not None:
+                times[owner] = times.get(owner, 0.0) + float(spent)
+    return times
