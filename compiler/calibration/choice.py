@@ -24,18 +24,28 @@ CalibrationData = (
 
 
 class RandomSource(CalibrationSource):
-    """Random inputs: enough to try a compilation, not to keep a model's accuracy."""
+    """Random inputs: enough to try a compilation, not to keep a model's accuracy.
+
+    `asked` tells whether the caller named them, or they stand in for data that are not needed.
+    """
 
     def __init__(
-        self, signature: Signature, limit: int | None, bounds: Mapping[str, int], seed: int
+        self,
+        signature: Signature,
+        limit: int | None,
+        bounds: Mapping[str, int],
+        seed: int,
+        asked: bool = True,
     ) -> None:
-        super().__init__("--calibration random", signature)
+        super().__init__("--calibration random" if asked else "random inputs", signature)
         self._count = limit or _RANDOM_SAMPLES
         self._bounds = bounds
         self._seed = seed
         self.notes = (
             "warning: calibrated with random data, so the ranges are guesses and the accuracy "
-            "is not known; pass real data with --calibration",
+            "is not known; pass real data with --calibration"
+            if asked
+            else "compared with float on random inputs; pass real data with --calibration",
         )
 
     @property
@@ -55,6 +65,7 @@ def open_calibration(
     limit: int | None = None,
     bounds: Mapping[str, int] | None = None,
     seed: int = 0,
+    required: bool = True,
 ) -> CalibrationSource:
     """A source of samples from what `--calibration` or a Python caller names.
 
@@ -62,13 +73,16 @@ def open_calibration(
     arrays whose first axis counts samples, an iterable of samples, or a function
     that returns one. `signature` maps the model's inputs to (shape, dtype). `limit`
     bounds the number of samples read. `bounds` and `seed` are for random data only, as
-    `random_inputs` takes them.
+    `random_inputs` takes them. Where data are not `required`, None stands for a few random
+    inputs.
 
-    Raises ConfigError for an option that makes no sense, also if `data` is None, and
+    Raises ConfigError for an option that makes no sense, also if required `data` are None, and
     InputError for data that are not there, empty, or do not fit the model.
     """
     check_limit(limit)
     preprocessing = preprocessing or Preprocessing()
+    if data is None and not required:
+        return RandomSource(signature, None, bounds or {}, seed, asked=False)
     if data is None:
         raise ConfigError(
             "quantising activations needs data: pass --calibration with a folder of pictures, an "

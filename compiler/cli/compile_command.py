@@ -38,7 +38,7 @@ def compile_model(
     ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
     quantize: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Compute in integers: int8.")
+        str | None, typer.Option(metavar="FORMAT", help="Compute in fewer bits: int8 or bf16.")
     ] = None,
     calibration: Annotated[
         str | None,

@@ -43,7 +43,7 @@ def inspect_module(
         [
             (
                 row.name,
-                row.template,
+                f"{row.template} {row.arithmetic}".rstrip(),
                 " ".join(f"{key}={value}" for key, value in row.decisions.items()) or "-",
                 row.source,
                 row.calls,

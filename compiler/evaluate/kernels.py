@@ -18,12 +18,14 @@ from compiler.module.manifest import Manifest
 class KernelRow:
     """One kernel. `flops`, `bytes` and `seconds` are those of all its `calls` in one run.
 
+    `arithmetic` names what products are computed with, empty where there are none.
     `known_work` is whether a template stated FLOPs and bytes; without, the share of the
     roofline is 0 and means nothing. `decisions` are the template's.
     """
 
     name: str
     template: str
+    arithmetic: str
     decisions: Mapping[str, int]
     source: str
     calls: int
@@ -176,6 +178,7 @@ def _row(
     return KernelRow(
         name=str(entry["name"]),
         template=str(entry.get("template", "none")),
+        arithmetic=str(entry.get("arithmetic", "")),
         decisions=dict(entry.get("decisions", {})),
         source=str(entry.get("source", "-")),
         calls=calls,

@@ -7,7 +7,9 @@ from typing import Any
 
 from compiler.errors import ConfigError
 
-FORMATS = ("int8",)
+FORMATS = ("int8", "bf16", "fp16")
+# Formats whose activations need ranges, so data.
+CALIBRATED = frozenset({"int8"})
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 
 
@@ -16,9 +18,12 @@ class QuantizationConfig:
     """How a model is quantised.
 
     format: `int8`: 8-bit weights (symmetric, a scale per output channel) and activations
-        (affine, a scale per tensor), computed in integers.
+        (affine, a scale per tensor), computed in integers. `bf16`: products in bfloat16, sums
+        and everything else in float32, tensors stored in bfloat16; float32 where the target has
+        no such instructions. `fp16`: the same in float16; refused where there are none.
     calibration: what `compiler.calibration.open_calibration` takes: a folder of pictures, an
-        .npz or .npy file, arrays, an iterable of samples, or "random".
+        .npz or .npy file, arrays, an iterable of samples, or "random". Only `int8` needs it; the
+        others are compared with float on it, by default on a few random inputs.
     samples: how many samples are read at most; None reads all.
     mean, std, pixel_range, layout, resize: how pixels become input, see
         `compiler.calibration.Preprocessing`.
@@ -50,7 +55,7 @@ class QuantizationConfig:
             raise ConfigError(f"--quantize {self.format}: choose from {', '.join(FORMATS)}")
         if self.observer not in OBSERVERS:
             raise ConfigError(f"--observer {self.observer}: choose from {', '.join(OBSERVERS)}")
-        if self.calibration is None:
+        if self.calibration is None and self.format in CALIBRATED:
             raise ConfigError(
                 "quantising activations needs data: pass --calibration with a folder of "
                 "pictures, an .npz or .npy file, or `random` to try without"

@@ -17,7 +17,7 @@ from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task
 from compiler.quantization.report import LayerReport
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
 from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
-from passes.quantize.dataflow import Dataflow, Node
+from passes.quantize.dataflow import Dataflow, stored_behind
 from passes.quantize.insert_quantization import QuantizationOptions
 from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
 from passes.quantize.placement import Placement, place
@@ -165,12 +165,5 @@ def _results(graph: tvm.IRModule, placement: Placement) -> dict[str, str]:
     for name in placement.integer_operators:
         node = known.named(name)
         if node is not None:
-            results[name] = _stored_behind(node, placement).name
+            results[name] = stored_behind(node, placement.stored).name
     return results
-
-
-def _stored_behind(node: Node, placement: Placement) -> Node:
-    """The first stored tensor from `node` on, or the last before the graph branches or ends."""
-    while node.name not in placement.stored and len(node.readers) == 1:
-        node = node.readers[0]
-    return node

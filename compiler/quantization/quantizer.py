@@ -10,7 +10,8 @@ import tvm
 from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
 from compiler.pipeline import Step
 from compiler.quantization.comparison import Comparison, Sample, compare_graphs
-from compiler.quantization.config import QuantizationConfig
+from compiler.quantization.config import CALIBRATED, QuantizationConfig
+from compiler.quantization.floats import FloatRecipe
 from compiler.quantization.integers import IntegerRecipe
 from compiler.quantization.recipe import Prepared, Recipe, Task
 from compiler.quantization.report import LayerReport, QuantizationReport
@@ -22,7 +23,11 @@ from targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 
-RECIPES: Mapping[str, type[Recipe]] = {"int8": IntegerRecipe}
+RECIPES: Mapping[str, type[Recipe]] = {
+    "int8": IntegerRecipe,
+    "bf16": FloatRecipe,
+    "fp16": FloatRecipe,
+}
 
 
 class Quantizer:
@@ -61,6 +66,7 @@ class Quantizer:
             limit=config.samples,
             bounds=bounds,
             seed=seed,
+            required=config.format in CALIBRATED,
         )
         self.report: QuantizationReport | None = None
         self.sample: Sample | None = None

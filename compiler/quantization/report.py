@@ -13,10 +13,10 @@ import numpy as np
 class LayerReport:
     """One operator that could be quantised.
 
-    `computes` is "integer", or "float" with the `reason`. `tensor` is what is stored of its
-    result, behind bias, residual and activation; `low` and `high` are the calibrated range of
-    that, and `sqnr_db` and `cosine` compare it with the float model's. The bits are those of
-    what an integer operator reads.
+    `computes` is "integer", "bfloat16", or "float" with the `reason`. `tensor` is what is
+    stored of its result, behind bias, residual and activation; `low` and `high` are the
+    calibrated range of that, and `sqnr_db` and `cosine` compare it with the float model's. The
+    bits are those of what the operator multiplies.
 
     `float_seconds` is what the layer takes in the float32 module, `seconds` in this one, both
     with the conversions that it needs; `integer_seconds` what it took in integers, if that was
@@ -71,6 +71,11 @@ class QuantizationReport:
         """How many layers compute in integers."""
         return sum(layer.computes == "integer" for layer in self.layers)
 
+    @property
+    def short_float_layers(self) -> int:
+        """How many layers compute in a float of 16 bits."""
+        return sum(layer.computes in ("bfloat16", "float16") for layer in self.layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities become None."""
         return _finite(asdict(self) | {"integer_layers": self.integer_layers})
@@ -85,7 +90,10 @@ class QuantizationReport:
 
     def summary(self) -> str:
         """One line for a person."""
-        parts = [f"{self.format}: {self.integer_layers} of {len(self.layers)} layers in integers"]
+        kinds = {"integers": self.integer_layers, "bfloat16": self.short_float_layers}
+        own = "integers" if self.format == "int8" else "bfloat16"
+        others = "".join(f" and {n} in {kind}" for kind, n in kinds.items() if n and kind != own)
+        parts = [f"{self.format}: {kinds[own]} of {len(self.layers)} layers in {own}{others}"]
         if self.output_sqnr_db is not None:
             parts.append(f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples")
         if self.agreement is not None:

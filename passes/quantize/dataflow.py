@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import tvm
@@ -142,3 +142,10 @@ class Dataflow:
             else:
                 second = parent[second.index]
         return first
+
+
+def stored_behind(node: Node, stored: Container[str]) -> Node:
+    """The first of the `stored` tensors from `node` on, or the last before the graph branches."""
+    while node.name not in stored and len(node.readers) == 1:
+        node = node.readers[0]
+    return node

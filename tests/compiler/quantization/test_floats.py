@@ -1,0 +1,90 @@
+"""Compiling the demo network in bfloat16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import compiler
+from compiler.cli import app
+from compiler.demo import IMAGES, MODEL
+from compiler.errors import ConfigError
+from compiler.evaluate.accuracy import LabelledImages
+from targets.number_formats import float_precisions
+from targets.registry import get_target
+
+SHAPE = {"image": (1, 1, 28, 28)}
+needs_bfloat16 = pytest.mark.skipif(
+    "bfloat16" not in float_precisions(get_target("native")), reason="this CPU lacks avx512_bf16"
+)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> compiler.api.CompileReport:
+    """The network in bfloat16, without calibration."""
+    return compiler.compile_to(
+        MODEL,
+        tmp_path_factory.mktemp("short") / "module",
+        shapes=SHAPE,
+        quantization=compiler.QuantizationConfig(format="bf16"),
+        runner=False,
+        static_library=False,
+    )
+
+
+@needs_bfloat16
+def test_all_layers_multiply_in_bfloat16(short) -> None:
+    report = short.quantization
+    assert {layer.computes for layer in report.layers} == {"bfloat16"}
+    assert all(layer.sqnr_db > 30 for layer in report.layers)
+    assert report.output_sqnr_db > 30
+    assert "random inputs" in " ".join(short.notes)
+    assert f"bf16: {len(report.layers)} of {len(report.layers)} layers in bfloat16" in (
+        report.summary()
+    )
+    products = [k for k in short.manifest.kernels if k["template"] in ("convolution", "matmul")]
+    assert {kernel["arithmetic"] for kernel in products} == {"bfloat16"}
+
+
+@needs_bfloat16
+def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
+    data = LabelledImages.read(IMAGES)
+    images = data.images[:300, None].astype("float32") / np.float32(255)
+    with compiler.load(short.path) as module:
+        scores = np.concatenate([module.run([image[None]])[0] for image in images])
+    assert scores.dtype == np.float32
+    assert (scores.argmax(1) == data.labels[:300]).mean() > 0.92
+    assert short.size_bytes < 0.5 * 315_114 * 4 + 160 * 1024
+
+
+def test_without_the_instructions_tensors_stay_float32_and_the_report_says_so(
+    tmp_path: Path,
+) -> None:
+    result = CliRunner().invoke(
+        app,
+        [
+            *("compile", str(MODEL), "--shape", "image=1,1,28,28", "--target", "x86-64-v3"),
+            *("--quantize", "bf16", "-o", str(tmp_path / "m"), "--json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)["quantization"]
+    assert {layer["computes"] for layer in report["layers"]} == {"float"}
+    assert report["layers"][0]["reason"] == "x86-64-v3 has no bfloat16 products"
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "cortex-a76"])
+def test_float16_is_refused_in_one_line(target: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compiler.compile_to(
+            MODEL,
+            tmp_path / "m",
+            target=target,
+            shapes=SHAPE,
+            quantization=compiler.QuantizationConfig(format="fp16"),
+        )
+    assert str(refused.value) == (f"--quantize fp16: {target} computes in float32, not in float16")
