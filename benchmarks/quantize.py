@@ -1,7 +1,8 @@
 """Quantised latency beside ONNX Runtime and OpenVINO, and accuracy on labelled photographs.
 
-Latency: topologies with random weights, batch 1; the peers run the file that ONNX
-Runtime's `quantize_static` makes (Q/DQ, a scale per channel). Accuracy: models and
+Latency: topologies with random weights, batch 1; in int8 the peers run the file that ONNX
+Runtime's `quantize_static` makes (Q/DQ, a scale per channel), in bf16 OpenVINO runs the float
+model with that inference precision. Accuracy: models and
 photographs of folders given by --models-dir and --data-dir; file name = class index.
 Run as `python benchmarks/quantize.py [--runs 60] [--threads 2] [--json FILE]`.
 """
@@ -111,6 +112,48 @@ def latency(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return results
 
 
+def short_float(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The latency table of bfloat16, against OpenVINO in bfloat16 and our own float32."""
+    results: dict[str, dict[str, float]] = {}
+    print(
+        f"{'model':14}{'float32':>10}{'bf16':>9}{'OpenVINO':>10}{'vs OV':>8}{'vs f32':>8}"
+        f"{'SQNR dB':>9}{'compile s':>11}{'MiB':>7}",
+        flush=True,
+    )
+    for name, model in write(options.cache / "topologies").items():
+        with tempfile.TemporaryDirectory() as folder:
+            quantization = compiler.QuantizationConfig(format="bf16")
+            short = compiler.compile_to(
+                model, Path(folder) / "bf16", quantization=quantization, runner=False
+            )
+            exact = compiler.compile_to(model, Path(folder) / "float", runner=False)
+            report = bench(short.path, model, options.runs, options.threads, precision="bfloat16")
+            float_report = bench(exact.path, None, options.runs, options.threads)
+        if short.quantization is None:
+            raise ValueError(f"{name} was not quantised")
+        medians = {timing.label: timing.median for timing in report.timings}
+        row = results[name] = {
+            "float32_ms": float_report.module.median,
+            "bf16_ms": medians["Tinsmith"],
+            "openvino_ms": medians.get("OpenVINO", math.nan),
+            "output_sqnr_db": short.quantization.output_sqnr_db,
+            "compile_seconds": sum(short.seconds.values()),
+            "size_bytes": short.size_bytes,
+        }
+        ours = row["bf16_ms"]
+        print(
+            f"{name:14}{row['float32_ms']:>10.3f}{ours:>9.3f}{row['openvino_ms']:>10.3f}"
+            f"{row['openvino_ms'] / ours:>8.2f}{row['float32_ms'] / ours:>8.2f}"
+            f"{row['output_sqnr_db']:>9.1f}{row['compile_seconds']:>11.1f}"
+            f"{row['size_bytes'] / 2**20:>7.1f}",
+            flush=True,
+        )
+    ratios = [row["openvino_ms"] / row["bf16_ms"] for row in results.values()]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    print(f"geometric mean against openvino in bf16: {mean:.2f}, worst {min(ratios):.2f}")
+    return results
+
+
 def photographs(
     folder: Path, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Iterator[tuple[np.ndarray, int]]:
@@ -170,13 +213,15 @@ def main() -> int:
     parser.add_argument("--models-dir", type=Path, help="folder with labelled models")
     parser.add_argument("--data-dir", type=Path, help="folder with labelled photographs")
     parser.add_argument("--observer", default="percentile")
-    parser.add_argument("--only", choices=("latency", "accuracy"))
+    parser.add_argument("--only", choices=("latency", "accuracy", "bf16"))
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     results: dict[str, object] = {}
-    if options.only != "accuracy":
+    if options.only in (None, "latency"):
         results["latency"] = latency(options)
-    if options.only != "latency" and options.models_dir and options.data_dir:
+    if options.only in (None, "bf16"):
+        results["bf16"] = short_float(options)
+    if options.only in (None, "accuracy") and options.models_dir and options.data_dir:
         results["accuracy"] = accuracy(options)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
