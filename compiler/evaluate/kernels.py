@@ -18,7 +18,7 @@ from compiler.module.manifest import Manifest
 class KernelRow:
     """One kernel. `flops`, `bytes` and `seconds` are those of all its `calls` in one run.
 
-    `arithmetic` names what products are computed with, empty where there are none.
+    `arithmetic` names what is multiplied or compared, empty where that is not stated.
     `known_work` is whether a template stated FLOPs and bytes; without, the share of the
     roofline is 0 and means nothing. `decisions` are the template's.
     """
