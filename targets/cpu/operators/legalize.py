@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,18 @@ from targets.cpu.operators.convolution import (
     define_convolution,
     pack_weights,
 )
-from targets.cpu.operators.matmul import MatmulWorkload, define_matmul, pack_columns
+from targets.cpu.operators.matmul import (
+    MatmulWorkload,
+    define_matmul,
+    pack_columns,
+    pack_columns_at_run_time,
+)
+from targets.cpu.operators.operands import (
+    StaticTensor,
+    constant_border,
+    static_tensor,
+    without_zero_point,
+)
 from targets.cpu.operators.window import (
     CHANNELWISE_DTYPES,
     ChannelwiseWorkload,
@@ -52,24 +63,6 @@ def legalize_map(spec: TargetSpec) -> dict[str, Legalizer]:
         "relax.nn.avg_pool2d": lambda bb, call: _pooling(bb, call, "average"),
         "relax.matmul": lambda bb, call: _matmul(bb, call, spec),
     }
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """Static shape and dtype of an expression."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _tensor(expression: Expr) -> _Tensor | None:
-    """The tensor's type if its shape is static."""
-    ty = expression.ty
-    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
-        return None
-    if not all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values):
-        return None
-    return _Tensor(tuple(int(d) for d in ty.shape.values), str(ty.dtype))
 
 
 def _default(bb: BlockBuilder, call: Call) -> Expr:
@@ -98,7 +91,7 @@ def _emit(bb: BlockBuilder, name: str, define: Callable[..., te.Tensor], *operan
 def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     data, weights = call.args
     attrs = call.attrs
-    x, kernel, out = _tensor(data), _tensor(weights), _tensor(call)
+    x, kernel, out = static_tensor(data), static_tensor(weights), static_tensor(call)
     supported = (
         str(attrs.data_layout) in ("NHWC", "NCHW")
         and str(attrs.kernel_layout) == "HWIO"
@@ -108,11 +101,11 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         return _default(bb, call)
     layout = str(attrs.data_layout)
     strides, dilation, padding = _integers(attrs.strides, attrs.dilation, attrs.padding)
-    border = None if any(padding) else _border(bb, data, layout)
+    border = None if any(padding) else constant_border(bb, data, layout)
     pad_value = 0
     if border is not None:
         data, padding, pad_value = border.data, list(border.padding), border.value
-        x = _tensor(data) or x
+        x = static_tensor(data) or x
     groups = int(attrs.groups)
     kernel_height, kernel_width, in_channels, out_channels = kernel.shape
     batch, height, width = (x.shape[0], *(x.shape[1:3] if layout == "NHWC" else x.shape[2:4]))
@@ -189,36 +182,6 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     )
 
 
-@dataclass(frozen=True)
-class _Border:
-    """Integers that are padded with a constant before a window slides over them.
-
-    `padding` is that at the top, left, bottom and right of the image `data`.
-    """
-
-    data: Expr
-    padding: tuple[int, int, int, int]
-    value: int
-
-
-def _border(bb: BlockBuilder, data: Expr, layout: str) -> _Border | None:
-    """What `data` is the padded form of, if a window can pad it on the way."""
-    pad = bb.lookup_binding(data) if isinstance(data, relax.Var) else None
-    if not isinstance(pad, Call) or getattr(pad.op, "name", None) != "relax.nn.pad":
-        return None
-    source = _tensor(pad.args[0])
-    if source is None or source.dtype not in ("uint8", "int8"):
-        return None
-    (widths,) = _integers(pad.attrs.pad_width)
-    pairs = [(widths[i], widths[i + 1]) for i in range(0, len(widths), 2)]
-    height, width = layout.index("H"), layout.index("W")
-    others = [pair for axis, pair in enumerate(pairs) if axis not in (height, width)]
-    if str(pad.attrs.pad_mode) != "constant" or min(widths) < 0 or any(map(any, others)):
-        return None
-    (top, bottom), (left, right) = pairs[height], pairs[width]
-    return _Border(pad.args[0], (top, left, bottom, right), int(pad.attrs.pad_value))
-
-
 def _constant(values: np.ndarray) -> Expr:
     return relax.const(values, dtype=str(values.dtype))
 
@@ -248,7 +211,7 @@ def _whole_steps(channels: int, arithmetic: Arithmetic, spec: TargetSpec, taps: 
     return steps * arithmetic.depth
 
 
-def _whole_channels(bb: BlockBuilder, data: Expr, x: _Tensor, layout: str, whole: int) -> Expr:
+def _whole_channels(bb: BlockBuilder, data: Expr, x: StaticTensor, layout: str, whole: int) -> Expr:
     """`data` as NHWC with `whole` channels, zeros where it had none.
 
     The copy is elementwise: fusion computes it where the data are produced.
@@ -290,7 +253,7 @@ def _pack_weights_te(weights: te.Tensor, w: ConvolutionWorkload) -> te.Tensor:
 def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
     (data,) = call.args
     attrs = call.attrs
-    x, result = _tensor(data), _tensor(call)
+    x, result = static_tensor(data), static_tensor(call)
     if x is None or result is None or (str(attrs.layout), str(attrs.out_layout)) != ("NHWC",) * 2:
         return _default(bb, call)
     floating = x.dtype in ("float32", "bfloat16")
@@ -329,16 +292,23 @@ def _pooling(bb: BlockBuilder, call: Call, operation: str) -> Expr:
 
 def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     left, right = call.args
-    a, b, out = _tensor(left), _tensor(right), _tensor(call)
+    a, b, out = static_tensor(left), static_tensor(right), static_tensor(call)
     if a is None or b is None or out is None or len(a.shape) < 2 or len(b.shape) < 2:
         return _default(bb, call)
     stored = _compressed(bb, right)
     constant = stored is not None or (isinstance(right, GenericConst) and len(b.shape) == 2)
-    arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, 4 if constant else 1)
+    left, zero_point = without_zero_point(bb, left)
+    a = static_tensor(left) or a
+    # Bytes are packed at run time, floats only at compile time.
+    most_depth = 4 if constant or b.dtype == "int8" else 1
+    arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
+    packed = constant or arithmetic.depth > 1
     k = a.shape[-1]
-    whole = _whole_steps(k, arithmetic, spec)
+    whole = -(-k // arithmetic.depth) * arithmetic.depth
+    if constant:
+        whole = _whole_steps(k, arithmetic, spec)
     if whole != k:
         widths = [0] * (len(a.shape) - 1) + [whole - k]
         left = bb.emit(
@@ -355,8 +325,9 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         m=a.shape[-2],
         n=b.shape[-1],
         k=whole,
-        lanes=spec.float_lanes if constant else 0,
+        lanes=spec.float_lanes if packed else 0,
         arithmetic=arithmetic.name,
+        zero_point=zero_point,
     )
     operands = [right]
     if stored is not None:
@@ -366,6 +337,13 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     elif constant:
         filled = np.pad(right.value.numpy(), [(0, whole - k), (0, 0)])
         operands = [_constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))]
+    elif packed:
+        pack = bb.call_te(
+            lambda y: pack_columns_at_run_time(y, whole, spec.float_lanes, arithmetic.depth),
+            right,
+            primfunc_name_hint="pack_columns",
+        )
+        operands = [bb.emit(pack)]
     return _emit(bb, "matmul", lambda x, *y: define_matmul(x, y, workload), left, *operands)
 
 

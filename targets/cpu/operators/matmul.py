@@ -19,13 +19,14 @@ from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 @dataclass(frozen=True)
 class MatmulWorkload:
-    """`out[batch..., m, n] = sum_k left[batch..., m, k] * right[batch..., k, n]`.
+    """`out[batch..., m, n] = sum_k (left[batch..., m, k] - zero_point) * right[batch..., k, n]`.
 
     `batch` are the leading extents of the output, `left_batch` and `right_batch` those of
     the operands (broadcast by numpy's rules). `lanes` is the width by which the columns of
-    a constant right operand are packed, 0 where it is read as it lies; `arithmetic` names
-    how products are summed (see `targets.cpu.arithmetic`), and `compressed` says how the
-    right operand is stored if not as floats.
+    the right operand are packed, 0 where it is read as it lies; `arithmetic` names how
+    products are summed (see `targets.cpu.arithmetic`); `zero_point` is that of a left
+    operand of integers whose right one is computed, too; `compressed` says how the right
+    operand is stored if not as floats.
     """
 
     batch: tuple[int, ...]
@@ -36,6 +37,7 @@ class MatmulWorkload:
     k: int
     lanes: int = 0
     arithmetic: str = "float32"
+    zero_point: int = 0
     compressed: CompressedForm | None = None
     kind: str = "matmul"
 
@@ -68,6 +70,24 @@ def pack_columns(matrix: npt.NDArray[Any], lanes: int, depth: int = 1) -> npt.ND
     return np.ascontiguousarray(packed).reshape(blocks, steps, lanes * depth)
 
 
+def pack_columns_at_run_time(right: te.Tensor, rows: int, lanes: int, depth: int) -> te.Tensor:
+    """`pack_columns` of each matrix `[..., K, N]` of a batch, filled up to `rows`."""
+    *batch, k, n = (int(extent) for extent in right.shape)
+
+    def element(*indices: tirx.Expr) -> tirx.Expr:
+        *lead, block, step, lane = indices
+        row, column = step * depth + lane % depth, block * lanes + lane // depth
+        place = (*lead, row, column)
+        value = right[place]
+        if k == rows and n % lanes == 0:
+            return value
+        inside = tirx.all(row < k, column < n)
+        return tirx.if_then_else(inside, value, tirx.const(0, right.dtype))
+
+    shape = (*batch, -(-n // lanes), rows // depth, lanes * depth)
+    return te.compute(shape, element, name="pack_columns")
+
+
 def define_matmul(
     left: te.Tensor, right: Sequence[te.Tensor], workload: MatmulWorkload
 ) -> te.Tensor:
@@ -94,8 +114,12 @@ def define_matmul(
             return te.sum(left[row] * weight, axis=k)
         column = (*at(lead, w.right_batch), k, n)
         if w.lanes:
-            column = (n // w.lanes, k // depth, (n % w.lanes) * depth + k % depth)
-        return te.sum(left[row].astype(wide) * right[0][column].astype(wide), axis=k)
+            lane = (n % w.lanes) * depth + k % depth
+            column = (*at(lead, w.right_batch), n // w.lanes, k // depth, lane)
+        value = left[row].astype(wide)
+        if w.zero_point:
+            value = value - w.zero_point
+        return te.sum(value * right[0][column].astype(wide), axis=k)
 
     return te.compute(
         (*w.batch, w.m, w.n),

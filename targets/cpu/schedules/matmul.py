@@ -40,9 +40,12 @@ class MatmulTemplate(Template):
         w: MatmulWorkload = match.workload
         lanes, vectors = _columns(w, spec)
         rows = w.m * math.prod(w.batch) if w.shares_right else w.m
+        # The sums for a zero point take a row of their own, see `_Emitter`.
+        spare = 1 if w.zero_point else 0
         tile_rows, tile_vectors = choose_tile(
-            rows, vectors, spec, registers=registers_needed(w.compressed)
+            rows + spare, vectors, spec, registers=registers_needed(w.compressed)
         )
+        tile_rows = max(1, tile_rows - spare)
         return {
             "rows": tile_rows,
             "vectors": tile_vectors,
@@ -127,6 +130,10 @@ class _Emitter:
         depth = self.arithmetic.depth
         lead = unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
 
+        # Of the right operand's columns, for the zero point.
+        sums = None
+        if w.zero_point:
+            sums = RegisterTile.make(1, vectors, self.lanes, self.arithmetic)
         compressed = None
         if w.compressed is not None:
             operands = (self.right, *self.scales_and_levels)
@@ -139,14 +146,16 @@ class _Emitter:
 
             def weights(v: int) -> Expr:
                 if w.lanes:
-                    block = column * self.vectors + v
-                    return tirx.BufferLoad(
-                        self.right, [block, k, loops.ramp(0, self.lanes * depth)]
-                    )
+                    place = [column * self.vectors + v, k, loops.ramp(0, self.lanes * depth)]
+                    return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), *place])
                 lanes = loops.ramp(start + v * self.lanes, self.lanes)
                 return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), k, lanes])
 
-            return tile.multiply_add(value, stored or weights)
+            products = tile.multiply_add(value, stored or weights)
+            if sums is None:
+                return products
+            ones = loops.splat(tirx.const(1, self.left.ty.dtype), depth)
+            return loops.sequence([products, sums.multiply_add(lambda _: ones, weights)])
 
         def reduction() -> Stmt:
             if compressed is None:
@@ -162,12 +171,16 @@ class _Emitter:
         if self.blocks % self.vectors == 0:
             is_last = self.column_tiles == 1 or tirx.EQ(column, index(self.column_tiles - 1))
         spare = self.blocks * self.lanes - w.n if w.lanes else 0
+        registers = [tile.accumulators, *(compressed.registers if compressed else ())]
         return loops.allocate(
-            [tile.accumulators, *(compressed.registers if compressed else ())],
+            [*registers, *([sums.accumulators] if sums else [])],
             loops.sequence(
                 [
                     tile.clear(),
+                    sums.clear() if sums else None,
                     reduction(),
+                    sums.scale(-w.zero_point) if sums else None,
+                    tile.add_row(sums) if sums else None,
                     tile.write_back(self.epilogue, position, spare, is_last),
                 ]
             ),

@@ -57,11 +57,7 @@ class RegisterTile:
     def clear(self) -> Stmt:
         """All accumulators set to zero."""
         zero = splat(tirx.const(0, self.arithmetic.accumulator), self.lanes)
-        return sequence(
-            tirx.BufferStore(self.accumulators, zero, [self._ramp(r, v)])
-            for r in range(self.rows)
-            for v in range(self.vectors)
-        )
+        return self._updated(lambda r, v: zero)
 
     def multiply_add(
         self,
@@ -80,7 +76,7 @@ class RegisterTile:
             tirx.BufferStore(
                 self.accumulators,
                 self.arithmetic.multiply_add(
-                    tirx.BufferLoad(self.accumulators, [self._ramp(r, v)]),
+                    self._load(r, v),
                     value(r),
                     weights(v),
                     self.lanes,
@@ -88,6 +84,25 @@ class RegisterTile:
                 [self._ramp(r, v)],
             )
             for r in chosen
+            for v in range(self.vectors)
+        )
+
+    def scale(self, factor: int) -> Stmt:
+        """All accumulators times `factor`."""
+        wide = splat(tirx.const(factor, self.arithmetic.accumulator), self.lanes)
+        return self._updated(lambda r, v: self._load(r, v) * wide)
+
+    def add_row(self, other: RegisterTile) -> Stmt:
+        """The one row of `other`, a tile as wide, added to each row."""
+        return self._updated(lambda r, v: self._load(r, v) + other._load(0, v))
+
+    def _load(self, row: int, vector: int) -> Expr:
+        return tirx.BufferLoad(self.accumulators, [self._ramp(row, vector)])
+
+    def _updated(self, value: Callable[[int, int], Expr]) -> Stmt:
+        return sequence(
+            tirx.BufferStore(self.accumulators, value(r, v), [self._ramp(r, v)])
+            for r in range(self.rows)
             for v in range(self.vectors)
         )
 

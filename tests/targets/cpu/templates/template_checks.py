@@ -31,11 +31,17 @@ def fuse(inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec) -> t
 
 
 def fuse_module(
-    inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec, dtype: str = "float32"
+    inputs: Mapping[str, Any], emit: Emit, spec: TargetSpec, dtype: str = "float32"
 ) -> list[tirx.PrimFunc]:
-    """All fused functions of the expression that `emit` builds from inputs of `dtype`."""
+    """All fused functions of the expression that `emit` builds from inputs.
+
+    These have a shape, and are of `dtype`; or a shape and a dtype.
+    """
     builder = relax.BlockBuilder()
-    variables = [relax.Var(n, relax.TensorType(s, dtype)) for n, s in inputs.items()]
+    variables = []
+    for name, given in inputs.items():
+        own = given if isinstance(given[-1], str) else (given, dtype)
+        variables.append(relax.Var(name, relax.TensorType(*own)))
     with builder.function("main", variables):
         with builder.dataflow():
             output = builder.emit_output(emit(builder, variables))

@@ -15,6 +15,7 @@ from targets.cpu.operators.convolution import pack_weights
 from targets.cpu.operators.matmul import pack_columns
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from targets.cpu.schedules.convolution import ConvolutionTemplate
+from targets.cpu.schedules.injective import Injective
 from targets.cpu.schedules.matmul import MatmulTemplate
 from targets.x86.specs import X86_64_V3, X86_64_V4
 
@@ -231,3 +232,76 @@ def test_matrix_product_is_exact(rows, k, columns, spec, schedule):
     packed = pack_columns(right, spec.float_lanes, depth)
     actual = run(schedule(template, function), spec, [padded, packed])
     np.testing.assert_array_equal(actual, left.astype("int64") @ right.astype("int64"))
+
+
+# left, right, zero point of the left operand, whether the right operand comes transposed
+COMPUTED = [
+    ((1, 4), (4, 1), 0, False),
+    ((5, 8), (8, 17), 131, False),
+    ((2, 3, 5, 12), (2, 3, 12, 9), 0, True),
+    ((2, 3, 7, 16), (2, 3, 16, 40), 255, True),
+    ((4, 1, 5, 8), (1, 3, 8, 20), 3, False),
+    ((2, 3, 20, 32), (32, 50), 128, True),
+    ((3, 33, 32), (3, 32, 33), 77, True),
+    ((2, 6, 30), (2, 30, 18), 99, False),
+    ((1, 7), (7, 21), 0, True),
+]
+
+
+@pytest.mark.parametrize("problem", COMPUTED, ids=str)
+def test_product_of_two_computed_operands_is_exact(problem, spec, schedule):
+    left_shape, right_shape, zero_point, transposed = problem
+    left, right = extremes(left_shape, "uint8"), extremes(right_shape, "int8")
+    axes = [*range(len(right_shape) - 2), len(right_shape) - 1, len(right_shape) - 2]
+    given = np.ascontiguousarray(right.transpose(axes)) if transposed else right
+
+    def emit(builder, variables):
+        x, y = variables
+        if zero_point:
+            wide = builder.emit(relax.op.astype(x, "int16"))
+            x = builder.emit(relax.op.subtract(wide, relax.const(np.int16(zero_point))))
+        if transposed:
+            y = builder.emit(relax.op.permute_dims(y, axes))
+        return relax.op.matmul(x, y, out_dtype="int32")
+
+    types = {"x": (left_shape, "uint8"), "y": (given.shape, "int8")}
+    functions = fuse_module(types, emit, spec)
+    template = MatmulTemplate()
+    (function,) = [f for f in functions if template.match(f, spec)]
+    depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
+    # One kernel packs the right operand and transposes it, one pads a left one if need be.
+    assert len(functions) == 2 + bool(left_shape[-1] % depth)
+    packed = np.stack(
+        [pack_columns(m, spec.float_lanes, depth) for m in right.reshape(-1, *right_shape[-2:])]
+    )
+    packed = packed.reshape(*right_shape[:-2], *packed.shape[1:])
+    if len(functions) == 2:
+        (packs,) = [f for f in functions if f is not function]
+        found = run(schedule(Injective(), packs), spec, [given])
+        np.testing.assert_array_equal(found, packed)
+    widths = [(0, 0)] * (left.ndim - 1) + [(0, -left_shape[-1] % depth)]
+    actual = run(schedule(template, function), spec, [np.pad(left, widths), packed])
+    expected = np.matmul(left.astype("int64") - zero_point, right.astype("int64"))
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("outer", [0, 1])
+def test_a_zero_point_is_right_for_every_decision(rows, vectors, outer, spec, schedule):
+    left, right = extremes((2, 11, 8), "uint8"), extremes((2, 8, 70), "int8")
+
+    def emit(builder, variables):
+        wide = builder.emit(relax.op.astype(variables[0], "int16"))
+        shifted = builder.emit(relax.op.subtract(wide, relax.const(np.int16(200))))
+        return relax.op.matmul(shifted, variables[1], out_dtype="int32")
+
+    types = {"x": (left.shape, "uint8"), "y": (right.shape, "int8")}
+    template = MatmulTemplate()
+    (function,) = [f for f in fuse_module(types, emit, spec) if template.match(f, spec)]
+    depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
+    packed = np.stack([pack_columns(matrix, spec.float_lanes, depth) for matrix in right])
+    decisions = {"rows": rows, "vectors": vectors, "columns_outer": outer}
+    actual = run(schedule(template, function, decisions), spec, [left, packed])
+    expected = np.matmul(left.astype("int64") - 200, right.astype("int64"))
+    np.testing.assert_array_equal(actual, expected)
