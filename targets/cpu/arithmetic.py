@@ -135,6 +135,76 @@ class Avx2Int8(Arithmetic):
         return accumulator + products
 
 
+class NeonInt8(Arithmetic):
+    """NEON without a dot product: 16-bit products of bytes, added in pairs to 32 bits.
+
+    No product of two bytes overflows 16 bits; a sum of two might. Arm A64 Instruction Set
+    Architecture, SMULL and SADALP.
+    """
+
+    name = "neon-int8"
+    data = ("int8",)
+    weights = "int8"
+    accumulator = "int32"
+    depth = 2
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.architecture == "aarch64"
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        pairs = tirx.reinterpret(
+            vector("int8", 2 * lanes), _splat(tirx.reinterpret("int16", value), lanes)
+        )
+        wide = vector("int16", 2 * lanes)
+        return self._add_pairs(accumulator, pairs.astype(wide) * weights.astype(wide), lanes)
+
+    def _add_pairs(self, accumulator: Expr, products: Expr, lanes: int) -> Expr:
+        sums = tirx.call_llvm_pure_intrin(
+            vector("int32", lanes), "llvm.aarch64.neon.saddlp", products
+        )
+        return accumulator + sums
+
+
+class Armv7Int8(NeonInt8):
+    """The same in ARMv7-A with NEON (Arm Architecture Reference Manual, VMULL and VPADAL)."""
+
+    name = "armv7-int8"
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.architecture == "arm" and "neon" in spec.cpu_features
+
+    def _add_pairs(self, accumulator: Expr, products: Expr, lanes: int) -> Expr:
+        return tirx.call_llvm_pure_intrin(
+            vector("int32", lanes), "llvm.arm.neon.vpadals", accumulator, products
+        )
+
+
+class Sdot(Arithmetic):
+    """FEAT_DotProd: sums of four products of int8 (Arm A64 Instruction Set Architecture, SDOT)."""
+
+    name = "sdot"
+    data = ("int8",)
+    weights = "int8"
+    accumulator = "int32"
+    depth = 4
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.architecture == "aarch64" and "asimddp" in spec.cpu_features
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        four = _splat(tirx.reinterpret("int32", value), lanes)
+        return tirx.call_llvm_pure_intrin(
+            vector("int32", lanes),
+            "llvm.aarch64.neon.sdot",
+            accumulator,
+            tirx.reinterpret(vector("int8", 4 * lanes), four),
+            weights,
+        )
+
+
 class Bfloat16(Arithmetic):
     """AVX512-BF16: sums of two products of bfloat16 in float32 (VDPBF16PS)."""
 
@@ -155,7 +225,16 @@ class Bfloat16(Arithmetic):
 
 
 # In order of preference.
-_ARITHMETICS: tuple[type[Arithmetic], ...] = (Float32, Vnni, Avx2Int8, WidenedInt8, Bfloat16)
+_ARITHMETICS: tuple[type[Arithmetic], ...] = (
+    Float32,
+    Vnni,
+    Avx2Int8,
+    Sdot,
+    NeonInt8,
+    Armv7Int8,
+    WidenedInt8,
+    Bfloat16,
+)
 _BY_NAME = {arithmetic.name: arithmetic for arithmetic in _ARITHMETICS}
 
 

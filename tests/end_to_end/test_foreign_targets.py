@@ -11,6 +11,7 @@ import pytest
 from compiler.api import compile_to
 from compiler.errors import ArtifactError, TinsmithError
 from compiler.module.loader import load
+from compiler.quantization.config import QuantizationConfig
 
 EMULATORS = {"cortex-a72": "qemu-aarch64-static", "cortex-a7": "qemu-arm-static"}
 
@@ -27,6 +28,29 @@ def test_arm_module_proves_itself(target: str, small_model_file: Path, tmp_path:
         pytest.skip(f"{EMULATORS[target]} is not installed")
     done = subprocess.run(
         [emulator, str(report.path / "tinsmith-run"), "verify"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_arm_module_in_integers_proves_itself(small_model_file: Path, tmp_path: Path) -> None:
+    """The calibration runs here, the module's dot products where they exist."""
+    report = compile_to(
+        small_model_file,
+        tmp_path / "m",
+        target="cortex-a76",
+        static_library=False,
+        quantization=QuantizationConfig(calibration="random", samples=4),
+    )
+    assert report.quantization is not None
+    assert {layer.computes for layer in report.quantization.layers} == {"integer"}
+    emulator = shutil.which("qemu-aarch64-static")
+    if emulator is None:
+        pytest.skip("qemu-aarch64-static is not installed")
+    done = subprocess.run(
+        [emulator, "-cpu", "max", str(report.path / "tinsmith-run"), "verify"],
         capture_output=True,
         text=True,
         check=False,
