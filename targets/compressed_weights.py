@@ -14,9 +14,6 @@ import numpy as np
 import tvm
 from tvm import relax
 
-# Groups of other sizes would need code for steps that are not whole.
-GROUP_SIZES = (16, 32, 64, 128, 256)
-
 # The levels of uniform codes of 4 bits.
 EVEN_LEVELS = np.arange(-8, 8, dtype=np.float32)
 EVEN_LEVELS.flags.writeable = False

@@ -38,7 +38,8 @@ def compile_model(
     ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
     quantize: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Compute in fewer bits: int8 or bf16.")
+        str | None,
+        typer.Option(metavar="FORMAT", help="In fewer bits: int8, bf16, or weights: int4-weights."),
     ] = None,
     calibration: Annotated[
         str | None,
@@ -66,6 +67,10 @@ def compile_model(
     fallback: Annotated[
         bool, typer.Option(help="Leave layers in float that are slower in integers.")
     ] = True,
+    group_size: Annotated[
+        int,
+        typer.Option(metavar="N", help="Compressed weights that share a scale: 16 to 256."),
+    ] = 64,
     report_file: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.json", help="Write the report of each layer."),
@@ -78,6 +83,8 @@ def compile_model(
 
     **Quantised:** `tinsmith compile resnet50.onnx --quantize int8 --calibration photos/ --mean
     0.485,0.456,0.406 --std 0.229,0.224,0.225 -o out8/`
+
+    **Small:** `tinsmith compile model.onnx --quantize int4-weights --group-size 64 -o out4/`
     """
     quantization = None
     if quantize is not None:
@@ -91,6 +98,7 @@ def compile_model(
             layout=layout,
             resize=None if resize is None else parse_resize(resize),
             observer=observer,
+            group_size=group_size,
             keep_float=tuple(keep_float or ()),
             fallback=fallback,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,11 @@ _ROWS = 80
 def print_quantization(report: QuantizationReport) -> None:
     """A row for each layer, notes, and one line for the model."""
     shown = _shown(report.layers)
+    columns = _columns(report)
     output.print_table(
         "layers",
-        (
-            "layer",
-            "operator",
-            "computes in",
-            "bits",
-            "low",
-            "high",
-            "SQNR dB",
-            "cosine",
-            "float32 us",
-            "us",
-        ),
-        [
-            (
-                layer.name,
-                layer.operator.removeprefix("relax."),
-                layer.computes + (f": {layer.reason}" if layer.reason else ""),
-                f"{layer.weight_bits}/{layer.activation_bits}" if layer.weight_bits else "",
-                _number(layer.low, ".3g"),
-                _number(layer.high, ".3g"),
-                _number(layer.sqnr_db, ".1f"),
-                _number(layer.cosine, ".4f"),
-                _microseconds(layer.float_seconds),
-                _microseconds(layer.seconds),
-            )
-            for layer in shown
-        ],
+        tuple(columns),
+        [tuple(cell(layer) for cell in columns.values()) for layer in shown],
         left=3,
     )
     if len(shown) < len(report.layers):
@@ -60,6 +36,36 @@ def print_quantization(report: QuantizationReport) -> None:
     for remark in report.notes:
         output.note(remark)
     output.say(report.summary())
+
+
+def _columns(report: QuantizationReport) -> dict[str, Callable[[LayerReport], str]]:
+    """The cells of a layer's row, by the title of their column."""
+    columns: dict[str, Callable[[LayerReport], str]] = {
+        "layer": lambda layer: layer.name,
+        "operator": lambda layer: layer.operator.removeprefix("relax."),
+        "computes in": lambda layer: layer.computes + (layer.reason and f": {layer.reason}"),
+        "bits": lambda layer: (
+            f"{layer.weight_bits}/{layer.activation_bits or 32}" if layer.weight_bits else ""
+        ),
+    }
+    if report.compressed_layers:
+        columns |= {
+            "group": lambda layer: _number(layer.group, "d"),
+            "weights dB": lambda layer: _number(layer.weight_sqnr_db, ".1f"),
+            "float32 KiB": lambda layer: _kibibytes(layer.float_weight_bytes),
+            "KiB": lambda layer: _kibibytes(layer.weight_bytes),
+        }
+    else:
+        columns |= {
+            "low": lambda layer: _number(layer.low, ".3g"),
+            "high": lambda layer: _number(layer.high, ".3g"),
+        }
+    return columns | {
+        "SQNR dB": lambda layer: _number(layer.sqnr_db, ".1f"),
+        "cosine": lambda layer: _number(layer.cosine, ".4f"),
+        "float32 us": lambda layer: _microseconds(layer.float_seconds),
+        "us": lambda layer: _microseconds(layer.seconds),
+    }
 
 
 def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
@@ -75,6 +81,10 @@ def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
 
 def _microseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.1f}"
+
+
+def _kibibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1024:.1f}"
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -7,7 +7,11 @@ from typing import Any
 
 from compiler.errors import ConfigError
 
-FORMATS = ("int8", "bf16", "fp16")
+# Only weights have fewer bits; all arithmetic is float32.
+WEIGHT_FORMATS = ("int8-weights", "int4-weights", "kmeans4-weights", "powers4-weights")
+FORMATS = ("int8", "bf16", "fp16", *WEIGHT_FORMATS)
+# Weights that share a scale.
+GROUP_SIZES = (16, 32, 64, 128, 256)
 # Formats whose activations need ranges, so data.
 CALIBRATED = frozenset({"int8"})
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
@@ -21,9 +25,13 @@ class QuantizationConfig:
         (affine, a scale per tensor), computed in integers. `bf16`: products in bfloat16, sums
         and everything else in float32, tensors stored in bfloat16; float32 where the target has
         no such instructions. `fp16`: the same in float16; refused where there are none.
+        `int8-weights`, `int4-weights`: even levels for weights, a scale for each group;
+        `kmeans4-weights`, `powers4-weights`: 16 levels found by k-means, or powers of two.
+        Kernels decompress them, and compute in float32.
     calibration: what `compiler.calibration.open_calibration` takes: a folder of pictures, an
         .npz or .npy file, arrays, an iterable of samples, or "random". Only `int8` needs it; the
-        others are compared with float on it, by default on a few random inputs.
+        others are compared with float on it, by default on a few random inputs. Weights of 4
+        bits are rounded to suit it, unless it is random.
     samples: how many samples are read at most; None reads all.
     mean, std, pixel_range, layout, resize: how pixels become input, see
         `compiler.calibration.Preprocessing`.
@@ -32,6 +40,8 @@ class QuantizationConfig:
     equalize: cross-layer equalisation, which evens out the channels of neighbouring layers.
     correct_bias: compensate in the bias what rounding the weights adds on average.
     keep_float: operators, by the names of their results in the report, that compute in float.
+    group_size: how many weights of an output channel share a scale at most.
+    min_weights: products of fewer weights than this keep them in float32.
     fallback: let layers that are slower in integers compute in float, if that makes the model
         faster on this machine.
     """
@@ -48,6 +58,8 @@ class QuantizationConfig:
     equalize: bool = True
     correct_bias: bool = True
     keep_float: tuple[str, ...] = field(default_factory=tuple)
+    group_size: int = 64
+    min_weights: int = 2048
     fallback: bool = True
 
     def __post_init__(self) -> None:
@@ -55,11 +67,22 @@ class QuantizationConfig:
             raise ConfigError(f"--quantize {self.format}: choose from {', '.join(FORMATS)}")
         if self.observer not in OBSERVERS:
             raise ConfigError(f"--observer {self.observer}: choose from {', '.join(OBSERVERS)}")
+        if self.group_size not in GROUP_SIZES:
+            raise ConfigError(
+                f"--group-size {self.group_size}: choose from {', '.join(map(str, GROUP_SIZES))}"
+            )
         if self.calibration is None and self.format in CALIBRATED:
             raise ConfigError(
                 "quantising activations needs data: pass --calibration with a folder of "
                 "pictures, an .npz or .npy file, or `random` to try without"
             )
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are real samples."""
+        return self.calibration is not None and not (
+            isinstance(self.calibration, str) and self.calibration == "random"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; data that lie in memory are named by their type only."""

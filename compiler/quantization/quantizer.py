@@ -10,13 +10,14 @@ import tvm
 from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
 from compiler.pipeline import Step
 from compiler.quantization.comparison import Comparison, Sample, compare_graphs
-from compiler.quantization.config import CALIBRATED, QuantizationConfig
+from compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
 from compiler.quantization.floats import FloatRecipe
 from compiler.quantization.integers import IntegerRecipe
 from compiler.quantization.recipe import Prepared, Recipe, Task
 from compiler.quantization.report import LayerReport, QuantizationReport
 from compiler.quantization.speed import Speed, measured
 from compiler.quantization.timing import local_spec
+from compiler.quantization.weights import WeightRecipe
 from compiler.quantization.workbench import Workbench
 from targets.registry import get_target
 from targets.spec import TargetSpec
@@ -27,6 +28,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "int8": IntegerRecipe,
     "bf16": FloatRecipe,
     "fp16": FloatRecipe,
+    **dict.fromkeys(WEIGHT_FORMATS, WeightRecipe),
 }
 
 

@@ -18,6 +18,10 @@ class LayerReport:
     calibrated range of that, and `sqnr_db` and `cosine` compare it with the float model's. The
     bits are those of what the operator multiplies.
 
+    Of a layer whose weights alone have fewer bits, `group` weights share a scale,
+    `weight_sqnr_db` compares the weights with the float ones, and `weight_bytes` are stored
+    instead of `float_weight_bytes`.
+
     `float_seconds` is what the layer takes in the float32 module, `seconds` in this one, both
     with the conversions that it needs; `integer_seconds` what it took in integers, if that was
     tried and given up. None where it was not measured.
@@ -37,6 +41,10 @@ class LayerReport:
     float_seconds: float | None = None
     seconds: float | None = None
     integer_seconds: float | None = None
+    group: int | None = None
+    weight_sqnr_db: float | None = None
+    float_weight_bytes: int | None = None
+    weight_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class QuantizationReport:
         """How many layers compute in a float of 16 bits."""
         return sum(layer.computes in ("bfloat16", "float16") for layer in self.layers)
 
+    @property
+    def compressed_layers(self) -> int:
+        """How many layers compute in float with weights of fewer bits."""
+        return sum(layer.weight_bytes is not None for layer in self.layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities become None."""
         return _finite(asdict(self) | {"integer_layers": self.integer_layers})
@@ -90,10 +103,7 @@ class QuantizationReport:
 
     def summary(self) -> str:
         """One line for a person."""
-        kinds = {"integers": self.integer_layers, "bfloat16": self.short_float_layers}
-        own = "integers" if self.format == "int8" else "bfloat16"
-        others = "".join(f" and {n} in {kind}" for kind, n in kinds.items() if n and kind != own)
-        parts = [f"{self.format}: {kinds[own]} of {len(self.layers)} layers in {own}{others}"]
+        parts = [f"{self.format}: {self._share()}"]
         if self.output_sqnr_db is not None:
             parts.append(f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples")
         if self.agreement is not None:
@@ -107,6 +117,21 @@ class QuantizationReport:
                 f"{self.float_seconds / self.seconds:.2f} times as fast)"
             )
         return ", ".join(parts)
+
+    def _share(self) -> str:
+        """How many layers are quantised."""
+        total = len(self.layers)
+        if self.compressed_layers:
+            stored = sum(layer.weight_bytes or 0 for layer in self.layers)
+            before = sum(layer.float_weight_bytes or 0 for layer in self.layers)
+            return (
+                f"{self.compressed_layers} of {total} layers with compressed weights, "
+                f"{before / 2**20:.2f} MiB of floats in {stored / 2**20:.2f} MiB"
+            )
+        kinds = {"integers": self.integer_layers, "bfloat16": self.short_float_layers}
+        own = "integers" if self.format == "int8" else "bfloat16"
+        others = "".join(f" and {n} in {kind}" for kind, n in kinds.items() if n and kind != own)
+        return f"{kinds[own]} of {total} layers in {own}{others}"
 
 
 def _finite(value: Any) -> Any:

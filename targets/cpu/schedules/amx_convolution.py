@@ -47,7 +47,7 @@ class AmxConvolutionTemplate(Template):
         found = workload_of(function)
         if found is None or found["kind"] != "convolution" or find_anchor(function) is None:
             return None
-        w = ConvolutionWorkload(**found)
+        w = ConvolutionWorkload.from_json(dict(found))
         if w.data_layout != "NHWC" or w.lanes * 4 != ROW_BYTES:
             return None
         if tile_arithmetic(w.arithmetic, spec) is None or not _product(w).pays:

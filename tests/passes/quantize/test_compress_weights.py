@@ -12,7 +12,7 @@ from compiler.pipeline import lower
 from passes.graph import FoldConstants
 from passes.graph.tensors import operator_name
 from passes.quantize.compress_weights import CompressWeights, products
-from passes.quantize.weight_compression import compress
+from passes.quantize.weight_compression import Method, compress
 from targets.compressed_weights import compressed_weights
 from targets.x86.specs import X86_64_V3
 
@@ -37,7 +37,7 @@ def weights_of(module: tvm.IRModule) -> dict[str, np.ndarray]:
 
 def test_one_convolution_reads_codes() -> None:
     module = network()
-    stored = compress(weights_of(module)["big"], "int4", 64)
+    stored = compress(weights_of(module)["big"], Method.INT4, 64)
     after = CompressWeights({"big": stored})(module)
     names, calls = zip(*bindings(after), strict=True)
     assert names == (
@@ -63,14 +63,16 @@ def test_nothing_to_do_changes_nothing() -> None:
 
 def test_folding_leaves_codes_alone() -> None:
     module = network()
-    stored = {n: compress(w, "int8", 64) for n, w in weights_of(module).items() if n != "depthwise"}
+    stored = {
+        n: compress(w, Method.INT8, 64) for n, w in weights_of(module).items() if n != "depthwise"
+    }
     after = CompressWeights(stored)(module)
     tvm.ir.assert_structural_equal(FoldConstants()(after), after)
 
 
 def test_kernels_read_the_codes() -> None:
     module = network()
-    stored = compress(weights_of(module)["big"], "kmeans4", 64)
+    stored = compress(weights_of(module)["big"], Method.KMEANS4, 64)
     lowered, _ = lower(
         module,
         X86_64_V3,
@@ -96,6 +98,6 @@ def test_reasons_to_stay_float() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    stored = compress(array(16, 16), "int8", 16)
+    stored = compress(array(16, 16), Method.INT8, 16)
     with pytest.raises(ValueError, match="no product by constant weights is named big2"):
         CompressWeights({"big2": stored})(network())
