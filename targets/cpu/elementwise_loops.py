@@ -70,7 +70,7 @@ def for_loop(var: Var, extent: Expr | int, body: Stmt, kind: ForKind = ForKind.S
 def emit_box(box: Box, spec: TargetSpec, parallel: bool = True) -> list[Stmt]:
     """Loop nests for all assignments of `box`, cut, collapsed and vectorised."""
     box = split_at_divisions(box)
-    words = plan_words(box, spec.float_lanes)
+    words = plan_words(box, spec)
     if words is not None:
         parallel = parallel and _is_worth_sharing(box, spec)
         return [nest(*word_blocks(box, words), spec, parallel)]

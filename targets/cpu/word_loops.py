@@ -1,6 +1,6 @@
 """Few narrow elements side by side, written as the words that they make up.
 
-    out[.., w, 0..3] = f(in[c, w]) in bytes      (an image made channels-last, padded to 4)
+    out[.., w, 0..3] = f(in[c, w]) in bytes or bfloat16   (an image made channels-last, padded to 4)
 
 Lanes run along `w`: each vector operation computes one element of many words, and
 shifts put the elements together. Stores are full vectors, and nothing is shuffled.
@@ -27,33 +27,40 @@ from targets.cpu.expressions import (
     substitute,
 )
 from targets.cpu.program import Axis, buffer_dtype, element_bytes
+from targets.number_formats import has_bfloat16
+from targets.spec import TargetSpec
 
-_WORD_BYTES = 4
+# Elements of a dtype that make up words of 32 or 64 bits.
+_WORDS = {"uint8": {4: "int32"}, "int8": {4: "int32"}, "bfloat16": {2: "int32", 4: "int64"}}
 
 
 @dataclass(frozen=True)
 class WordPlan:
-    """The elements along `inner` are one word; vectors of `lanes` words run along `outer`."""
+    """The elements along `inner` are one `word`; vectors of `lanes` words run along `outer`."""
 
     outer: Axis
     inner: Axis
     lanes: int
+    word: str
     offset: Expr
     elements: tuple[Expr, ...]
 
 
-def plan_words(box: Box, lanes: int) -> WordPlan | None:
+def plan_words(box: Box, spec: TargetSpec) -> WordPlan | None:
     """How to write the one assignment of `box` in words, or None if it has no such form."""
     if len(box.assignments) != 1 or len(box.axes) < 2:
         return None
     (assignment,) = box.assignments
-    if buffer_dtype(assignment.buffer) not in ("uint8", "int8"):
+    if buffer_dtype(assignment.buffer) == "bfloat16" and not has_bfloat16(spec):
+        # TVM's BF16ComputeLegalize takes the bits of the unrounded value.
         return None
+    lanes = spec.float_lanes
     stored = linear_form(assignment.offset)
     inner = next((a for a in box.axes if stored.stride(a.var) == 1), None)
     if inner is None or stored.rest:
         return None
-    if inner.extent * element_bytes(assignment.buffer) != _WORD_BYTES:
+    word = _WORDS.get(buffer_dtype(assignment.buffer), {}).get(inner.extent)
+    if word is None:
         return None
     outer = next((a for a in box.axes if stored.stride(a.var) == inner.extent), None)
     if outer is None or outer.extent < lanes:
@@ -71,7 +78,7 @@ def plan_words(box: Box, lanes: int) -> WordPlan | None:
         if any(form.stride(outer.var) not in (0, 1) or form.rest for form in forms):
             return None
     offset = substitute(assignment.offset, {inner.var: int32(0)})
-    return WordPlan(outer, inner, lanes, offset, elements)
+    return WordPlan(outer, inner, lanes, word, offset, elements)
 
 
 def word_blocks(box: Box, plan: WordPlan) -> tuple[list[Axis], Stmt]:
@@ -81,20 +88,20 @@ def word_blocks(box: Box, plan: WordPlan) -> tuple[list[Axis], Stmt]:
     if plan.outer.extent % plan.lanes:
         start = tirx.min(start, int32(plan.outer.extent - plan.lanes))
     others = [a for a in box.axes if a is not plan.outer and a is not plan.inner]
-    words = loops.local_buffer("words", (plan.lanes,), "int32")
+    words = loops.local_buffer("words", (plan.lanes,), plan.word)
     lane = Var("lane", "int32")
     mapping = {plan.outer.var: start + lane}
-    bits = 8 * _WORD_BYTES // len(plan.elements)
     (assignment,) = box.assignments
+    bits = 8 * element_bytes(assignment.buffer)
     unsigned = f"uint{bits}"
     word: Expr | None = None
     for place, element in enumerate(plan.elements):
         if constant_value(element) == 0:
             continue
-        code = tirx.reinterpret(unsigned, substitute(element, mapping)).astype("int32")
-        shifted = code if place == 0 else code << int32(bits * place)
+        code = tirx.reinterpret(unsigned, substitute(element, mapping)).astype(plan.word)
+        shifted = code if place == 0 else code << tirx.const(bits * place, plan.word)
         word = shifted if word is None else word | shifted
-    store = tirx.BufferStore(words, int32(0) if word is None else word, [lane])
+    store = tirx.BufferStore(words, tirx.const(0, plan.word) if word is None else word, [lane])
     dtype = f"{buffer_dtype(assignment.buffer)}x{plan.lanes * plan.inner.extent}"
     first = substitute(plan.offset, {plan.outer.var: start})
     whole = tirx.reinterpret(dtype, tirx.BufferLoad(words, [loops.ramp(0, plan.lanes)]))

@@ -188,6 +188,29 @@ def test_matrix_product(rows, k, columns, spec):
     agree(run(function, spec, [padded, packed]), left.astype("float64") @ right.astype("float64"))
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((1, 3, 5, 16), 4), ((2, 3, 7, 37), 4), ((1, 1, 3, 20), 2), ((1, 4, 6, 19), 4)],
+)
+def test_an_image_is_made_channels_last_in_words(shape, channels, spec):
+    data = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    missing = channels - shape[1]
+
+    def emit(builder, variables):
+        short = builder.emit(relax.op.astype(variables[0], "bfloat16"))
+        if missing:
+            short = builder.emit(relax.op.nn.pad(short, [0, 0, 0, missing, 0, 0, 0, 0]))
+        return relax.op.permute_dims(short, [0, 2, 3, 1])
+
+    (function,) = fuse_module({"x": shape}, emit, spec)
+    template, match = match_template(function, spec)
+    scheduled_function = schedule_function(function, template, match, {}, spec)
+    assert "words" in scheduled_function.script()
+    expected = np.pad(data, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 2, 3, 1)
+    actual = run(scheduled_function, spec, [data])
+    np.testing.assert_array_equal(actual.view("uint16"), expected.astype(BFLOAT16).view("uint16"))
+
+
 @pytest.mark.parametrize("count", [1, 3, 16, 37, 1000])
 def test_rounding_is_to_nearest_ties_to_even(count, spec):
     random = np.random.default_rng(0)
