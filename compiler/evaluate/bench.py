@@ -96,12 +96,14 @@ def bench(
     threads: int = 2,
     progress: Callable[[int, int], None] | None = None,
     precision: str = "float32",
+    further: Mapping[str, tuple[str, Path]] | None = None,
 ) -> BenchReport:
     """Time `runs` runs of the module and, given the ONNX `model`, of every peer installed.
 
-    All get the same inputs; peers compute a float32 model in `precision`. `progress` is told
-    (rounds done, rounds in all). Raises ArtifactError if the module cannot be loaded, ModelError
-    if `model` is another one.
+    All get the same inputs; peers compute a float32 model in `precision`. `further` contestants
+    by label: the package of a peer, and a file of the same model in a form of its own.
+    `progress` is told (rounds done, rounds in all). Raises ArtifactError if the module cannot be
+    loaded, ModelError if `model` is another one.
     """
     if runs < 1 or threads < 1:
         raise ConfigError("bench needs at least one run and one thread")
@@ -128,6 +130,11 @@ def bench(
                     contestants.append(opened)
                     if opened.error is not None:
                         missing[peer.label] = opened.error
+            for label, (package, file) in (further or {}).items():
+                opened = _Contestant(label, package, file, archive, threads, precision)
+                contestants.append(opened)
+                if opened.error is not None:
+                    missing[label] = opened.error
             contestants = [one for one in contestants if one.error is None]
             _race(contestants, runs, progress)
             timings = tuple(
