@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.config import CompileConfig
 from compiler.errors import ArtifactError, ModelError, TargetError, VerificationError
-from compiler.evaluate.compare import TOLERANCE, Difference, compare_all
+from compiler.evaluate.compare import QUANTIZED_TOLERANCE, Difference, compare_all
 from compiler.evaluate.inputs import index_bounds, random_inputs
 from compiler.evaluate.reference import Reference
 from compiler.evaluate.roofline import cpu_name
@@ -44,8 +44,6 @@ Progress = Callable[[str, float], None]
 # About where each phase begins, as a share of the whole: for the progress bar.
 _BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
 _LATENCY_SECONDS = 0.3
-# Between machines, a multiply-add that is fused on one may move a value to the next code.
-QUANTIZED_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
@@ -332,7 +330,9 @@ def _golden(
         notes.append(f"no golden vectors: {error}")
         return None, ""
     arrays = [outputs[name] for name in imported.output_names]
-    return GoldenVectors(tuple(inputs.values()), tuple(arrays), TOLERANCE), reference.label
+    return GoldenVectors(
+        tuple(inputs.values()), tuple(arrays), reference.tolerance
+    ), reference.label
 
 
 def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ...]:

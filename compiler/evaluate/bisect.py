@@ -147,7 +147,8 @@ def bisect(
 
     def judge(values: Sequence[np.ndarray]) -> Difference:
         actual = dict(zip(imported.output_names, values, strict=True))
-        return max(compare_all(actual, expected), key=lambda d: (not d.agrees, d.relative))
+        differences = compare_all(actual, expected, reference.tolerance)
+        return max(differences, key=lambda d: (not d.agrees, d.relative))
 
     module, before = imported.module, None
     replayed: Iterator[tuple[str, Callable[[tvm.IRModule], tvm.IRModule] | None]] = iter(

@@ -12,16 +12,21 @@ import numpy as np
 import onnx
 
 from compiler.errors import ModelError
+from compiler.evaluate.compare import QUANTIZED_TOLERANCE, TOLERANCE
 from compiler.evaluate.peers import OnnxRuntime, installed
+
+_ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm", "QuantizeLinear"})
 
 
 class Reference:
     """An independent implementation of `model`, whose input shapes are fixed.
 
-    `label` names it with its version. Raises ModelError if it refuses the model.
+    `label` names it with its version; `tolerance` is how far from it a right result may be,
+    relative to its range. Raises ModelError if it refuses the model.
     """
 
     def __init__(self, model: onnx.ModelProto, serialized: bytes, threads: int = 1) -> None:
+        self.tolerance = QUANTIZED_TOLERANCE if _rounds_to_codes(model) else TOLERANCE
         self._outputs = [output.name for output in model.graph.output]
         self._session: OnnxRuntime | None = None
         self._evaluator: onnx.reference.ReferenceEvaluator | None = None
@@ -53,3 +58,9 @@ class Reference:
                 "install tinsmith[verify] to use ONNX Runtime instead"
             ) from error
         return dict(zip(self._outputs, map(np.asarray, outputs), strict=True))
+
+
+def _rounds_to_codes(model: onnx.ModelProto) -> bool:
+    """Whether values are quantised while the model runs; constant codes round nothing."""
+    names = {node.op_type for node in model.graph.node}
+    return any(name in _ROUNDING or name.startswith("QLinear") for name in names)

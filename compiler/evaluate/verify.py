@@ -108,6 +108,6 @@ def _fresh(
     for index in range(samples):
         show("fresh inputs", 0.3 + 0.7 * index / samples)
         inputs = random_inputs(signature, original.bounds, seed + index)
-        differences = compare_all(module(inputs), reference.run(inputs))
+        differences = compare_all(module(inputs), reference.run(inputs), reference.tolerance)
         checks.append(Check(f"random, seed {seed + index}", reference.label, differences))
     return checks

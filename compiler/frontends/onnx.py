@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import tvm
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from tvm import relax
 
 from compiler.errors import ModelError
@@ -21,6 +21,8 @@ from compiler.frontends.onnx_functions import inline_functions
 from compiler.frontends.onnx_importer import GraphImporter
 from compiler.frontends.onnx_operators import check_operators, find_converters
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
+
+_DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def import_onnx(
     inlined = inline_functions(bound, converters, source)
     folded, fold_notes = fold(inlined)
     check_operators(folded, converters, source)
+    _check_outputs(folded, source)
     importer = GraphImporter(folded, converters, source)
     module = importer.import_graph(inputs)
     outputs = _outputs(module, source)
@@ -89,6 +92,17 @@ def import_onnx(
         # ONNX Runtime 1.31 crashes when it inlines a branch whose condition became a constant.
         reference=folded if constants else bound,
     )
+
+
+def _check_outputs(model: ModelProto, source: str) -> None:
+    """Raise ModelError for an output whose elements have no address of their own."""
+    for value in model.graph.output:
+        element = value.type.tensor_type.elem_type
+        name = TensorProto.DataType.Name(element) if element in _DTYPE_NUMBERS else ""
+        if name.startswith(("INT2", "INT4", "UINT2", "UINT4", "FLOAT4", "FLOAT8")):
+            raise ModelError(
+                f"{source}: output {value.name!r} has the dtype {name}, which cannot be returned"
+            )
 
 
 def _outputs(module: tvm.IRModule, source: str) -> list[tuple[tuple[int | None, ...], str]]:

@@ -205,6 +205,7 @@ class GraphImporter:
             "name": node.name,
             "num_outputs": len(node.output),
             "dtypes": [self.narrow.get(name) for name in node.input],
+            "notes": self.notes,
         }
         converter = self._converters[domain_of(node), node.op_type].get_converter(self.opset)
         # The converters print and warn; what matters of it becomes an error or a note.

@@ -134,7 +134,8 @@ def with_dtype(
     before = operand.zero_point
     if isinstance(before, relax.Expr):
         return replace(operand, codes=codes, zero_point=emit(relax.op.add(before, shift)))
-    moved = np.int32(0 if before is None else before) + np.int32(_SHIFT[dtype])
+    # Arithmetic makes a number of an array without axes.
+    moved = np.asarray(np.int32(0 if before is None else before) + np.int32(_SHIFT[dtype]))
     return replace(operand, codes=codes, zero_point=moved if np.any(moved) else None)
 
 

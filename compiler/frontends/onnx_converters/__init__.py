@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters import (
+    blocked,
     elementwise,
     gathering,
     normalization,
@@ -60,6 +61,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
 )
 
 _OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
+    blocked.MatMulNBits,
     quantization.DequantizeLinear,
     quantization.QuantizeLinear,
     quantized_integer.DynamicQuantizeMatMul,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.evaluate.compare import compare, compare_all
+from compiler.evaluate.compare import QUANTIZED_TOLERANCE, compare, compare_all
 
 REFERENCE = np.array([-1.0, 0.0, 3.0], np.float32)
 
@@ -54,6 +54,14 @@ def test_what_cannot_agree(actual: np.ndarray, expected: np.ndarray, detail: str
 )
 def test_what_agrees(actual: np.ndarray, expected: np.ndarray) -> None:
     assert compare("y", actual, expected).agrees
+
+
+def test_codes_of_8_bits_are_numbers() -> None:
+    codes = np.array([0, 100, 200], np.uint8)
+    assert compare("y", codes, codes).agrees
+    assert not compare("y", codes + np.uint8(1), codes).agrees
+    assert compare("y", codes + np.uint8(1), codes, QUANTIZED_TOLERANCE).agrees
+    assert not compare("y", codes + np.uint8(9), codes, QUANTIZED_TOLERANCE).agrees
 
 
 def test_a_missing_output_does_not_agree() -> None:

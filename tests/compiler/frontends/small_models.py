@@ -50,7 +50,12 @@ def linear_model() -> ModelProto:
 
 def run(imported: ImportedModel, *inputs: np.ndarray) -> list[np.ndarray]:
     """The outputs of `imported`, compiled by TVM's default pipeline."""
-    executable = tvm.compile(imported.module, tvm.target.Target({"kind": "llvm"}))
+    return execute(imported.module, *inputs)
+
+
+def execute(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
+    """The outputs of `main`, compiled by TVM's default pipeline."""
+    executable = tvm.compile(module, tvm.target.Target({"kind": "llvm"}))
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*[tvm.runtime.tensor(array) for array in inputs])
     tensors = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)

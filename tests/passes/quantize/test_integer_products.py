@@ -160,7 +160,7 @@ def test_product_of_two_computed_operands() -> None:
     az, bz = np.array(120, np.uint8), np.array(130, np.uint8)
     actual, used = run(lowered(proto), a, b, az, bz)
     np.testing.assert_array_equal(actual, (a.astype(int) - 120) @ (b.astype(int) - 130))
-    assert used == {"widened-int8"}
+    assert used == {"avx2-int8"}
 
 
 def test_unsigned_weights_of_a_quantised_graph_are_shifted() -> None:

@@ -1,0 +1,128 @@
+"""Matrix products by weights of few bits with a scale for each block: `MatMulNBits`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
+
+from compiler.frontends.onnx_converters.constants import (
+    as_numpy,
+    constant,
+    dtype_of,
+    reshape,
+    static_shape,
+)
+from targets.compressed_weights import (
+    EVEN_LEVELS,
+    CompressedWeights,
+    Grouping,
+    decompress_call,
+)
+
+# The scales of compressed weights are float16, with all their digits above this.
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
+
+
+class MatMulNBits(OnnxOpConverter):
+    """`A @ dequantize(B)`, where `B` holds codes of 4 or 8 bits, column by column, in blocks.
+
+    Kernels read the codes where blocks have no zero points of their own; scales are then
+    rounded to float16. Other weights become floats, with a note.
+    """
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        data, packed, scale, zero_point, order, bias = (inputs[i] for i in range(6))
+        rows, columns = attr["K"], attr["N"]
+        bits, block = attr.get("bits", 4), attr["block_size"]
+        if bits not in (4, 8):
+            raise ValueError(f"weights of {bits} bits are not supported; 4 and 8 are")
+        if block < 16 or block & (block - 1):
+            raise ValueError(f"the block size {block} is no power of two of at least 16")
+        if order is not None:
+            raise ValueError("weights in another order than that of the input are not supported")
+        shape = static_shape(data)
+        if not shape or shape[-1] != rows:
+            raise ValueError(f"the input has the shape {list(shape)}, but K is {rows}")
+        blocks = -(-rows // block)
+        codes = _unpacked(packed, "the weight", bits, columns * blocks, block)
+        codes = codes.reshape(columns, blocks * block)[:, :rows].T
+        scales = _numbers(scale, "the scale", columns * blocks).reshape(columns, blocks).T
+        if not (np.isfinite(scales).all()):
+            raise ValueError("a scale is not finite")
+        offset = _zero_points(zero_point, bits, columns, blocks)
+        weights = _compressed(codes, scales, offset, bits, block)
+        if weights is not None:
+            right = bb.emit(decompress_call(weights))
+        else:
+            attr["tvm_custom"]["notes"].append(
+                f"weights of {attr['tvm_custom']['name'] or 'MatMulNBits'} are stored as float32: "
+                "their blocks have zero points, or scales beyond float16"
+            )
+            wide = [a.repeat(block, 0)[:rows].astype(np.float32) for a in (offset, scales)]
+            right = constant((codes - wide[0]) * wide[1])
+        dtype = dtype_of(data)
+        if dtype != "float32":
+            data = bb.emit(relax.op.astype(data, "float32"))
+        if len(shape) == 1:
+            data = reshape(bb, data, (1, rows))
+        result = bb.emit(relax.op.matmul(data, right))
+        if len(shape) == 1:
+            result = reshape(bb, result, (columns,))
+        if bias is not None:
+            result = bb.emit(relax.op.add(result, relax.op.astype(bias, "float32")))
+        return relax.op.astype(result, dtype)
+
+
+def _compressed(
+    codes: np.ndarray, scales: np.ndarray, offset: np.ndarray, bits: int, block: int
+) -> CompressedWeights | None:
+    """What kernels read; None where they cannot."""
+    middle = 2 ** (bits - 1)
+    used = np.abs(scales[scales != 0])
+    fits = ((used >= _SMALLEST_SCALE) & (used <= _LARGEST_SCALE)).all()
+    if not fits or (offset != middle).any():
+        return None
+    # A block larger than the matrix is the matrix.
+    grouping = Grouping(1, codes.shape[0], 1, min(block, codes.shape[0] + codes.shape[0] % 2))
+    half = scales.astype(np.float16)
+    if bits == 4:
+        return CompressedWeights(codes, half, EVEN_LEVELS, grouping)
+    signed = (codes.astype(np.int16) - middle).astype(np.int8)
+    return CompressedWeights(signed, half, None, grouping)
+
+
+def _unpacked(expr: relax.Expr | None, what: str, bits: int, rows: int, columns: int) -> np.ndarray:
+    """uint8 codes `[rows, columns]` of a constant whose bytes hold one or two, low bits first."""
+    array = as_numpy(expr)
+    if array is None or array.dtype != np.uint8:
+        raise ValueError(f"{what} must be a constant of uint8")
+    width = -(-columns * bits // 8)
+    if array.size != rows * width:
+        raise ValueError(f"{what} has {array.size} bytes instead of {rows * width}")
+    array = array.reshape(rows, width)
+    if bits == 8:
+        return array
+    return np.stack([array & 15, array >> 4], -1).reshape(rows, 2 * width)[:, :columns]
+
+
+def _numbers(expr: relax.Expr | None, what: str, count: int) -> np.ndarray:
+    array = as_numpy(expr)
+    if array is None or array.dtype.kind != "f":
+        raise ValueError(f"{what} must be a constant of floats")
+    if array.size != count:
+        raise ValueError(f"{what} has {array.size} elements instead of {count}")
+    return array.astype(np.float32)
+
+
+def _zero_points(expr: relax.Expr | None, bits: int, columns: int, blocks: int) -> np.ndarray:
+    """Zero points `[blocks, columns]`: given as packed codes, as floats, or the middle code."""
+    if expr is None:
+        return np.full((blocks, columns), 2 ** (bits - 1), np.float32)
+    if dtype_of(expr) == "uint8":
+        found = _unpacked(expr, "the zero point", bits, columns, blocks)
+        return found.T.astype(np.float32)
+    return _numbers(expr, "the zero point", columns * blocks).reshape(columns, blocks).T
