@@ -1,0 +1,1 @@
+"""Tuning: search the decisions of schedule templates, measure them, remember the best."""

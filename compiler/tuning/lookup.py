@@ -1,0 +1,74 @@
+"""Records for a compilation: which stores are asked, in which order, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tvm.tirx import PrimFunc
+
+import tuning_logs
+from compiler.evaluate.roofline import cache_folder
+from compiler.tuning.records import Record, Subject, workload_key
+from compiler.tuning.store import Store
+from targets.cpu.template import Decisions, Template
+from targets.spec import TargetSpec
+
+
+def user_folder() -> Path:
+    """Where tuning jobs write when they are told nothing else."""
+    return cache_folder() / "tuning"
+
+
+def packaged_folder() -> Path:
+    """The records that are shipped with Tinsmith."""
+    return Path(tuning_logs.__file__).parent
+
+
+def stores(log: Path | None) -> tuple[Store, ...]:
+    """The stores that a compilation asks, first to last: `log`, the user's, the packaged one.
+
+    Raises ConfigError if one of them is of another format, or `log` does not exist.
+    """
+    chosen = [] if log is None else [log]
+    return tuple(Store(folder) for folder in (*chosen, user_folder(), packaged_folder()))
+
+
+class StoredRecords:
+    """The `RecordLookup` of stores: the first that has a record for a workload decides.
+
+    `stale` names the workloads for which there are only records of other versions of the
+    template; those are never applied.
+    """
+
+    def __init__(self, asked: Sequence[Store], spec: TargetSpec) -> None:
+        self._layers = [store.shelf(spec).records() for store in asked]
+        self._known = {(s.template, s.workload) for layer in self._layers for s in layer}
+        self.stale: set[str] = set()
+
+    def find(self, function: PrimFunc, template: Template, spec: TargetSpec) -> Decisions | None:
+        """The decisions of the first record for this function and version of the template."""
+        found = self.record(Subject(template.name, template.version, workload_key(function)))
+        return None if found is None else found.decisions
+
+    def record(self, subject: Subject) -> Record | None:
+        """The first record for a workload."""
+        for layer in self._layers:
+            if subject in layer:
+                return layer[subject]
+        if (subject.template, subject.workload) in self._known:
+            self.stale.add(subject.workload)
+        return None
+
+
+class ChosenRecords:
+    """The `RecordLookup` of given records, and nothing else."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._records = {record.subject: record for record in records}
+
+    def find(self, function: PrimFunc, template: Template, spec: TargetSpec) -> Decisions | None:
+        """The decisions of the record for this function and version of the template."""
+        subject = Subject(template.name, template.version, workload_key(function))
+        found = self._records.get(subject)
+        return None if found is None else found.decisions
