@@ -1,6 +1,7 @@
 """Calibration: samples from wherever they lie, run through the float graph and observed."""
 
 from compiler.calibration.choice import CalibrationData, RandomSource, open_calibration
+from compiler.calibration.labels import read_labels
 from compiler.calibration.observe import (
     Observation,
     ObservedModule,
@@ -20,4 +21,5 @@ __all__ = [
     "calibrate",
     "observe_tensors",
     "open_calibration",
+    "read_labels",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class StackedSource(CalibrationSource):
             raise InputError(f"{label}: the arrays have different numbers of samples: {listed}")
         rows = lengths.pop()
         if rows == 0:
-            raise InputError(f"{label}: the calibration set is empty")
+            raise InputError(f"{label}: the set of samples is empty")
+        self._rows = rows
         self._chosen = spread(rows, limit)
         whole = {len(array.shape) == len(signature[n][0]) + 1 for n, array in self._arrays.items()}
         sizes = {signature[name][0][0] if signature[name][0] else 1 for name in signature}
@@ -70,6 +71,16 @@ class StackedSource(CalibrationSource):
     @property
     def count(self) -> int:
         return -(-len(self._chosen) // self._batch)
+
+    @property
+    def rows(self) -> int | None:
+        """Unknown if each row is a whole batch of several."""
+        one = all((shape[:1] or (1,))[0] == 1 for shape, _ in self.signature.values())
+        return self._rows if not self._whole or one else None
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        return self._chosen
 
     def _samples(self) -> Iterator[Sample]:
         streams = [self._inputs(name) for name in self.signature]

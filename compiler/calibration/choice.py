@@ -66,6 +66,7 @@ def open_calibration(
     bounds: Mapping[str, int] | None = None,
     seed: int = 0,
     required: bool = True,
+    option: str = "--calibration",
 ) -> CalibrationSource:
     """A source of samples from what `--calibration` or a Python caller names.
 
@@ -74,7 +75,7 @@ def open_calibration(
     that returns one. `signature` maps the model's inputs to (shape, dtype). `limit`
     bounds the number of samples read. `bounds` and `seed` are for random data only, as
     `random_inputs` takes them. Where data are not `required`, None stands for a few random
-    inputs.
+    inputs. `option` is what messages call the data.
 
     Raises ConfigError for an option that makes no sense, also if required `data` are None, and
     InputError for data that are not there, empty, or do not fit the model.
@@ -89,8 +90,8 @@ def open_calibration(
             ".npz or .npy file, or `random` to try without"
         )
     if isinstance(data, str | Path):
-        return _from_path(data, signature, preprocessing, limit, bounds or {}, seed)
-    label = "calibration data"
+        return _from_path(data, signature, preprocessing, limit, bounds or {}, seed, option)
+    label = f"{option.removeprefix('--')} data"
     if isinstance(data, np.ndarray):
         if len(signature) != 1:
             raise InputError(f"{label}: one array for {len(signature)} inputs; pass a dict")
@@ -100,7 +101,7 @@ def open_calibration(
         return StackedSource(arrays, signature, preprocessing, limit, label)
     if not callable(data) and not hasattr(data, "__iter__"):
         raise ConfigError(
-            f"calibration data must be a path, arrays or an iterable, not {type(data).__name__}"
+            f"{label} must be a path, arrays or an iterable, not {type(data).__name__}"
         )
     return IterableSource(data, signature, preprocessing, limit, label)
 
@@ -112,11 +113,12 @@ def _from_path(
     limit: int | None,
     bounds: Mapping[str, int],
     seed: int,
+    option: str,
 ) -> CalibrationSource:
     if data == RANDOM:
         return RandomSource(signature, limit, bounds, seed)
     path = Path(data)
-    label = f"--calibration {data}"
+    label = f"{option} {data}"
     if path.is_dir():
         return ImageFolderSource(path, signature, preprocessing, limit, label)
     if not path.exists():

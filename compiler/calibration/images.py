@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ class ImageFolderSource(CalibrationSource):
     """The pictures in a folder and its subfolders, in the order of their names.
 
     Needs Pillow (the extra `calibration`). With `limit`, that many are chosen, evenly
-    spaced. Raises InputError if the folder has no pictures, ConfigError if the model
+    spaced: `files`. Raises InputError if the folder has no pictures, ConfigError if the model
     does not take one picture.
     """
 
@@ -64,17 +64,28 @@ class ImageFolderSource(CalibrationSource):
         )
         if not files:
             raise InputError(
-                f"{self.label}: the calibration set is empty: no pictures "
+                f"{self.label}: the set of samples is empty: no pictures "
                 f"({', '.join(suffix[1:] for suffix in SUFFIXES)}) in the folder"
             )
-        self._files = [files[index] for index in spread(len(files), limit)]
+        self.folder = folder
+        self._rows = len(files)
+        self._chosen = spread(len(files), limit)
+        self.files = [files[index] for index in self._chosen]
 
     @property
     def count(self) -> int:
-        return -(-len(self._files) // self._shape[0])
+        return -(-len(self.files) // self._shape[0])
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        return self._chosen
 
     def _samples(self) -> Iterator[Sample]:
-        for batch in batches(map(self._read, self._files), self._shape[0]):
+        for batch in batches(map(self._read, self.files), self._shape[0]):
             yield {self._name: batch}
 
     def _read(self, path: Path) -> np.ndarray:

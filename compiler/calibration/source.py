@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -32,12 +32,22 @@ class CalibrationSource(ABC):
         """How many samples there are, if that is known."""
         return None
 
+    @property
+    def rows(self) -> int | None:
+        """How many rows the data have, of which a model of a larger batch takes several at once."""
+        return None
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """The rows that are read, in order, if `rows` is known; the last batch is filled up."""
+        return ()
+
     def __iter__(self) -> Iterator[Sample]:
         index = -1
         for index, sample in enumerate(self._samples()):
             yield self._checked(sample, index)
         if index < 0:
-            raise InputError(f"{self.label}: the calibration set is empty")
+            raise InputError(f"{self.label}: the set of samples is empty")
 
     @abstractmethod
     def _samples(self) -> Iterator[Mapping[str, np.ndarray]]:

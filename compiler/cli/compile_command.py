@@ -60,6 +60,24 @@ def compile_model(
     observer: Annotated[
         str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
     ] = "percentile",
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Top-1 points that may be lost; needs labels."),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Samples that must keep their class: 99.5."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Class indices, .npy, .csv or .txt; or `from-names` of pictures."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Held-out samples to measure accuracy on."),
+    ] = None,
     keep_float: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER", help="A layer, as the report names it, to leave in float."),
@@ -100,10 +118,22 @@ def compile_model(
             observer=observer,
             group_size=group_size,
             keep_float=tuple(keep_float or ()),
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            labels=labels,
+            evaluation=evaluation,
             fallback=fallback,
         )
-    elif calibration is not None or report_file is not None:
-        raise ConfigError("--calibration and --report are for quantising: add --quantize int8")
+    else:
+        _refuse_without_quantize(
+            calibration=calibration,
+            report=report_file,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            labels=labels,
+            evaluation=evaluation,
+            keep_float=keep_float or None,
+        )
     config = CompileConfig(
         target=target,
         shapes=dict(map(parse_shape_option, shape or [])),
@@ -135,3 +165,10 @@ def compile_model(
             ("pass", "ms"),
             [(name, output.milliseconds(seconds)) for name, seconds in report.pass_seconds],
         )
+
+
+def _refuse_without_quantize(**options: object) -> None:
+    """Raise ConfigError for an option that is given and means nothing for a float module."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for quantising: add --quantize int8")

@@ -21,13 +21,9 @@ _ROWS = 80
 def print_quantization(report: QuantizationReport) -> None:
     """A row for each layer, notes, and one line for the model."""
     shown = _shown(report.layers)
-    columns = _columns(report)
-    output.print_table(
-        "layers",
-        tuple(columns),
-        [tuple(cell(layer) for cell in columns.values()) for layer in shown],
-        left=3,
-    )
+    columns = {title: [cell(layer) for layer in shown] for title, cell in _COLUMNS.items()}
+    told = {title: cells for title, cells in columns.items() if any(cells)}
+    output.print_table("layers", tuple(told), zip(*told.values(), strict=True), left=3)
     if len(shown) < len(report.layers):
         output.say(
             f"{len(report.layers) - len(shown)} more layers in integers, of higher SQNR: "
@@ -36,36 +32,6 @@ def print_quantization(report: QuantizationReport) -> None:
     for remark in report.notes:
         output.note(remark)
     output.say(report.summary())
-
-
-def _columns(report: QuantizationReport) -> dict[str, Callable[[LayerReport], str]]:
-    """The cells of a layer's row, by the title of their column."""
-    columns: dict[str, Callable[[LayerReport], str]] = {
-        "layer": lambda layer: layer.name,
-        "operator": lambda layer: layer.operator.removeprefix("relax."),
-        "computes in": lambda layer: layer.computes + (layer.reason and f": {layer.reason}"),
-        "bits": lambda layer: (
-            f"{layer.weight_bits}/{layer.activation_bits or 32}" if layer.weight_bits else ""
-        ),
-    }
-    if report.compressed_layers:
-        columns |= {
-            "group": lambda layer: _number(layer.group, "d"),
-            "weights dB": lambda layer: _number(layer.weight_sqnr_db, ".1f"),
-            "float32 KiB": lambda layer: _kibibytes(layer.float_weight_bytes),
-            "KiB": lambda layer: _kibibytes(layer.weight_bytes),
-        }
-    else:
-        columns |= {
-            "low": lambda layer: _number(layer.low, ".3g"),
-            "high": lambda layer: _number(layer.high, ".3g"),
-        }
-    return columns | {
-        "SQNR dB": lambda layer: _number(layer.sqnr_db, ".1f"),
-        "cosine": lambda layer: _number(layer.cosine, ".4f"),
-        "float32 us": lambda layer: _microseconds(layer.float_seconds),
-        "us": lambda layer: _microseconds(layer.seconds),
-    }
 
 
 def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
@@ -99,3 +65,26 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+# The cells of a layer's row by the title of their column; columns without any are not shown.
+_COLUMNS: dict[str, Callable[[LayerReport], str]] = {
+    "layer": lambda layer: layer.name,
+    "operator": lambda layer: layer.operator.removeprefix("relax."),
+    "computes in": lambda layer: layer.computes + (layer.reason and f": {layer.reason}"),
+    "bits": lambda layer: (
+        f"{layer.weight_bits}/{layer.activation_bits or 32}" if layer.weight_bits else ""
+    ),
+    "group": lambda layer: _number(layer.group, "d"),
+    "weights dB": lambda layer: _number(layer.weight_sqnr_db, ".1f"),
+    "float32 KiB": lambda layer: _kibibytes(layer.float_weight_bytes),
+    "KiB": lambda layer: _kibibytes(layer.weight_bytes),
+    "low": lambda layer: _number(layer.low, ".3g"),
+    "high": lambda layer: _number(layer.high, ".3g"),
+    "SQNR dB": lambda layer: _number(layer.sqnr_db, ".1f"),
+    "cosine": lambda layer: _number(layer.cosine, ".4f"),
+    "float32 us": lambda layer: _microseconds(layer.float_seconds),
+    "us": lambda layer: _microseconds(layer.seconds),
+    "cost us": lambda layer: _microseconds(layer.cost_seconds),
+    "sensitivity": lambda layer: _number(layer.sensitivity, ".1e"),
+}

@@ -42,6 +42,15 @@ class QuantizationConfig:
     keep_float: operators, by the names of their results in the report, that compute in float.
     group_size: how many weights of an output channel share a scale at most.
     min_weights: products of fewer weights than this keep them in float32.
+    max_drop: points of top-1 accuracy that may be lost at most (0.5: from 80 % to 79.5 %); needs
+        labels. The most sensitive layers stay in float until this holds.
+    min_agreement: percent of the samples, such as 99.5, for which the model must choose the same
+        class as in float32; needs no labels. Both are for models that answer a row of scores.
+    labels: the class index of each sample of `evaluation`, or of `calibration` without that: a
+        .npy, .csv or .txt file, "from-names" for pictures, or an array, see
+        `compiler.calibration.read_labels`. An .npz may hold them itself, as `labels`.
+    evaluation: held-out data, in the forms of `calibration`, on which agreement and accuracy are
+        measured; all of them. None takes the samples of `calibration`.
     fallback: let layers that are slower in integers compute in float, if that makes the model
         faster on this machine.
     """
@@ -60,6 +69,10 @@ class QuantizationConfig:
     keep_float: tuple[str, ...] = field(default_factory=tuple)
     group_size: int = 64
     min_weights: int = 2048
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    labels: Any = None
+    evaluation: Any = None
     fallback: bool = True
 
     def __post_init__(self) -> None:
@@ -77,6 +90,9 @@ class QuantizationConfig:
                 "pictures, an .npz or .npy file, or `random` to try without"
             )
 
+        _check_bound("--max-drop", self.max_drop, "points of top-1 accuracy from 0 to 100", 0)
+        _check_bound("--min-agreement", self.min_agreement, "a percentage, such as 99.5", 1)
+
     @property
     def has_data(self) -> bool:
         """Whether there are real samples."""
@@ -87,10 +103,20 @@ class QuantizationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; data that lie in memory are named by their type only."""
         result = {item.name: getattr(self, item.name) for item in fields(self)}
-        if not isinstance(self.calibration, str):
-            named = str(self.calibration) if hasattr(self.calibration, "__fspath__") else None
-            result["calibration"] = named or type(self.calibration).__name__
+        for name in ("calibration", "evaluation", "labels"):
+            if result[name] is not None and not isinstance(result[name], str):
+                path = str(result[name]) if hasattr(result[name], "__fspath__") else None
+                result[name] = path or type(result[name]).__name__
         return result
+
+
+def _check_bound(option: str, value: float | None, meaning: str, least: float) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A share such as 0.995 would be a bound that always holds: refuse it as a percentage.
+    if not number or not least <= value <= 100:
+        raise ConfigError(f"{option} {value}: expected {meaning}")
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

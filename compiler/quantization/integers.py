@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,7 +21,10 @@ from passes.quantize.dataflow import Dataflow, stored_behind
 from passes.quantize.insert_quantization import QuantizationOptions
 from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
 from passes.quantize.placement import Placement, place
-from targets.number_formats import NumberFormats
+from passes.quantize.precision_placement import place_precision
+from passes.quantize.probe_quantization import ProbeQuantization, probed_operators
+from passes.quantize.reduce_precision import ReducePrecision
+from targets.number_formats import NumberFormats, float_precisions
 from targets.registry import get_target
 
 # Channels below this share of the largest range are equalised as if they had it: less lets
@@ -74,7 +77,7 @@ class IntegerRecipe(Recipe):
             ranges={name: seen[name].values.range() for name in placement.observed},
             means=means if task.config.correct_bias else None,
         )
-        return calibrated.keeping(())
+        return calibrated.keeping({})
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,38 @@ class _Calibrated(Mixture):
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, np.ndarray] | None
 
-    def keeping(self, names: Collection[str]) -> Prepared:
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """bfloat16 where the target has it, and this machine, to try it, too."""
+        for spec in (self.task.spec, get_target("native")):
+            if "bfloat16" not in float_precisions(spec):
+                return ("float",)
+        return ("bfloat16", "float")
+
+    def keeping(self, kept: Mapping[str, str]) -> Prepared:
         table = number_formats(self.task.spec)
-        keep_float = frozenset([*self.task.config.keep_float, *names])
+        keep_float = frozenset([*self.task.config.keep_float, *kept])
+        reduced = [name for name, precision in kept.items() if precision == "bfloat16"]
+        reduced = list(place_precision(self.exact, reduced).operators)
         options = QuantizationOptions(keep_float=keep_float)
         steps = list(self.first)
         if self.means is not None:
             steps.append(("correct_bias", CorrectBias(self.means, table, options)))
         steps += quantization_passes(self.task.spec, self.ranges, options)
-        layers = self._layers(place(self.exact, table, keep_float), table)
+        if reduced:
+            steps.append(("reduce_precision", ReducePrecision("bfloat16", only=reduced)))
+        layers = self._layers(place(self.exact, table, keep_float), table, reduced)
         return Prepared(tuple(steps), self.exact, self.observed, layers, self)
 
-    def _layers(self, placement: Placement, table: NumberFormats) -> tuple[LayerReport, ...]:
+    def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
+        table = number_formats(self.task.spec)
+        options = QuantizationOptions(keep_float=frozenset(self.task.config.keep_float))
+        step: tvm.transform.Pass = ProbeQuantization(self.ranges, table, options, self.means)
+        return probed_operators(self.exact, table, options), step(self.exact)
+
+    def _layers(
+        self, placement: Placement, table: NumberFormats, reduced: Collection[str]
+    ) -> tuple[LayerReport, ...]:
         operators = {node.name: str(node.operator) for node in Dataflow(self.exact).nodes}
         layers = []
         for name in placement.integer_operators:
@@ -121,7 +144,10 @@ class _Calibrated(Mixture):
             )
         for left in placement.float_operators:
             tensor = self.results.get(left.name, "")
-            layers.append(LayerReport(left.name, left.operator, "float", left.reason, tensor))
+            layer = LayerReport(left.name, left.operator, "float", left.reason, tensor)
+            if left.name in reduced:
+                layer = replace(layer, computes="bfloat16", weight_bits=16, activation_bits=16)
+            layers.append(layer)
         position = {name: index for index, name in enumerate(operators)}
         return tuple(sorted(layers, key=lambda layer: position[layer.name]))
 

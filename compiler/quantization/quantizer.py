@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import tvm
 
 from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
 from compiler.pipeline import Step
+from compiler.quantization.accuracy import Accuracy, AccuracyKeeper
 from compiler.quantization.comparison import Comparison, Sample, compare_graphs
 from compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
+from compiler.quantization.evaluation import Bounds, Verdict, open_evaluation
 from compiler.quantization.floats import FloatRecipe
 from compiler.quantization.integers import IntegerRecipe
-from compiler.quantization.recipe import Prepared, Recipe, Task
+from compiler.quantization.recipe import Recipe, Task
 from compiler.quantization.report import LayerReport, QuantizationReport
 from compiler.quantization.speed import Speed, measured
 from compiler.quantization.timing import local_spec
 from compiler.quantization.weights import WeightRecipe
-from compiler.quantization.workbench import Workbench
+from compiler.quantization.workbench import Candidate, Workbench
 from targets.registry import get_target
 from targets.spec import TargetSpec
 
@@ -70,13 +72,16 @@ class Quantizer:
             seed=seed,
             required=config.format in CALIBRATED,
         )
+        self._evaluation = open_evaluation(config, signature, self.source, bounds, seed)
+        self._bounds = Bounds(config.min_agreement, config.max_drop)
         self.report: QuantizationReport | None = None
         self.sample: Sample | None = None
 
     def __call__(self, module: tvm.IRModule) -> Sequence[Step]:
         """The passes that quantise `module`, a graph after the graph passes.
 
-        Raises ModelError if nothing in it can be quantised.
+        Raises ModelError if nothing in it can be quantised, or if it answers no scores where
+        these are to be compared.
         """
         task = Task(self._config, self._spec, self.source, self._progress)
         prepared = RECIPES[self._config.format]().prepare(module, task)
@@ -85,44 +90,61 @@ class Quantizer:
         with Workbench(
             module, self.source, local or get_target("native"), self._threads, self._name
         ) as bench:
-            candidate = bench.candidate(prepared)
-            speed = None
-            if local is not None:
-                self._show("time the layers", 0.7)
-                speed = measured(bench, candidate, self._config.fallback)
-                candidate = speed.candidate
-            self.sample = bench.sample(candidate)
-            sizes = bench.exact.size_bytes, candidate.module.size_bytes
-        prepared = candidate.prepared
+            outcome = self._chosen(bench, bench.candidate(prepared), local is not None)
+            self.sample = bench.sample(outcome.candidate)
+        prepared = outcome.candidate.prepared
         comparison = compare_graphs(
             prepared.exact,
-            candidate.quantized,
+            outcome.candidate.quantized,
             [layer.tensor for layer in prepared.layers if layer.tensor],
             prepared.observed,
             self.source,
             self._progress,
         )
-        self.report = self._reported(prepared, comparison, speed, sizes)
+        self.report = self._reported(outcome, comparison)
         return prepared.steps
+
+    def _chosen(self, bench: Workbench, candidate: Candidate, timed: bool) -> _Outcome:
+        """The candidate, or one with some layers in float for the sake of accuracy or speed."""
+        keeper = accuracy = speed = None
+        integer: dict[str, float] = {}
+        if self._evaluation is not None:
+            keeper = AccuracyKeeper(bench, self._evaluation, self._bounds, self._progress)
+            accuracy = keeper.within_bounds(candidate, self.source)
+            candidate = accuracy.candidate
+        if timed:
+            self._show("time the layers", 0.7)
+            if accuracy is not None and accuracy.first is not None:
+                integer |= bench.measure(accuracy.first)[1].layers
+            accepts = keeper.accepts if keeper is not None else None
+            speed = measured(bench, candidate, self._config.fallback, accepts)
+            candidate = speed.candidate
+            if speed.tried is not None:
+                integer |= {name: speed.tried.layers[name] for name in speed.returned}
+        return _Outcome(
+            candidate,
+            accuracy,
+            keeper.verdict(candidate) if keeper is not None else None,
+            speed,
+            integer,
+            (bench.exact.size_bytes, candidate.module.size_bytes),
+        )
 
     def _show(self, phase: str, share: float) -> None:
         if self._progress is not None:
             self._progress(phase, share)
 
-    def _reported(
-        self,
-        prepared: Prepared,
-        comparison: Comparison,
-        speed: Speed | None,
-        sizes: tuple[int, int],
-    ) -> QuantizationReport:
+    def _reported(self, outcome: _Outcome, comparison: Comparison) -> QuantizationReport:
         layers = []
-        for layer in prepared.layers:
+        for layer in outcome.candidate.prepared.layers:
             seen = comparison.layers.get(layer.tensor)
             if seen is not None:
                 layer = replace(layer, sqnr_db=seen.decibels, cosine=seen.cosine)
-            layers.append(layer if speed is None else _timed(layer, speed))
-        unmeasured = "latency not measured: the module is for another machine"
+            layers.append(outcome.described(layer))
+        verdict, speed = outcome.verdict, outcome.speed
+        notes = outcome.accuracy.notes if outcome.accuracy is not None else ()
+        if speed is None:
+            notes = (*notes, "latency not measured: the module is for another machine")
         return QuantizationReport(
             format=self._config.format,
             source=self.source.label,
@@ -130,24 +152,49 @@ class Quantizer:
             layers=tuple(layers),
             output_sqnr_db=comparison.output.decibels,
             output_cosine=comparison.output.cosine,
-            agreement=comparison.agreement,
-            float_bytes=sizes[0],
-            bytes=sizes[1],
+            agreement=comparison.agreement if verdict is None else verdict.agreement,
+            float_bytes=outcome.sizes[0],
+            bytes=outcome.sizes[1],
             float_seconds=speed.exact.total if speed else None,
             seconds=speed.own.total if speed else None,
-            notes=speed.notes if speed else (unmeasured,),
+            evaluated_on=self._evaluation.source.label if self._evaluation else None,
+            evaluated_samples=verdict.samples if verdict else 0,
+            top1=verdict.top1 if verdict else None,
+            float_top1=verdict.float_top1 if verdict else None,
+            notes=(*notes, *speed.notes) if speed else notes,
             options=self._config.to_dict(),
         )
 
 
-def _timed(layer: LayerReport, speed: Speed) -> LayerReport:
-    """The layer with its times, and the reason if it is these that keep it in float."""
-    layer = replace(
-        layer,
-        float_seconds=speed.exact.layers.get(layer.name),
-        seconds=speed.own.layers.get(layer.name),
-    )
-    if layer.name not in speed.returned or speed.tried is None:
+@dataclass(frozen=True)
+class _Outcome:
+    """What was chosen, and all that was found out on the way.
+
+    `integer` has the seconds in integers of layers that do not compute so any more;
+    `sizes` are the bytes of the float32 module and of the chosen one.
+    """
+
+    candidate: Candidate
+    accuracy: Accuracy | None
+    verdict: Verdict | None
+    speed: Speed | None
+    integer: Mapping[str, float]
+    sizes: tuple[int, int]
+
+    def described(self, layer: LayerReport) -> LayerReport:
+        """The layer with its times, and why it computes in float if that was chosen here."""
+        if self.speed is not None:
+            layer = replace(
+                layer,
+                float_seconds=self.speed.exact.layers.get(layer.name),
+                seconds=self.speed.own.layers.get(layer.name),
+            )
+        if layer.computes == "integer":
+            return layer
+        layer = replace(layer, integer_seconds=self.integer.get(layer.name))
+        if self.speed is not None and layer.name in self.speed.returned:
+            return replace(layer, reason="slower in integers")
+        if self.accuracy is not None and layer.name in self.accuracy.kept:
+            noise = self.accuracy.kept[layer.name]
+            return replace(layer, reason="kept for accuracy", sensitivity=noise)
         return layer
-    before = speed.tried.layers.get(layer.name)
-    return replace(layer, reason="slower in integers", integer_seconds=before)

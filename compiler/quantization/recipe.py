@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import tvm
@@ -44,6 +44,11 @@ class Prepared:
     layers: tuple[LayerReport, ...]
     mixture: Mixture | None = None
 
+    @property
+    def kept(self) -> dict[str, str]:
+        """The layers that are not quantised, and what they compute in."""
+        return {layer.name: layer.computes for layer in self.layers if layer.computes != "integer"}
+
     def quantized(self, graph: tvm.IRModule) -> tvm.IRModule:
         """The graph after all steps."""
         for _, step in self.steps:
@@ -52,11 +57,26 @@ class Prepared:
 
 
 class Mixture(ABC):
-    """The choice of layers that are quantised, all else (calibration, options) being equal."""
+    """The choice of layers that are quantised, all else (calibration, options) being equal.
+
+    A layer that is not computes in one of `precisions`, the last of which is "float".
+    """
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What a layer may compute in instead, shortest first."""
+        return ("float",)
 
     @abstractmethod
-    def keeping(self, names: Collection[str]) -> Prepared:
-        """The same with the layers of these names in float."""
+    def keeping(self, kept: Mapping[str, str]) -> Prepared:
+        """The same with some layers not in integers: by name what they compute in instead."""
+
+    @abstractmethod
+    def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
+        """Names of layers, and the graph with a switch for each that quantises it alone.
+
+        The switches follow the inputs of `main`, see `passes.quantize.probe_quantization`.
+        """
 
 
 class Recipe(ABC):

@@ -24,7 +24,9 @@ class LayerReport:
 
     `float_seconds` is what the layer takes in the float32 module, `seconds` in this one, both
     with the conversions that it needs; `integer_seconds` what it took in integers, if that was
-    tried and given up. None where it was not measured.
+    tried and given up: `cost_seconds` is what giving up cost. `sensitivity` is the noise power
+    over the signal power at the model's output with only this layer quantised. None where
+    it was not measured.
     """
 
     name: str
@@ -45,6 +47,14 @@ class LayerReport:
     weight_sqnr_db: float | None = None
     float_weight_bytes: int | None = None
     weight_bytes: int | None = None
+    sensitivity: float | None = None
+
+    @property
+    def cost_seconds(self) -> float | None:
+        """Seconds that the layer takes longer than it did in integers."""
+        if self.seconds is None or self.integer_seconds is None:
+            return None
+        return self.seconds - self.integer_seconds
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ class QuantizationReport:
 
     `output_sqnr_db` and `output_cosine` compare the model's first output with the float
     model's over `samples` samples, `agreement` is the share of samples with the same largest
-    element (None unless the output is a row of scores).
+    element (None unless the output is a row of scores). Where evaluation was asked for, it is
+    that over the `evaluated_samples` samples of `evaluated_on`; `top1` and `float_top1` are
+    the shares of right classes there, if there are labels.
 
     `float_seconds` and `seconds` are the latencies of the float32 module and of this one on
     this machine, measured in turns; None where they were not, and `notes` say why.
@@ -71,6 +83,10 @@ class QuantizationReport:
     bytes: int
     float_seconds: float | None = None
     seconds: float | None = None
+    evaluated_on: str | None = None
+    evaluated_samples: int = 0
+    top1: float | None = None
+    float_top1: float | None = None
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -107,7 +123,10 @@ class QuantizationReport:
         if self.output_sqnr_db is not None:
             parts.append(f"output {self.output_sqnr_db:.1f} dB SQNR over {self.samples} samples")
         if self.agreement is not None:
-            parts.append(f"same top-1 on {self.agreement:.1%}")
+            on = f" of {self.evaluated_samples}" if self.evaluated_samples else ""
+            parts.append(f"same top-1 on {self.agreement:.2%}{on}")
+        if self.top1 is not None and self.float_top1 is not None:
+            parts.append(f"top-1 {self.top1:.2%} (float32 {self.float_top1:.2%})")
         parts.append(
             f"{self.bytes / 2**20:.2f} MiB ({self.bytes / self.float_bytes:.2f} of float32)"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from compiler.quantization.timing import Timing
@@ -31,21 +31,28 @@ class Speed:
     notes: tuple[str, ...] = ()
 
 
-def measured(bench: Workbench, candidate: Candidate, fallback: bool) -> Speed:
+def measured(
+    bench: Workbench,
+    candidate: Candidate,
+    fallback: bool,
+    accepts: Callable[[Candidate], bool] | None = None,
+) -> Speed:
     """Time `candidate`; with `fallback`, the one that is faster with slow layers in float.
 
     A layer that takes longer in integers, with the conversions that it forces, is kept in
-    float on trial; the trial wins only if the whole model is faster, measured in turns.
+    float on trial; the trial wins only if the whole model is faster, measured in turns, and
+    if it is acceptable otherwise.
     """
     exact, own = bench.measure(candidate)
     mixture = candidate.prepared.mixture
     slow = slower_layers(exact, own, integer_layers(candidate))
     if not slow or not fallback or mixture is None:
         return Speed(candidate, exact, own, notes=_slow_notes(exact, own, slow))
-    kept = [layer.name for layer in candidate.prepared.layers if layer.computes == "float"]
-    trial = bench.candidate(mixture.keeping([*kept, *slow]))
+    kept = candidate.prepared.kept | dict.fromkeys(slow, "float")
+    trial = bench.candidate(mixture.keeping(kept))
     exact, before, after = bench.measure(candidate, trial)
-    if after.total > (1 - _GAIN) * before.total:
+    faster = after.total <= (1 - _GAIN) * before.total
+    if not faster or (accepts is not None and not accepts(trial)):
         bench.discard(trial)
         return Speed(candidate, exact, before, notes=_slow_notes(exact, before, slow))
     bench.discard(candidate)

@@ -98,16 +98,32 @@ class CorrectBias:
     ) -> tvm.IRModule:
         graph = Dataflow(module)
         errors: dict[relax.Var, np.ndarray] = {}
-        for name in place(module, self.table, self.options.keep_float).integer_operators:
+        for name, error in mean_errors(module, self.means, self.table, self.options).items():
             node = graph.named(name)
-            call: Any = None if node is None else node.value
-            source = graph.node(call.args[0])
-            if node is not None and source is not None and source.name in self.means:
-                weights = np.asarray(constant_array(call.args[1]))
-                codes, scales = rounded_weights(name, weights, self.options, self.table)
-                change = codes * scales.astype(np.float64) - weights
-                errors[node.variable] = _mean_error(change, self.means[source.name], call)
+            if node is not None:
+                errors[node.variable] = error
         return _Corrector(module, errors).run()
+
+
+def mean_errors(
+    module: tvm.IRModule,
+    means: Mapping[str, np.ndarray],
+    table: NumberFormats,
+    options: QuantizationOptions,
+) -> dict[str, np.ndarray]:
+    """What rounding the weights adds to each output channel on average, by operator."""
+    graph = Dataflow(module)
+    errors: dict[str, np.ndarray] = {}
+    for name in place(module, table, options.keep_float).integer_operators:
+        node = graph.named(name)
+        call: Any = None if node is None else node.value
+        source = graph.node(call.args[0])
+        if source is not None and source.name in means:
+            weights = np.asarray(constant_array(call.args[1]))
+            codes, scales = rounded_weights(name, weights, options, table)
+            change = codes * scales.astype(np.float64) - weights
+            errors[name] = _mean_error(change, means[source.name], call)
+    return errors
 
 
 def _mean_error(change: np.ndarray, means: np.ndarray, call: Any) -> np.ndarray:

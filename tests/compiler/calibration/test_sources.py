@@ -181,10 +181,10 @@ def mistakes(path: Path) -> Iterator[tuple[type, str, Any, dict[str, Any], dict[
     config, wrong = ConfigError, InputError
     yield config, "pass --calibration with", None, SIGNATURE, {}
     yield wrong, "no such file or folder", path / "missing", SIGNATURE, {}
-    yield wrong, "set is empty: no pictures", path / "folder", SIGNATURE, {}
-    yield wrong, "set is empty", path / "empty.npz", SIGNATURE, {}
-    yield wrong, "set is empty", [], SIGNATURE, {}
-    yield wrong, "set is empty", good[:0], SIGNATURE, {}
+    yield wrong, "set of samples is empty: no pictures", path / "folder", SIGNATURE, {}
+    yield wrong, "set of samples is empty", path / "empty.npz", SIGNATURE, {}
+    yield wrong, "set of samples is empty", [], SIGNATURE, {}
+    yield wrong, "set of samples is empty", good[:0], SIGNATURE, {}
     yield wrong, "no arrays", path / "none.npz", SIGNATURE, {}
     yield wrong, "no array for input image; the archive has a, b", path / "named.npz", SIGNATURE, {}
     yield wrong, "not a readable numpy file", path / "broken.npz", SIGNATURE, {}

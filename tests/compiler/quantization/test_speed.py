@@ -46,8 +46,11 @@ class _Candidate:
 
 
 class _Mixture(Mixture):
-    def keeping(self, names) -> Prepared:
-        return _prepared(set(names))
+    def keeping(self, kept) -> Prepared:
+        return _prepared(set(kept))
+
+    def probe(self):
+        raise NotImplementedError
 
 
 def _prepared(kept: set[str]) -> Prepared:
@@ -100,6 +103,12 @@ def test_nothing_goes_back_without_a_gain_or_against_the_user(fallback, gain) ->
     assert speed.candidate is first
     assert speed.returned == ()
     assert "b) are slower in integers than in float32, and stay" in speed.notes[0]
+
+
+def test_a_trial_that_is_not_accepted_is_dropped() -> None:
+    bench = _Bench(_EXACT, _INTEGER, Timing(100e-6, {"a": 40e-6, "b": 20e-6, "c": 40e-6}))
+    first = bench.candidate(_prepared(set()))
+    assert measured(bench, first, fallback=True, accepts=lambda _: False).candidate is first
 
 
 def test_a_model_that_is_slower_as_a_whole_is_warned_about() -> None:

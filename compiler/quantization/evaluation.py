@@ -1,0 +1,157 @@
+"""Classes that a compiled graph chooses, and bounds on how many may change by quantising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.calibration import (
+    CalibrationSource,
+    ObservedModule,
+    Preprocessing,
+    open_calibration,
+    read_labels,
+)
+from compiler.errors import ConfigError, InputError, ModelError
+from compiler.quantization.config import QuantizationConfig
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A quantised graph against the float graph, over `samples` samples.
+
+    `agreement` is the share of samples for which both choose the same class, `top1` and
+    `float_top1` are the shares of right ones (None without labels).
+    """
+
+    samples: int
+    agreement: float
+    top1: float | None = None
+    float_top1: float | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """Points of top-1 accuracy that were lost; negative if some were won."""
+        if self.top1 is None or self.float_top1 is None:
+            return None
+        return (self.float_top1 - self.top1) * 100
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a user demands: percent of equal classes, points of top-1 accuracy; None: nothing."""
+
+    min_agreement: float | None = None
+    max_drop: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.min_agreement is not None or self.max_drop is not None
+
+    def hold(self, verdict: Verdict) -> bool:
+        """Whether a graph with this verdict will do."""
+        slack = 1e-9  # percentages are ratios of whole numbers
+        if self.min_agreement is not None and verdict.agreement * 100 < self.min_agreement - slack:
+            return False
+        return self.max_drop is None or (verdict.drop or 0.0) <= self.max_drop + slack
+
+
+class Evaluation:
+    """Samples on which classes are compared, with labels or without."""
+
+    def __init__(
+        self, source: CalibrationSource, labels: np.ndarray | None, held_out: bool
+    ) -> None:
+        """`held_out` tells that calibration has not seen the samples."""
+        self.source = source
+        self.labels = labels
+        self.held_out = held_out
+
+    def classes(self, module: ObservedModule, progress: Progress | None = None) -> np.ndarray:
+        """The index of the largest element of the first output for each row, int64.
+
+        Raises ModelError unless the first output is a row of scores for each sample, and
+        InputError if the labels do not fit it.
+        """
+        found: list[np.ndarray] = []
+        for index, sample in enumerate(self.source):
+            if progress is not None:
+                progress("evaluate", index / (self.source.count or index + 1))
+            scores = module.run(list(sample.values())).outputs[0]
+            if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind != "f":
+                raise ModelError(
+                    f"the model's first output is {scores.dtype} {scores.shape}, not a row of "
+                    "scores: classes cannot be compared; leave out --min-agreement, --max-drop, "
+                    "--labels and --evaluation, and look at the SQNR in the report"
+                )
+            found.append(scores.argmax(1))
+        classes = np.concatenate(found)
+        if self.source.rows is not None:
+            classes = classes[: len(self.source.chosen)]  # the last batch is filled up
+        if self.labels is not None:
+            self._check_labels(self.labels, len(classes), scores.shape[1])
+        return classes
+
+    def judge(self, exact: np.ndarray, quantized: np.ndarray) -> Verdict:
+        """The verdict on the classes of the quantised graph."""
+        same = float((exact == quantized).mean())
+        if self.labels is None:
+            return Verdict(len(exact), same)
+        right = float((quantized == self.labels).mean()), float((exact == self.labels).mean())
+        return Verdict(len(exact), same, *right)
+
+    def notes(self, bounds: Bounds) -> tuple[str, ...]:
+        """What a reader of the report has to know about the data."""
+        if self.held_out or not (bounds or self.labels is not None):
+            return ()
+        return (
+            "warning: agreement and accuracy were measured on the samples that calibrated the "
+            "ranges, and may be lower on others; pass --evaluation with held-out data",
+        )
+
+    def _check_labels(self, labels: np.ndarray, rows: int, classes: int) -> None:
+        if len(labels) != rows:
+            raise InputError(f"--labels: {len(labels)} labels for {rows} samples")
+        if int(labels.max()) >= classes:
+            raise InputError(
+                f"--labels: class {int(labels.max())}, but the model has {classes} classes (from 0)"
+            )
+
+
+def open_evaluation(
+    config: QuantizationConfig,
+    signature: Mapping[str, tuple[tuple[int, ...], str]],
+    calibration: CalibrationSource,
+    bounds: Mapping[str, int],
+    seed: int,
+) -> Evaluation | None:
+    """What the options ask to evaluate on; None if they do not.
+
+    Held-out data are read whole; without them, the calibration samples serve.
+    Raises ConfigError and InputError for data or labels that cannot be used.
+    """
+    held_out = config.evaluation is not None
+    source, data = calibration, config.calibration
+    if held_out:
+        data = config.evaluation
+        source = open_calibration(
+            data,
+            signature,
+            preprocessing=Preprocessing(
+                config.mean, config.std, config.pixel_range, config.layout, config.resize
+            ),
+            bounds=bounds,
+            seed=seed,
+            option="--evaluation",
+        )
+    labels = read_labels(config.labels, data, source)
+    if config.max_drop is not None and labels is None:
+        raise ConfigError(
+            "--max-drop needs the classes of the samples: pass --labels FILE, --labels from-names "
+            "for pictures, or an .npz with an array `labels`; without any, use --min-agreement"
+        )
+    wanted = held_out or config.labels is not None or Bounds(config.min_agreement, config.max_drop)
+    return Evaluation(source, labels, held_out) if wanted else None

@@ -1,0 +1,65 @@
+"""Which layers cost most at the model's output, and how many of them must stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tvm
+
+from compiler.calibration import CalibrationSource, ObservedModule
+from compiler.quantization.noise import SignalToNoise
+from targets.registry import get_target
+
+Progress = Callable[[str, float], None]
+
+# Samples over which the noise of each layer is summed; the order of layers settles early.
+_SAMPLES = 16
+
+
+def sensitivities(
+    probe: tvm.IRModule,
+    names: Sequence[str],
+    source: CalibrationSource,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Noise power over signal power at the first output with only that layer quantised.
+
+    `probe` comes from `passes.quantize.probe_quantization`, with a switch behind the model's
+    inputs for each of `names`: one compilation, and a run for each layer and sample.
+    """
+    noise = {name: SignalToNoise() for name in names}
+    off = np.zeros((len(names), 1, 1), np.float32)
+    with ObservedModule(probe, get_target("native"), []) as module:
+        for index, sample in enumerate(source):
+            if index == _SAMPLES:
+                break
+            inputs = list(sample.values())
+            exact = module.run([*inputs, *off[:, 0]]).outputs[0].copy()
+            for position, name in enumerate(names):
+                if progress is not None:
+                    done = index + position / len(names)
+                    progress("sensitivity of each layer", done / (source.count or _SAMPLES))
+                switches = list(off[:, 0])
+                switches[position] = np.ones(1, np.float32)
+                noise[name].update(exact, module.run([*inputs, *switches]).outputs[0])
+    return {name: 10 ** (-seen.decibels / 10) for name, seen in noise.items()}
+
+
+def fewest(count: int, holds: Callable[[int], bool]) -> int:
+    """The smallest k for which `holds(k)`, knowing that k = 0 fails and `count` does not.
+
+    Doubles k until it holds, then bisects: few layers are expected. `holds` need not be
+    monotone; the answer is a k for which it was true, or `count`.
+    """
+    low, high = 0, 1
+    while high < count and not holds(high):
+        low, high = high, high * 2
+    high = min(high, count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return high
