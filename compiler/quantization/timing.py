@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.calibration import ObservedModule
 from passes.graph.fused_groups import KernelCall
+from passes.quantize.bias_correction import PRODUCT_SUFFIX
 from targets.registry import get_target
 from targets.spec import TargetSpec, UnknownTargetError
 
@@ -83,11 +84,13 @@ def kernel_owners(
     It is the layer that the kernel computes, or else, of a kernel with no tensor of the float
     graph (a conversion, a padding that lowering has added), the layer of all its readers.
     """
-    known, wanted = frozenset(tensors), frozenset(layers)
+    known = frozenset(tensors)
+    wanted = {name: name for name in layers}
+    wanted |= {name + PRODUCT_SUFFIX: name for name in layers}
     owners: list[str | None] = [None] * len(calls)
     for index in reversed(range(len(calls))):
         call = calls[index]
-        own = [name for name in call.members if name in wanted]
+        own = [wanted[name] for name in call.members if name in wanted]
         if own:
             owners[index] = own[0]
         elif call.readers and known.isdisjoint(call.members):

@@ -17,6 +17,9 @@ from passes.quantize.observers import Observer
 from passes.quantize.placement import place
 from targets.number_formats import NumberFormats
 
+# Behind the name of a product that gets a bias of its own.
+PRODUCT_SUFFIX = "_product"
+
 
 class ChannelMeanObserver(Observer):
     """The mean of every channel over all samples; `axis` is that of the channels."""
@@ -165,6 +168,7 @@ class _Corrector(BlockRewriter):
         if variable in self._alone:
             error = self._alone[variable]
             shape = (1,) * (len(static_shape(value) or ()) - 1) + (error.size,)
-            product = self.emit(value, f"{variable.name}_product")
+            # The sum takes the name: it is what readers see, and what has a range.
+            product = self.emit(value, variable.name + PRODUCT_SUFFIX)
             return relax.op.add(product, constant((-error).astype(np.float32).reshape(shape)))
         return value
