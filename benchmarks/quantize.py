@@ -4,7 +4,7 @@ Latency: topologies with random weights, batch 1; in int8 the peers run the file
 Runtime's `quantize_static` makes (Q/DQ, a scale per channel), and OpenVINO also the one that
 NNCF makes if it is installed; in bf16 OpenVINO runs the float model with that inference
 precision. Accuracy: models of --models-dir, photographs of --data-dir (file name = class
-index), CIFAR-10 of --cifar-dir.
+index), CIFAR-10 of --cifar-dir. Compressed weights: see `compressed_weights.py`.
 Run as `python benchmarks/quantize.py [--runs 60] [--threads 2] [--json FILE]`.
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from compressed_weights import compressed_weights
 from models import CACHE
 from topologies import IMAGE, write
 
@@ -78,7 +79,9 @@ def quantize_with_nncf(model: Path, output: Path) -> Path | None:
     if output.exists():
         return output
     if importlib.util.find_spec("nncf") is None:
-        print("NNCF is not installed (pip install 'tinsmith[nncf]'): OpenVINO runs ONNX Runtime's file only")
+        print(
+            "NNCF is not installed (pip install 'tinsmith[nncf]'): OpenVINO runs ONNX Runtime's file only"
+        )
         return None
     import nncf
     import openvino
@@ -267,7 +270,9 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="folder with labelled photographs")
     parser.add_argument("--cifar-dir", type=Path, help="folder with cifar10_{train10k,test}.npz")
     parser.add_argument("--observer", default="percentile")
-    parser.add_argument("--only", choices=("latency", "accuracy", "bf16"))
+    parser.add_argument("--only", choices=("latency", "accuracy", "bf16", "weights"))
+    parser.add_argument("--images", type=int, default=10_000, help="of CIFAR-10, for weights")
+    parser.add_argument("--formats", nargs="*", help="of compressed weights; default: all")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     results: dict[str, object] = {}
@@ -275,6 +280,8 @@ def main() -> int:
         results["latency"] = latency(options)
     if options.only in (None, "bf16"):
         results["bf16"] = short_float(options)
+    if options.only in (None, "weights"):
+        results["weights"] = compressed_weights(options)
     if options.only in (None, "accuracy") and options.models_dir:
         results["accuracy"] = accuracy(options)
     if options.json:
