@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from passes.graph.tensors import constant_array, element_type, static_shape
+from passes.graph.tensors import constant_array, element_count, element_type, static_shape
 from passes.quantize.dataflow import Dataflow, Node
 from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
 from passes.quantize.placement import FloatOperator
@@ -30,16 +30,14 @@ ON_STORED = frozenset(
         "relax.take",
     }
 )
-# Read stored values and compute in float32 within one kernel.
+# Read stored values and compute in float32 within one kernel. Normalisations are none of them,
+# whole or taken apart: what enters them, and their moments above all, stays float32.
 _IN_REGISTERS = frozenset(
     {
         "relax.image.resize2d",
         "relax.max",
         "relax.mean",
         "relax.nn.adaptive_avg_pool2d",
-        "relax.nn.layer_norm",
-        "relax.nn.softmax",
-        "relax.sum",
     }
 )
 
@@ -66,7 +64,8 @@ def place_precision(
     Convolutions and matrix products with constant weights compute in it, all of them or
     those whose results `only` names, except those that `keep_float` names. A tensor is
     stored in it if fusion leaves it in memory and one of those operators reads it, directly
-    or through operators that move elements or compute in registers.
+    or through operators that move elements or compute in registers. What is spread over a
+    larger tensor on that way (a moment, the gate of a channel) stays float32.
     """
     graph = Dataflow(module)
     chosen: list[Node] = []
@@ -132,7 +131,7 @@ def _wanted(graph: Dataflow, chosen: set[Node]) -> set[Node]:
             continue
         for reader in node.readers:
             passes = (
-                is_elementwise(reader)
+                (is_elementwise(reader) and not _is_spread(node, reader))
                 or reader.operator in ON_STORED
                 or reader.operator in _IN_REGISTERS
                 or is_split_item(reader)
@@ -140,3 +139,11 @@ def _wanted(graph: Dataflow, chosen: set[Node]) -> set[Node]:
             if reader in chosen or (passes and reader in wanted):
                 wanted.add(node)
     return wanted
+
+
+def _is_spread(node: Node, reader: Node) -> bool:
+    """Whether an elementwise reader uses elements of `node` several times."""
+    small, large = static_shape(node.variable), static_shape(reader.variable)
+    if small is None or large is None:
+        return True
+    return element_count(small) < element_count(large)

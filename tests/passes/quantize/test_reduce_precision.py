@@ -158,6 +158,22 @@ def test_what_has_no_kernel_stays_in_float32_with_the_reason() -> None:
     assert_left_alone(ReducePrecision(), module)
 
 
+def test_the_moments_of_a_normalisation_stay_in_float32() -> None:
+    """E[x^2] - E[x]^2 would cancel what is left of the variance after rounding."""
+    graph = Graph(4, 64)
+    x = graph.bind("x1", relax.op.matmul(graph.input, relax.const(array(64, 32))))
+    mean = graph.bind("mean", relax.op.mean(x, 1, keepdims=True))
+    square = graph.bind("square", relax.op.multiply(x, x))
+    second = graph.bind("second", relax.op.mean(square, 1, keepdims=True))
+    mean_square = graph.bind("mean_square", relax.op.multiply(mean, mean))
+    variance = graph.bind("variance", relax.op.subtract(second, mean_square))
+    centred = graph.bind("centred", relax.op.subtract(x, mean))
+    inverse = graph.bind("inverse", relax.op.rsqrt(variance))
+    scaled = graph.bind("scaled", relax.op.multiply(centred, inverse))
+    module = graph.module(graph.bind("last", relax.op.matmul(scaled, relax.const(array(32, 8)))))
+    assert place_precision(module).stored == {"x", "x1", "scaled"}
+
+
 def test_names_choose_and_exclude() -> None:
     module, *_ = two_convolutions()
     assert place_precision(module, only={"out"}).operators == ("out",)
