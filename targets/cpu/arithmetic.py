@@ -20,13 +20,22 @@ from targets.spec import TargetSpec
 
 
 class Arithmetic(ABC):
-    """One way to compute `accumulator += value * weights` for a vector of accumulators."""
+    """One way to compute `accumulator += value * weights` for a vector of accumulators.
+
+    `widened` is the dtype to which a kernel converts its data before it multiplies (None: it
+    reads them as they are). `temporaries` is the number of vector registers that a step takes
+    for itself, `operations` that of its vector operations: for each multiply-add, and for each
+    vector of weights that it has to convert.
+    """
 
     name: ClassVar[str]
     data: ClassVar[tuple[str, ...]]
     weights: ClassVar[str]
     accumulator: ClassVar[str]
     depth: ClassVar[int]
+    widened: ClassVar[str | None] = None
+    temporaries: ClassVar[int] = 0
+    operations: ClassVar[tuple[int, int]] = (1, 0)
 
     @classmethod
     @abstractmethod
@@ -108,7 +117,9 @@ class Vnni(Arithmetic):
 class Avx2Int8(Arithmetic):
     """AVX2 without VNNI: bytes widened to 16 bits, pairs of products summed exactly.
 
-    VPMADDUBSW would be faster but saturates at 16 bits; VPMADDWD cannot.
+    VPMADDUBSW would take bytes but saturates at 16 bits; VPMADDWD cannot. The data are widened
+    in memory, once for all the times that they are read: a pair of them is then broadcast by
+    the load itself. Weights are widened when loaded, once for all rows of a tile.
     """
 
     name = "avx2-int8"
@@ -116,6 +127,9 @@ class Avx2Int8(Arithmetic):
     weights = "int8"
     accumulator = "int32"
     depth = 2
+    widened = "int16"
+    temporaries = 1
+    operations = (2, 1)
 
     @classmethod
     def available(cls, spec: TargetSpec) -> bool:
@@ -124,7 +138,7 @@ class Avx2Int8(Arithmetic):
         )
 
     def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
-        pair = tirx.reinterpret("int32", value.astype("int16x2"))
+        pair = tirx.reinterpret("int32", value)
         name = "llvm.x86.avx2.pmadd.wd" if lanes == 8 else "llvm.x86.avx512.pmaddw.d.512"
         products = tirx.call_llvm_pure_intrin(
             vector("int32", lanes),
@@ -147,6 +161,8 @@ class NeonInt8(Arithmetic):
     weights = "int8"
     accumulator = "int32"
     depth = 2
+    temporaries = 1
+    operations = (2, 0)
 
     @classmethod
     def available(cls, spec: TargetSpec) -> bool:

@@ -53,6 +53,23 @@ parallel = _loop(ForKind.PARALLEL)
 vectorized = _loop(ForKind.VECTORIZED)
 
 
+def vectors(extent: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt | None:
+    """`body` for `extent` neighbouring elements, in vectors of `lanes` and a shorter one."""
+    whole, rest = divmod(extent, lanes)
+    present: list[Stmt] = []
+    if whole:
+        present.append(
+            serial(
+                "vector",
+                whole,
+                lambda i: vectorized("lane", lanes, lambda j: body(i * lanes + j)),
+            )
+        )
+    if rest:
+        present.append(vectorized("lane", rest, lambda j: body(j + whole * lanes)))
+    return sequence(present) if present else None
+
+
 # Handing work to other threads costs a few microseconds; below this many operations or
 # bytes one thread is done sooner.
 _PARALLEL_OPERATIONS = 200_000

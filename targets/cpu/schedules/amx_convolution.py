@@ -15,7 +15,6 @@ tap and column, and written once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -48,7 +47,7 @@ class AmxConvolutionTemplate(Template):
         if found is None or found["kind"] != "convolution" or find_anchor(function) is None:
             return None
         w = ConvolutionWorkload.from_json(dict(found))
-        if w.data_layout != "NHWC" or w.lanes * 4 != ROW_BYTES:
+        if w.data_layout != "NHWC" or w.lanes * 4 != ROW_BYTES or w.compressed is not None:
             return None
         if tile_arithmetic(w.arithmetic, spec) is None or not _product(w).pays:
             return None
@@ -178,6 +177,7 @@ class _Operands(TileOperands):
         inner = min(w.in_width, lines.width - w.pad_left) * self.channels
         after = lines.width * self.channels - before - inner
         border = tirx.const(w.pad_value, self._stored)
+        lanes = ROW_BYTES * self.depth // 4
 
         def line(number: Expr) -> Stmt:
             image, rest = number // (lines.planes * lines.height), number
@@ -189,7 +189,7 @@ class _Operands(TileOperands):
             source = row * w.stride_height + plane - w.pad_top
 
             def surround(start: int, extent: int) -> Stmt | None:
-                return self._run(extent, lambda i: put(start + i, border))
+                return loops.vectors(extent, lanes, lambda i: put(start + i, border))
 
             def put(element: Expr, value: Expr) -> Stmt:
                 return loops.store(copy, [image, plane, row, element], value)
@@ -201,7 +201,11 @@ class _Operands(TileOperands):
                 return put(i + before, value)
 
             inside = loops.sequence(
-                [surround(0, before), self._run(inner, element), surround(before + inner, after)]
+                [
+                    surround(0, before),
+                    loops.vectors(inner, lanes, element),
+                    surround(before + inner, after),
+                ]
             )
             outside = surround(0, lines.width * self.channels)
             return tirx.IfThenElse(tirx.all(source >= 0, source < w.in_height), inside, outside)
@@ -209,20 +213,3 @@ class _Operands(TileOperands):
         count = w.batch * lines.planes * lines.height
         traffic = 2 * math.prod(int(e) for e in copy.ty.shape)
         return loops.allocate([copy], loops.sequence([loops.tasks(count, 0, traffic, line), body]))
-
-    def _run(self, extent: int, body: Callable[[Expr], Stmt]) -> Stmt | None:
-        """`body` for neighbouring elements, in vectors."""
-        lanes = ROW_BYTES * self.depth // 4
-        whole, rest = divmod(extent, lanes)
-        statements: list[Stmt] = []
-        if whole:
-            statements.append(
-                loops.serial(
-                    "vector",
-                    whole,
-                    lambda i: loops.vectorized("lane", lanes, lambda j: body(i * lanes + j)),
-                )
-            )
-        if rest:
-            statements.append(loops.vectorized("lane", rest, lambda j: body(j + whole * lanes)))
-        return loops.sequence(statements) if statements else None

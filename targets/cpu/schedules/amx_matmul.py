@@ -36,7 +36,8 @@ class AmxMatmulTemplate(Template):
         workload = MatmulWorkload.from_json(dict(found))
         if workload.lanes * 4 != ROW_BYTES or tile_arithmetic(workload.arithmetic, spec) is None:
             return None
-        if workload.right_batch or not _product(workload).pays:
+        plain = workload.compressed is None and workload.zero_point == 0
+        if not plain or workload.right_batch or not _product(workload).pays:
             return None
         return Match(workload, workload.flops, compulsory_bytes(function))
 

@@ -18,6 +18,7 @@ from targets.cpu.loops import Index, index
 from targets.cpu.operators.convolution import ConvolutionWorkload
 from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
+from targets.cpu.schedules.widening import widen
 from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
@@ -49,8 +50,14 @@ class ConvolutionTemplate(Template):
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
+        arithmetic = arithmetic_named(w.arithmetic)
+        shared, of_vector = registers_needed(w.compressed)
         rows, vectors = choose_tile(
-            min(pixels, most_rows), w.blocks, spec, registers=registers_needed(w.compressed)
+            min(pixels, most_rows),
+            w.blocks,
+            spec,
+            registers=(shared + arithmetic.temporaries, of_vector),
+            operations=arithmetic.operations,
         )
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
@@ -137,7 +144,12 @@ class _Emitter:
                 return self._task(p // self.lines, p % self.lines)
             return self._task(p % channel_tiles, p // channel_tiles)
 
-        return loops.tasks(channel_tiles * self.lines, self.match.flops, self.match.bytes, task)
+        tasks = channel_tiles * self.lines
+        if self.arithmetic.widened is None:
+            return loops.tasks(tasks, self.match.flops, self.match.bytes, task)
+        self.data, conversion = widen(self.data, self.arithmetic.widened, self.spec)
+        products = loops.tasks(tasks, self.match.flops, self.match.bytes, task)
+        return loops.allocate([self.data], loops.sequence([conversion, products]))
 
     def _task(self, channel_tile: Expr, line: Expr) -> Stmt:
         group, column = index(0), channel_tile

@@ -16,6 +16,7 @@ from targets.cpu.loops import Index, index, unravel
 from targets.cpu.operators.matmul import MatmulWorkload
 from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
+from targets.cpu.schedules.widening import widen
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
 
@@ -42,8 +43,14 @@ class MatmulTemplate(Template):
         rows = w.m * math.prod(w.batch) if w.shares_right else w.m
         # The sums for a zero point take a row of their own, see `_Emitter`.
         spare = 1 if w.zero_point else 0
+        arithmetic = arithmetic_named(w.arithmetic)
+        shared, of_vector = registers_needed(w.compressed)
         tile_rows, tile_vectors = choose_tile(
-            rows + spare, vectors, spec, registers=registers_needed(w.compressed)
+            rows + spare,
+            vectors,
+            spec,
+            registers=(shared + arithmetic.temporaries, of_vector),
+            operations=arithmetic.operations,
         )
         tile_rows = max(1, tile_rows - spare)
         return {
@@ -107,7 +114,12 @@ class _Emitter:
                 start = tirx.min(start, index(self.m - self.rows))
             return self._columns_of(batch, start, column)
 
-        return loops.tasks(self.batches * tiles, self.match.flops, self.match.bytes, task)
+        tasks = self.batches * tiles
+        if self.arithmetic.widened is None:
+            return loops.tasks(tasks, self.match.flops, self.match.bytes, task)
+        self.left, conversion = widen(self.left, self.arithmetic.widened, self.spec)
+        products = loops.tasks(tasks, self.match.flops, self.match.bytes, task)
+        return loops.allocate([self.left], loops.sequence([conversion, products]))
 
     def _columns_of(self, batch: Expr, row: Expr, column: Expr) -> Stmt:
         width = self.vectors * self.lanes

@@ -152,13 +152,15 @@ def choose_tile(
     spec: TargetSpec,
     most_vectors: int = 8,
     registers: tuple[int, int] = (1, 1),
+    operations: tuple[int, int] = (1, 0),
 ) -> tuple[int, int]:
     """The tile `(rows, vectors)` with the least estimated time for a `rows x vectors` output.
 
-    One reduction step costs the larger of the multiply-adds (two a cycle), the loads (two a
-    cycle) and the latency of the chain (four cycles); tiles that overlap or stick out cost as
-    much as full ones. Besides its accumulators a tile needs `registers`: so many in all, and so
-    many for each vector.
+    One reduction step costs the largest of the multiply-adds (two a cycle), all vector
+    operations (three a cycle: `operations` of each multiply-add and of each vector of weights),
+    the loads (two a cycle) and the latency of the chain (four cycles); tiles that overlap or
+    stick out cost as much as full ones. Besides its accumulators a tile needs `registers`: so
+    many in all, and so many for each vector.
     """
     best: tuple[float, int, int] | None = None
     for v in range(1, min(vectors, most_vectors) + 1):
@@ -166,7 +168,8 @@ def choose_tile(
         for r in range(1, min(rows, most_rows) + 1):
             row_tiles = -(-rows // r)
             full, rest = divmod(vectors, v)
-            steps = full * _step_cycles(r, v) + (_step_cycles(r, rest) if rest else 0.0)
+            steps = full * _step_cycles(r, v, operations)
+            steps += _step_cycles(r, rest, operations) if rest else 0.0
             cost = (row_tiles * steps, -r * v, -v)
             if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
                 best = (cost[0], r, v)
@@ -175,8 +178,10 @@ def choose_tile(
     return best[1], best[2]
 
 
-def _step_cycles(rows: int, vectors: int) -> float:
-    return max(rows * vectors / 2, (rows + vectors) / 2, 4.0) + 0.5
+def _step_cycles(rows: int, vectors: int, operations: tuple[int, int]) -> float:
+    products = rows * vectors
+    every = operations[0] * products + operations[1] * vectors
+    return max(products / 2, every / 3, (rows + vectors) / 2, 4.0) + 0.5
 
 
 def tile_choices(spec: TargetSpec) -> dict[str, tuple[int, ...]]:
