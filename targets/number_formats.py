@@ -22,13 +22,17 @@ class IntegerFormat:
     """Dtypes of an integer operator: data, constant right operand, and accumulator.
 
     `weight_axis` is the axis of the constant operand (counted from its end)
-    along which scales may differ: that of the output channels.
+    along which scales may differ: that of the output channels. With a right
+    operand that is computed, too, which has to be packed at run time, integers
+    pay from `least_rows` rows and sums of `least_terms` products on.
     """
 
     activation: str
     weight: str
     accumulator: str = "int32"
     weight_axis: int = -1
+    least_rows: int = 1
+    least_terms: int = 1
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,14 @@ class ChannelMeanObserver(Observer):
 def operand_tensors(
     module: tvm.IRModule, table: NumberFormats, keep_float: Collection[str] = ()
 ) -> dict[str, int]:
-    """Tensors that integer operators read, and the axis of their channels."""
+    """Tensors that integer operators with constant weights read, and the axis of channels."""
     graph = Dataflow(module)
     found: dict[str, int] = {}
     for name in place(module, table, keep_float).integer_operators:
         node = graph.named(name)
         call: Any = None if node is None else node.value
         source = graph.node(call.args[0])
-        if source is not None:
+        if source is not None and constant_array(call.args[1]) is not None:
             layout = getattr(call.attrs, "data_layout", None)
             found[source.name] = 1 if layout is not None and str(layout) == "NCHW" else -1
     return found
@@ -121,8 +121,8 @@ def mean_errors(
         node = graph.named(name)
         call: Any = None if node is None else node.value
         source = graph.node(call.args[0])
-        if source is not None and source.name in means:
-            weights = np.asarray(constant_array(call.args[1]))
+        weights = None if call is None else constant_array(call.args[1])
+        if source is not None and weights is not None and source.name in means:
             codes, scales = rounded_weights(name, weights, options, table)
             change = codes * scales.astype(np.float64) - weights
             errors[name] = _mean_error(change, means[source.name], call)

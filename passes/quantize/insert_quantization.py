@@ -135,16 +135,22 @@ def activation_parameters(
 
     Raises ValueError if the range of an observed tensor is missing or not finite.
     """
-    codes = integer_range(options.activation_bits, signed=table.activation == "int8")
+    bits = options.activation_bits
+    codes = integer_range(bits, signed=table.activation == "int8")
+    symmetric = integer_range(bits, signed=True, narrow=True)
     found: dict[str, Parameters] = {}
     for name in placement.observed:
         if name not in ranges:
             raise ValueError(f"the range of tensor {name} is not known; calibrate it")
         try:
-            scale, zero_point = affine_parameters(*ranges[name], codes)
+            if placement.stored[name].symmetric:
+                scale = symmetric_parameters(*ranges[name], symmetric)
+                found[name] = Parameters(float(scale), 0, "int8")
+            else:
+                scale, zero_point = affine_parameters(*ranges[name], codes)
+                found[name] = Parameters(float(scale), int(zero_point), table.activation)
         except ValueError as error:
             raise ValueError(f"range of tensor {name}: {error}") from error
-        found[name] = Parameters(float(scale), int(zero_point), table.activation)
     return {name: found[tensor.source] for name, tensor in placement.stored.items()}
 
 

@@ -19,7 +19,12 @@ from passes.quantize.integer_operands import Emit, IntegerOperand
 
 
 class IntegerProduct(ABC):
-    """One product, of operands whose codes have the dtypes of a kernel."""
+    """One product, of operands whose codes have the dtypes of a kernel.
+
+    `subtracts_zero_point`: whether `product` has the zero point of the data subtracted.
+    """
+
+    subtracts_zero_point = False
 
     def __init__(
         self, call: Any, data: IntegerOperand, weights: IntegerOperand, emit: Emit
@@ -40,10 +45,26 @@ class IntegerProduct(ABC):
 
 
 class MatrixProduct(IntegerProduct):
-    """`[..., M, K] @ [..., K, N]`"""
+    """`[..., M, K] @ [..., K, N]`
+
+    Of two computed operands the kernel subtracts the zero point of the left one itself.
+    """
+
+    def __init__(
+        self, call: Any, data: IntegerOperand, weights: IntegerOperand, emit: Emit
+    ) -> None:
+        super().__init__(call, data, weights, emit)
+        self._left = data.codes
+        offset = data.zero_point
+        computed = weights.known is None and weights.zero_point is None
+        if computed and isinstance(offset, np.ndarray) and offset.size == 1:
+            wide = emit(relax.op.astype(data.codes, "int16"))
+            shift = constant(offset.astype("int16").reshape(()))
+            self._left = emit(relax.op.subtract(wide, shift))
+            self.subtracts_zero_point = True
 
     def product(self, accumulator: str) -> relax.Expr:
-        return relax.op.matmul(self._data.codes, self._weights.codes, out_dtype=accumulator)
+        return relax.op.matmul(self._left, self._weights.codes, out_dtype=accumulator)
 
     def column_sums(self) -> np.ndarray | relax.Expr:
         known = self._weights.known

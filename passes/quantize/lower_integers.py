@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, operator_name, static_shape
+from passes.graph.tensors import constant, element_type, operator_name, static_shape
 from passes.quantize.integer_averages import integer_average
 from passes.quantize.integer_operands import IntegerOperand, integer_operand, with_dtype
 from passes.quantize.integer_products import Convolution, IntegerProduct, MatrixProduct
@@ -52,7 +52,11 @@ class LowerIntegers:
     `MatchSignedness` has seen to it. Weights that need a zero point even so cost
     a sum over the data at run time.
 
-    Left alone: scales along another axis than the output channels, and products of
+    A product of two computed operands, `matmul(dequantize(aq, sa, za), dequantize(bq, sb, 0))`
+    of uint8 and int8, is `matmul(astype(aq, int16) - za, bq)`: the kernel takes the zero point
+    in, because nothing is known of bq before.
+
+    Left alone: scales along another axis than the output channels, and other products of
     two computed operands in float.
 
     Must run before constants are folded: folding makes weights float again.
@@ -102,7 +106,7 @@ class _Lowerer(BlockRewriter):
         data = integer_operand(call.args[0], self.definition, self._shared)
         weights = integer_operand(call.args[1], self.definition, self._shared)
         shape = static_shape(call)
-        if data is None or weights is None or shape is None or not _fits(call, data, weights):
+        if data is None or weights is None or shape is None or not _fits(call, data, weights, form):
             return call
         data = with_dtype(data, form.activation, self._shared)
         weights = with_dtype(weights, form.weight, self._shared, by_column=True)
@@ -112,7 +116,7 @@ class _Lowerer(BlockRewriter):
         # The product keeps the operator's name: what follows may be folded away, and reports
         # tell kernels to operators by it.
         result = self.emit(product.product(form.accumulator), variable.name)
-        if data.zero_point is not None:
+        if data.zero_point is not None and not product.subtracts_zero_point:
             result = self._less(result, data.zero_point, product.column_sums())
         if weights.zero_point is not None:
             result = self._less(result, weights.zero_point, product.row_sums())
@@ -159,7 +163,7 @@ _PRODUCTS: dict[str, type[IntegerProduct]] = {
 }
 
 
-def _fits(call: Any, data: IntegerOperand, weights: IntegerOperand) -> bool:
+def _fits(call: Any, data: IntegerOperand, weights: IntegerOperand, form: IntegerFormat) -> bool:
     """Whether kernels take the operands: what is summed has one scale and one zero point."""
     shapes = [static_shape(argument) for argument in call.args[:2]]
     if any(shape is None or len(shape) < 2 for shape in shapes):
@@ -169,8 +173,14 @@ def _fits(call: Any, data: IntegerOperand, weights: IntegerOperand) -> bool:
     if not exact:
         if data.scale is None or weights.scale is None or np.ndim(data.scale):
             return False
-        # Two computed tensors of floats are multiplied as floats.
-        if weights.known is None or (np.ndim(weights.scale) and weights.axis != rank - 1):
+        if weights.known is None:
+            # Two computed tensors of floats are multiplied as floats unless stored for this.
+            symmetric = weights.zero_point is None and not np.ndim(weights.scale)
+            stored = [element_type(operand.codes) for operand in (data, weights)]
+            if operator_name(call) != "relax.matmul" or not symmetric:
+                return False
+            return data.has_one_zero_point and stored == [form.activation, form.weight]
+        if np.ndim(weights.scale) and weights.axis != rank - 1:
             return False
     if operator_name(call) == "relax.nn.conv2d":
         return (

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import tvm
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import operator_name
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.operators import dequantize_call, parameters_of, quantize_call
+from passes.quantize.dataflow import Dataflow, Node
+from passes.quantize.operators import (
+    dequantize_call,
+    moves_elements,
+    parameters_of,
+    quantize_call,
+)
 from targets.number_formats import NumberFormats
 
+_CONVERSIONS = ("relax.quantize", "relax.dequantize")
 _SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 
@@ -31,7 +38,8 @@ class MatchSignedness:
         d = dequantize(q, s, z + 128)
 
     Left alone: integers that something else than `dequantize` reads, scales per
-    channel, and constants.
+    channel, constants, and the right operand of a product of two computed ones if it
+    has the dtype of weights.
     """
 
     def __init__(self, table: NumberFormats) -> None:
@@ -40,21 +48,24 @@ class MatchSignedness:
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        return _Matcher(module, self.table.activation).run()
+        return _Matcher(module, self.table).run()
 
 
 class _Matcher(BlockRewriter):
-    def __init__(self, module: tvm.IRModule, wanted: str) -> None:
+    def __init__(self, module: tvm.IRModule, table: NumberFormats) -> None:
         super().__init__(module)
         self._shifted: set[relax.Var] = set()
-        self._wanted = wanted
-        for node in Dataflow(module).nodes:
+        self._wanted = wanted = table.activation
+        graph = Dataflow(module)
+        right = _right_operands(graph, table)
+        for node in graph.nodes:
             meaning = parameters_of(node.value) if node.operator == "relax.quantize" else None
             if (
                 meaning is not None
                 and meaning.per_tensor
                 and (meaning.dtype, wanted) in _SHIFT
                 and not node.escapes
+                and node not in right
                 and all(reader.operator == "relax.dequantize" for reader in node.readers)
                 and all(
                     getattr(parameters_of(reader.value), "per_tensor", False)
@@ -77,3 +88,22 @@ class _Matcher(BlockRewriter):
         shift = _SHIFT[before, self._wanted]
         moved = replace(meaning, zero_point=meaning.zero_point + shift, dtype=self._wanted)
         return dequantize_call(value.args[0], moved)
+
+
+def _right_operands(graph: Dataflow, table: NumberFormats) -> set[Node]:
+    """Each `quantize` to the dtype of weights behind a computed right operand."""
+    found: set[Node] = set()
+    for product in graph.nodes:
+        form = table.integer_operators.get(str(product.operator))
+        call: Any = product.value
+        node = None if form is None else graph.node(call.args[1])
+        if form is None or node is None:
+            continue
+        while node.operands and (
+            node.operator in _CONVERSIONS or moves_elements(node.value, table)
+        ):
+            meaning = parameters_of(node.value) if node.operator == "relax.quantize" else None
+            if meaning is not None and meaning.dtype == form.weight:
+                found.add(node)
+            node = node.operands[0]
+    return found

@@ -19,7 +19,7 @@ from passes.quantize.dataflow import Dataflow, Node
 from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
 from passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
 from passes.quantize.operators import moves_elements
-from targets.number_formats import NumberFormats
+from targets.number_formats import IntegerFormat, NumberFormats
 
 # Codes of either sign may be stored: the larger products count.
 _SAFE_TERMS = largest_accumulation(UINT8, NARROW_INT8)
@@ -29,11 +29,13 @@ _SAFE_TERMS = largest_accumulation(UINT8, NARROW_INT8)
 class StoredTensor:
     """A tensor kept in integers. `source` names the tensor whose scale it has; its own or another.
 
-    Only tensors that are their own source need a range.
+    Only tensors that are their own source need a range. `symmetric`: signed and without a
+    zero point, as the right operand of a product of two computed ones has to be.
     """
 
     name: str
     source: str
+    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,10 @@ class _Placer:
         self._keep_float = keep_float
         self._float: dict[Node, str] = {}
         self._integer: list[Node] = []
+        self._right: set[Node] = set()
 
     def placement(self) -> Placement:
-        for node in self._graph.nodes:
-            if node.operator in self._table.integer_operators:
-                reason = self._why_float(node)
-                if reason is None:
-                    self._integer.append(node)
-                else:
-                    self._float[node] = reason
+        self._choose_operators()
         in_memory = kept_in_memory(self._graph)
         wanted = self._wanted_as_integers()
         stored = [
@@ -115,7 +112,9 @@ class _Placer:
         self._report_others(set(stored))
         return Placement(
             stored={
-                n.name: StoredTensor(n.name, self._scale_of(n, set(stored)).name) for n in stored
+                n.name: StoredTensor(n.name, source.name, source in self._right)
+                for n in stored
+                for source in [self._scale_of(n, set(stored))]
             },
             integer_operators=tuple(node.name for node in self._integer),
             float_operators=tuple(
@@ -124,21 +123,61 @@ class _Placer:
             ),
         )
 
+    def _choose_operators(self) -> None:
+        """Sort the operators that have an integer kernel into integer and float ones.
+
+        Which tensors are right operands of products is decided as if no operator were kept in
+        float on request: keeping some must not turn others into integers.
+        """
+        left: set[Node] = set()
+        products = []
+        for node in self._graph.nodes:
+            if node.operator not in self._table.integer_operators:
+                continue
+            reason = self._why_float(node)
+            call: Any = node.value
+            data, right = (self._graph.node(operand) for operand in call.args[:2])
+            if reason is not None or data is None:
+                self._float[node] = reason or "its left operand is constant"
+            elif right is not None:
+                products.append((node, self._origin(data), self._origin(right)))
+            else:
+                left.add(self._origin(data))
+                self._integer.append(node)
+        for node, first, second in products:
+            if second in left or first in self._right or first is second:
+                self._float[node] = "its right operand is read as a left one, too"
+                continue
+            left.add(first)
+            self._right.add(second)
+            self._integer.append(node)
+        for node in self._integer:
+            if node.name in self._keep_float:
+                self._float[node] = "kept in float on request"
+        self._integer = sorted(
+            (node for node in self._integer if node not in self._float), key=lambda n: n.index
+        )
+
+    def _origin(self, node: Node) -> Node:
+        """The tensor whose elements `node` has, perhaps in another order."""
+        while moves_elements(node.value, self._table) or self._is_split_item(node):
+            node = node.operands[0]
+        return node
+
     def _why_float(self, node: Node) -> str | None:
         """None if the table's integer kernel can compute the call."""
         call: Any = node.value
-        if self._table.integer_operators[str(node.operator)] is None:
+        form = self._table.integer_operators[str(node.operator)]
+        if form is None:
             return f"integers are no gain on {self._table.family}"
-        if node.name in self._keep_float:
-            return "kept in float on request"
         data, right = call.args[0], call.args[1]
         shape, weights = static_shape(data), constant_array(right)
         if shape is None or element_type(data) != "float32":
             return f"its operand is {element_type(data)} or has no static shape"
-        if self._graph.node(data) is None:
-            return "its left operand is constant"
+        if weights is None and node.operator == "relax.matmul":
+            return self._why_float_product(call, form)
         if weights is None:
-            return "its right operand is not constant"
+            return "its weights are not constant"
         if node.operator == "relax.nn.conv2d":
             if weights.ndim != 4 or str(call.attrs.kernel_layout) != "HWIO":
                 return f"its weights are in {call.attrs.kernel_layout}"
@@ -151,6 +190,20 @@ class _Placer:
             return "its weights are not finite"
         if terms > _SAFE_TERMS:
             return f"a sum of {terms} products does not fit int32"
+        return None
+
+    def _why_float_product(self, call: Any, form: IntegerFormat) -> str | None:
+        """None if integers pay for a product of two computed operands."""
+        left, right = (static_shape(operand) for operand in call.args)
+        if left is None or right is None or element_type(call.args[1]) != "float32":
+            return f"its right operand is {element_type(call.args[1])} or has no static shape"
+        if len(left) < 2 or len(right) < 2:
+            return "its right operand is no matrix"
+        if left[-1] > _SAFE_TERMS:
+            return f"a sum of {left[-1]} products does not fit int32"
+        if left[-1] < form.least_terms or left[-2] < form.least_rows:
+            rows, terms = left[-2:]
+            return f"integers are no gain for {rows} rows and sums of {terms} products"
         return None
 
     def _wanted_as_integers(self) -> set[Node]:

@@ -5,7 +5,9 @@ The arithmetic is float32, rounding to nearest and ties to even:
     quantize(x)   = clip(rint(x * (1 / scale)) + zero_point, smallest, largest)
     dequantize(q) = float(q - zero_point) * scale
 
-The reciprocal is rounded to float32 once, here.
+The reciprocal is rounded to float32 once, here. Saturation comes before rounding, which
+is the same because the bounds are integers. Adding 1.5 * 2^23 then rounds by itself, and
+leaves the integer in the lowest bits of the float (TVM keeps loops with `nearbyint` scalar).
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
 _NUMPY_LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "uint16", "int32")}
+
+
+# Up to 2^22, a float32 to which 1.5 * 2^23 is added has a last place of 1.
+_ADDEND = np.float32(1.5 * 2**23)
+_MOST_ADDED = 2.0**22
 
 
 def quantization_legalizers() -> dict[str, Callable[[BlockBuilder, Call], Expr]]:
@@ -45,13 +52,20 @@ def _quantize(bb: BlockBuilder, call: Call) -> Expr:
     # float32 has no 2^31 - 1; the largest below it converts without overflow.
     low, high = np.float32(limits.min), np.float32(limits.max)
     high = high if float(high) <= limits.max else np.nextafter(high, np.float32(0))
+    by_adding = max(np.abs(low - offset).max(), np.abs(high - offset).max()) <= _MOST_ADDED
 
     def define(data: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
         def element(*index: Expr) -> Expr:
             factor, shift = _at(parameters, (inverse, offset), index, int(call.attrs.axis))
-            rounded = tirx.nearbyint(data(*index) * factor) + shift
-            clipped = te.max(te.min(rounded, _f32(high)), _f32(low))
-            return clipped.astype(str(call.attrs.out_dtype))
+            scaled = data(*index) * factor
+            if by_adding:
+                bounded = te.max(te.min(scaled, _f32(high) - shift), _f32(low) - shift)
+                bits = tirx.reinterpret("int32", bounded + _f32(_ADDEND))
+                codes = bits - int(_ADDEND.view(np.int32)) + shift.astype("int32")
+            else:
+                rounded = tirx.nearbyint(scaled) + shift
+                codes = te.max(te.min(rounded, _f32(high)), _f32(low))
+            return codes.astype(str(call.attrs.out_dtype))
 
         return te.compute(data.shape, element, name="quantize")
 

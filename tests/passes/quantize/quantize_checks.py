@@ -65,6 +65,22 @@ def two_convolutions() -> tuple[tvm.IRModule, np.ndarray, np.ndarray, np.ndarray
     return graph.module(graph.conv("c", hidden, second)), first, bias, second
 
 
+def attention() -> tvm.IRModule:
+    """x (6, 8) -> two heads of softmax(q k^T) v, of 8 channels each: out (2, 6, 8)."""
+    graph = Graph(6, 8)
+    q = graph.bind("q", relax.op.matmul(graph.input, relax.const(array(8, 16))))
+    k = graph.bind("k", relax.op.matmul(graph.input, relax.const(array(8, 16))))
+    heads_k = graph.bind("heads_k", relax.op.reshape(k, (6, 2, 8)))
+    turned_k = graph.bind("turned_k", relax.op.permute_dims(heads_k, [1, 2, 0]))
+    heads_q = graph.bind("heads_q", relax.op.reshape(q, (6, 2, 8)))
+    turned_q = graph.bind("turned_q", relax.op.permute_dims(heads_q, [1, 0, 2]))
+    scores = graph.bind("scores", relax.op.matmul(turned_q, turned_k))
+    scaled = graph.bind("scaled", relax.op.multiply(scores, relax.const(np.float32(0.1))))
+    weights = graph.bind("weights", relax.op.nn.softmax(scaled))
+    v = graph.bind("v", relax.op.matmul(graph.input, relax.const(array(8, 8))))
+    return graph.module(graph.bind("out", relax.op.matmul(weights, v)))
+
+
 def ranges_of(module: tvm.IRModule, low: float = -3.0, high: float = 5.0) -> dict:
     return dict.fromkeys(observed_tensors(module, X86), (low, high))
 

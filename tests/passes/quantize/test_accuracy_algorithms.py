@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from quantize_checks import Graph, array, convolve, quantized, rounded_weights, two_convolutions
+from quantize_checks import (
+    Graph,
+    array,
+    attention,
+    convolve,
+    quantized,
+    rounded_weights,
+    two_convolutions,
+)
 from tvm import relax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
@@ -124,3 +132,11 @@ def test_channel_means_over_several_samples() -> None:
     for sample in samples:
         observer.update(sample)
     np.testing.assert_allclose(observer.means, samples.mean((0, 1, 3, 4)), rtol=1e-5)
+
+
+def test_products_of_computed_operands_have_no_weights_to_correct() -> None:
+    module = attention()
+    assert set(operand_tensors(module, X86)) == {"x"}
+    means = {"x": np.ones(8), "turned_q": np.ones(8), "weights": np.ones(6)}
+    after = CorrectBias(means, X86)(module)
+    assert operators(after).count("add") == 3

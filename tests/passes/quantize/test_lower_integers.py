@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from quantize_checks import Graph, array, dtypes, lowered, quantized, ranges_of, two_convolutions
+from quantize_checks import (
+    Graph,
+    array,
+    attention,
+    dtypes,
+    lowered,
+    quantized,
+    ranges_of,
+    two_convolutions,
+)
 from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
@@ -48,6 +57,24 @@ def test_depthwise_with_an_asymmetric_operand() -> None:
     module = graph.module(graph.bind("y", relax.op.nn.relu(a)))
     after = _assert_lowering_keeps_values(quantized(module, ranges_of(module)))
     assert list(dtypes(after).values()) == ["int32"]
+
+
+def test_products_of_two_computed_operands() -> None:
+    module = attention()
+    ranges = {"x": (-3, 3), "q": (-9, 11), "k": (-12, 8), "v": (-9, 9), "weights": (0, 1)}
+    after = _assert_lowering_keeps_values(quantized(module, ranges))
+    assert list(dtypes(after).values()) == ["int32"] * 5
+    found = operators(after)
+    # The zero point of q is subtracted from it; that of the softmax is none.
+    assert found.count("quantize") == len(ranges)
+    assert found.count("sum") == 0
+    assert "permute_dims" in found
+
+
+def test_the_sign_of_a_right_operand_is_left_alone() -> None:
+    module = attention()
+    ranges = {"x": (-3, 3), "q": (-9, 11), "k": (-12, 8), "v": (-9, 9), "weights": (0, 1)}
+    assert_left_alone(MatchSignedness(X86), quantized(module, ranges))
 
 
 def test_matmul_with_a_scale_per_column() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quantize_checks import Graph, array, two_convolutions
+from dataclasses import replace
+
+from quantize_checks import Graph, array, attention, two_convolutions
 from tvm import relax
 
 from passes.quantize.placement import StoredTensor, observed_tensors, place
@@ -67,13 +69,38 @@ def test_what_only_float_operators_read_stays_float() -> None:
     assert [f.name for f in placement.float_operators] == ["normal"]
 
 
-def test_products_of_computed_operands_and_long_sums_stay_float() -> None:
+def test_the_right_operand_of_a_computed_product_is_stored_symmetric() -> None:
+    module = attention()
+    placement = place(module, X86)
+    assert placement.integer_operators == ("q", "k", "scores", "v", "out")
+    assert [f.operator for f in placement.float_operators] == ["nn.softmax"]
+    symmetric = {name for name, tensor in placement.stored.items() if tensor.symmetric}
+    assert symmetric == {"k", "heads_k", "turned_k", "v"}
+    assert placement.stored["turned_k"].source == "k"
+    assert set(placement.observed) == {"x", "q", "k", "v", "weights"}
+    kept = place(module, X86, keep_float={"scores"})
+    assert kept.integer_operators == ("q", "k", "v", "out")
+    assert "k" not in kept.stored
+
+
+def test_integers_are_no_gain_for_short_sums() -> None:
+    form = replace(X86.integer_operators["relax.matmul"], least_terms=16)
+    table = replace(X86, integer_operators={"relax.matmul": form})
+    placement = place(attention(), table)
+    assert [(f.name, f.reason) for f in placement.float_operators] == [
+        ("scores", "integers are no gain for 6 rows and sums of 8 products"),
+        ("weights", "no integer kernel"),
+        ("out", "integers are no gain for 6 rows and sums of 6 products"),
+    ]
+
+
+def test_a_product_with_itself_and_long_sums_stay_float() -> None:
     graph = Graph(8, 8)
     a = graph.bind("a", relax.op.matmul(graph.input, graph.input))
     module = graph.module(graph.bind("b", relax.op.nn.relu(a)))
     placement = place(module, X86)
     assert placement.stored == {}
-    assert placement.float_operators[0].reason == "its right operand is not constant"
+    assert placement.float_operators[0].reason == "its right operand is read as a left one, too"
 
     graph = Graph(1, 70000)
     wide = relax.op.matmul(graph.input, relax.const(array(70000, 1)))
