@@ -80,7 +80,8 @@ def quantize_with_nncf(model: Path, output: Path) -> Path | None:
         return output
     if importlib.util.find_spec("nncf") is None:
         print(
-            "NNCF is not installed (pip install 'tinsmith[nncf]'): OpenVINO runs ONNX Runtime's file only"
+            "NNCF is not installed (pip install 'tinsmith[nncf]'): "
+            "OpenVINO runs ONNX Runtime's file only"
         )
         return None
     import nncf

@@ -93,15 +93,14 @@ class ProbeQuantization:
             node = graph.named(name)
             if node is not None:
                 call: Any = node.value
-                weights = np.asarray(constant_array(call.args[1]))
-                codes, scales = rounded_weights(name, weights, self.options, self.table)
-                source = graph.node(call.args[0])
-                layers[node.variable] = _Layer(
-                    switch,
-                    None if source is None else parameters.get(source.name),
-                    np.asarray(codes * scales - weights, np.float32),
-                    errors.get(name),
-                )
+                weights = constant_array(call.args[1])
+                change = None
+                if weights is not None:
+                    codes, scales = rounded_weights(name, weights, self.options, self.table)
+                    change = np.asarray(codes * scales - weights, np.float32)
+                sources = [graph.node(operand) for operand in call.args[:2]]
+                left, right = (s if s is None else parameters.get(s.name) for s in sources)
+                layers[node.variable] = _Layer(switch, left, right, change, errors.get(name))
         return _Prober(opened, layers).run()
 
 
@@ -115,11 +114,12 @@ def probed_operators(
 
 @dataclass(frozen=True)
 class _Layer:
-    """Switch, meaning of the stored operand, change of the weights, and its mean effect."""
+    """Switch, meaning of stored operands, change of constant weights, and its mean effect."""
 
     switch: relax.Var
-    parameters: Parameters | None
-    change: np.ndarray
+    left: Parameters | None
+    right: Parameters | None
+    change: np.ndarray | None
     mean_error: np.ndarray | None
 
 
@@ -133,12 +133,11 @@ class _Prober(BlockRewriter):
         if layer is None:
             return value
         call: Any = value
-        data, weights = call.args
-        if layer.parameters is not None:
-            stored = self.emit(quantize_call(data, layer.parameters))
-            rounded = self.emit(dequantize_call(stored, layer.parameters))
-            data = self._switched(data, self.emit(relax.op.subtract(rounded, data)), layer.switch)
+        data = self._rounded(call.args[0], layer.left, layer.switch)
+        weights = self._rounded(call.args[1], layer.right, layer.switch)
         result = self.emit(relax.Call(call.op, [data, weights], call.attrs, call.ty_args))
+        if layer.change is None:
+            return result
         change = constant(layer.change)
         error = self.emit(relax.Call(call.op, [data, change], call.attrs, call.ty_args))
         if layer.mean_error is not None:
@@ -146,6 +145,15 @@ class _Prober(BlockRewriter):
             mean = constant(layer.mean_error.astype(np.float32).reshape(shape))
             error = self.emit(relax.op.subtract(error, mean))
         return self._switched(result, error, layer.switch)
+
+    def _rounded(
+        self, operand: relax.Expr, parameters: Parameters | None, switch: relax.Var
+    ) -> relax.Expr:
+        if parameters is None:
+            return operand
+        stored = self.emit(quantize_call(operand, parameters))
+        rounded = self.emit(dequantize_call(stored, parameters))
+        return self._switched(operand, self.emit(relax.op.subtract(rounded, operand)), switch)
 
     def _switched(self, value: relax.Expr, change: relax.Expr, switch: relax.Var) -> relax.Expr:
         return self.emit(relax.op.add(value, self.emit(relax.op.multiply(change, switch))))

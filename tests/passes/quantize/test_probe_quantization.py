@@ -11,6 +11,7 @@ import tvm
 from quantize_checks import (
     Graph,
     array,
+    attention,
     convolve,
     quantized,
     ranges_of,
@@ -94,3 +95,14 @@ def test_a_missing_range_is_refused() -> None:
     module, *_ = two_convolutions()
     with pytest.raises(ValueError, match="tensor hidden is not known"):
         ProbeQuantization({"x": (0, 1)}, X86)(module)
+
+
+def test_both_operands_of_a_computed_product_are_switched() -> None:
+    module = attention()
+    ranges = {"x": (-3, 3), "q": (-9, 11), "k": (-12, 8), "v": (-9, 9), "weights": (0, 1)}
+    expected = execute(quantized(module, ranges), random_inputs(module))[0]
+    exact = execute(module, random_inputs(module))[0]
+    probe = ProbeQuantization(ranges, X86)(module)
+    switched = execute(probe, [*random_inputs(module), *[_ON] * 5])[0]
+    assert np.array_equal(execute(probe, [*random_inputs(module), *[_OFF] * 5])[0], exact)
+    assert np.abs(switched - expected).max() < 0.1 * np.abs(expected - exact).max()
