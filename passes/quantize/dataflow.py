@@ -145,7 +145,13 @@ class Dataflow:
 
 
 def stored_behind(node: Node, stored: Container[str]) -> Node:
-    """The first of the `stored` tensors from `node` on, or the last before the graph branches."""
+    """The first of the `stored` tensors from `node` on, or the last before the graph branches.
+
+    A split counts as a branch: its result is no tensor.
+    """
     while node.name not in stored and len(node.readers) == 1:
-        node = node.readers[0]
+        reader = node.readers[0]
+        if not isinstance(reader.variable.ty, relax.TensorType):
+            break
+        node = reader
     return node
