@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from compiler.calibration import CalibrationSource
-from compiler.errors import ConfigError
+from compiler.errors import VerificationError
 from compiler.quantization.evaluation import Bounds, Evaluation, Verdict
 from compiler.quantization.recipe import Mixture
 from compiler.quantization.sensitivity import fewest, sensitivities
@@ -63,7 +63,7 @@ class AccuracyKeeper:
 
         Layers are ordered by their sensitivity, measured one by one on `source`. How many stay
         in float is searched for by bisection: each trial is compiled and evaluated in integers.
-        Raises ConfigError if the way of quantising has no variants.
+        Raises VerificationError if the bounds do not hold and there are no variants.
         """
         notes = [*self._evaluation.notes(self._bounds), *self._resolution()]
         verdict = self.verdict(candidate)
@@ -71,9 +71,9 @@ class AccuracyKeeper:
             return Accuracy(candidate, {}, notes=tuple(notes))
         mixture = candidate.prepared.mixture
         if mixture is None:
-            raise ConfigError(
-                "--max-drop and --min-agreement choose between integers and float: they are for "
-                "--quantize int8"
+            raise VerificationError(
+                f"the bound does not hold: {_told(verdict)}; only with --quantize int8 can layers "
+                "be kept in float to reach it: loosen it or choose another format"
             )
         names, probe = mixture.probe()
         found = sensitivities(probe, names, source, self._progress)

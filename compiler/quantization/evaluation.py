@@ -11,6 +11,7 @@ from compiler.calibration import (
     CalibrationSource,
     ObservedModule,
     Preprocessing,
+    RandomSource,
     open_calibration,
     read_labels,
 )
@@ -147,6 +148,8 @@ def open_evaluation(
             seed=seed,
             option="--evaluation",
         )
+        if isinstance(source, RandomSource):
+            raise ConfigError("--evaluation random: accuracy on random data means nothing")
     labels = read_labels(config.labels, data, source)
     if config.max_drop is not None and labels is None:
         raise ConfigError(

@@ -16,7 +16,7 @@ from targets.spec import TargetSpec, UnknownTargetError
 
 # Seconds that are spent on measuring, if that is enough for the fewest rounds.
 _SECONDS = 1.5
-_ROUNDS = (5, 60)
+_ROUNDS = (3, 60)
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import compiler
 from compiler.cli import app
-from compiler.errors import ConfigError, InputError, ModelError, TinsmithError
+from compiler.errors import ConfigError, InputError, ModelError, TinsmithError, VerificationError
 from compiler.quantization.evaluation import Bounds, Verdict
 from compiler.quantization.sensitivity import fewest
 from targets.number_formats import float_precisions
@@ -135,6 +135,18 @@ def test_a_model_without_scores_is_refused(tmp_path: Path, small_model_file: Pat
         _compiled(path, tmp_path / "out", calibration=images, min_agreement=99)
 
 
+def test_a_format_without_mixtures_is_held_to_the_bound(tmp_path: Path, model, samples) -> None:
+    with pytest.raises(VerificationError, match=r"the bound does not hold: [0-9.]+% agree"):
+        _compiled(
+            model,
+            tmp_path / "out",
+            format="int4-weights",
+            min_weights=1,
+            calibration=samples,
+            min_agreement=100,
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -147,6 +159,7 @@ def test_a_model_without_scores_is_refused(tmp_path: Path, small_model_file: Pat
         ({"labels": np.full(64, 6)}, InputError, "class 6, but the model has 6 classes"),
         ({"evaluation": np.zeros((0, 16))}, InputError, "set of samples is empty"),
         ({"evaluation": np.full((2, 16), np.nan, "float32")}, InputError, "holds NaN"),
+        ({"evaluation": "random"}, ConfigError, "random data means nothing"),
         ({"evaluation": "nowhere.npz"}, InputError, "--evaluation nowhere.npz: no such file"),
     ],
 )
