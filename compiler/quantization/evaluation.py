@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import tvm
+from tvm import relax
 
 from compiler.calibration import (
     CalibrationSource,
@@ -17,6 +19,7 @@ from compiler.calibration import (
 )
 from compiler.errors import ConfigError, InputError, ModelError
 from compiler.quantization.config import QuantizationConfig
+from passes.graph.tensors import element_type, static_shape
 
 Progress = Callable[[str, float], None]
 
@@ -71,29 +74,42 @@ class Evaluation:
         self.labels = labels
         self.held_out = held_out
 
+    def check(self, graph: tvm.IRModule) -> None:
+        """Raise ModelError unless the first output is a row of scores for each sample.
+
+        Raises InputError if a label is no index into them.
+        """
+        results = graph["main"].ret_ty
+        first = results.fields[0] if isinstance(results, relax.TupleType) else results
+        shape = static_shape(relax.Var("first", first))
+        dtype = element_type(relax.Var("first", first))
+        if shape is None or len(shape) != 2 or shape[1] < 2 or not str(dtype).startswith("float"):
+            raise ModelError(
+                f"the model's first output is {dtype} {shape or ''}, not a row of scores: classes "
+                "cannot be compared; leave out --min-agreement, --max-drop, --labels and "
+                "--evaluation, and look at the SQNR in the report"
+            )
+        if self.labels is not None and int(self.labels.max(initial=0)) >= shape[1]:
+            raise InputError(
+                f"--labels: class {int(self.labels.max())}, but the model has {shape[1]} classes "
+                "(from 0)"
+            )
+
     def classes(self, module: ObservedModule, progress: Progress | None = None) -> np.ndarray:
         """The index of the largest element of the first output for each row, int64.
 
-        Raises ModelError unless the first output is a row of scores for each sample, and
-        InputError if the labels do not fit it.
+        Raises InputError if there are not as many labels as samples.
         """
         found: list[np.ndarray] = []
         for index, sample in enumerate(self.source):
             if progress is not None:
                 progress("evaluate", index / (self.source.count or index + 1))
-            scores = module.run(list(sample.values())).outputs[0]
-            if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind != "f":
-                raise ModelError(
-                    f"the model's first output is {scores.dtype} {scores.shape}, not a row of "
-                    "scores: classes cannot be compared; leave out --min-agreement, --max-drop, "
-                    "--labels and --evaluation, and look at the SQNR in the report"
-                )
-            found.append(scores.argmax(1))
+            found.append(module.run(list(sample.values())).outputs[0].argmax(1))
         classes = np.concatenate(found)
         if self.source.rows is not None:
             classes = classes[: len(self.source.chosen)]  # the last batch is filled up
-        if self.labels is not None:
-            self._check_labels(self.labels, len(classes), scores.shape[1])
+        if self.labels is not None and len(self.labels) != len(classes):
+            raise InputError(f"--labels: {len(self.labels)} labels for {len(classes)} samples")
         return classes
 
     def judge(self, exact: np.ndarray, quantized: np.ndarray) -> Verdict:
@@ -112,14 +128,6 @@ class Evaluation:
             "warning: agreement and accuracy were measured on the samples that calibrated the "
             "ranges, and may be lower on others; pass --evaluation with held-out data",
         )
-
-    def _check_labels(self, labels: np.ndarray, rows: int, classes: int) -> None:
-        if len(labels) != rows:
-            raise InputError(f"--labels: {len(labels)} labels for {rows} samples")
-        if int(labels.max()) >= classes:
-            raise InputError(
-                f"--labels: class {int(labels.max())}, but the model has {classes} classes (from 0)"
-            )
 
 
 def open_evaluation(

@@ -83,6 +83,8 @@ class Quantizer:
         Raises ModelError if nothing in it can be quantised, or if it answers no scores where
         these are to be compared.
         """
+        if self._evaluation is not None:
+            self._evaluation.check(module)
         task = Task(self._config, self._spec, self.source, self._progress)
         prepared = RECIPES[self._config.format]().prepare(module, task)
         local = local_spec(self._spec)
