@@ -23,9 +23,9 @@ class Arithmetic(ABC):
     """One way to compute `accumulator += value * weights` for a vector of accumulators.
 
     `widened` is the dtype to which a kernel converts its data before it multiplies (None: it
-    reads them as they are). `temporaries` is the number of vector registers that a step takes
-    for itself, `operations` that of its vector operations: for each multiply-add, and for each
-    vector of weights that it has to convert.
+    reads them as they are). `rows` of data are multiplied together. `temporaries` is the number
+    of vector registers that a step takes for itself, `operations` that of its vector operations:
+    for each multiply-add, and for each vector of weights that it has to convert.
     """
 
     name: ClassVar[str]
@@ -34,6 +34,7 @@ class Arithmetic(ABC):
     accumulator: ClassVar[str]
     depth: ClassVar[int]
     widened: ClassVar[str | None] = None
+    rows: ClassVar[int] = 1
     temporaries: ClassVar[int] = 0
     operations: ClassVar[tuple[int, int]] = (1, 0)
 
@@ -48,6 +49,9 @@ class Arithmetic(ABC):
 
         `value` holds `depth` neighbouring reduction elements of the data (a scalar where
         `depth` is 1), `weights` `lanes * depth` elements: those of lane 0 first.
+
+        With several `rows`, `value` holds the elements of each, one row after the other,
+        `weights` those of `lanes / rows` lanes, and so do the accumulators for each row.
         """
 
 
@@ -221,6 +225,31 @@ class Sdot(Arithmetic):
         )
 
 
+class Smmla(Arithmetic):
+    """FEAT_I8MM: 2x2 sums of eight products of int8 (Arm A64 Instruction Set Architecture, SMMLA).
+
+    One instruction multiplies two rows of data by two columns of weights.
+    """
+
+    name = "smmla"
+    data = ("int8",)
+    weights = "int8"
+    accumulator = "int32"
+    depth = 8
+    rows = 2
+    # Each pair of rows is put together from two registers.
+    temporaries = 2
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return spec.architecture == "aarch64" and "i8mm" in spec.cpu_features
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        return tirx.call_llvm_pure_intrin(
+            vector("int32", lanes), "llvm.aarch64.neon.smmla", accumulator, value, weights
+        )
+
+
 class Bfloat16(Arithmetic):
     """AVX512-BF16: sums of two products of bfloat16 in float32 (VDPBF16PS)."""
 
@@ -245,6 +274,7 @@ _ARITHMETICS: tuple[type[Arithmetic], ...] = (
     Float32,
     Vnni,
     Avx2Int8,
+    Smmla,
     Sdot,
     NeonInt8,
     Armv7Int8,
@@ -260,7 +290,7 @@ def arithmetic_named(name: str) -> Arithmetic:
 
 
 def choose_arithmetic(
-    data: str, weights: str, spec: TargetSpec, most_depth: int = 4
+    data: str, weights: str, spec: TargetSpec, most_depth: int = 8
 ) -> Arithmetic | None:
     """The best arithmetic of the machine for operands of these dtypes, if there is one."""
     for arithmetic in _ARITHMETICS:

@@ -139,7 +139,9 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
             flat = _widened(bb, flat)
         return _emit(bb, "depthwise", lambda d, w: define_channelwise(d, w, window), data, flat)
     # A step of several channels must not reach into the next group.
-    most_depth = 4 if groups == 1 else math.gcd(in_channels, 4)
+    most_depth = 8 if groups == 1 else math.gcd(in_channels, 8)
+    if in_channels <= 4:
+        most_depth = min(most_depth, 4)
     arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
@@ -300,7 +302,9 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     left, zero_point = without_zero_point(bb, left)
     a = static_tensor(left) or a
     # Bytes are packed at run time, floats only at compile time.
-    most_depth = 4 if constant or b.dtype == "int8" else 1
+    # Two rows at once are of no use to a vector.
+    deepest = 4 if a.shape[-2] == 1 else 8
+    most_depth = deepest if constant or b.dtype == "int8" else 1
     arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)

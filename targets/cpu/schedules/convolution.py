@@ -50,14 +50,12 @@ class ConvolutionTemplate(Template):
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
-        arithmetic = arithmetic_named(w.arithmetic)
-        shared, of_vector = registers_needed(w.compressed)
         rows, vectors = choose_tile(
             min(pixels, most_rows),
             w.blocks,
             spec,
-            registers=(shared + arithmetic.temporaries, of_vector),
-            operations=arithmetic.operations,
+            arithmetic_named(w.arithmetic),
+            registers_needed(w.compressed),
         )
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
@@ -260,6 +258,7 @@ class _Emitter:
                 [
                     tile.clear(),
                     taps,
+                    tile.in_rows(),
                     self._write(tile, group, column, image, y, x),
                 ]
             ),

@@ -43,14 +43,12 @@ class MatmulTemplate(Template):
         rows = w.m * math.prod(w.batch) if w.shares_right else w.m
         # The sums for a zero point take a row of their own, see `_Emitter`.
         spare = 1 if w.zero_point else 0
-        arithmetic = arithmetic_named(w.arithmetic)
-        shared, of_vector = registers_needed(w.compressed)
         tile_rows, tile_vectors = choose_tile(
             rows + spare,
             vectors,
             spec,
-            registers=(shared + arithmetic.temporaries, of_vector),
-            operations=arithmetic.operations,
+            arithmetic_named(w.arithmetic),
+            registers_needed(w.compressed),
         )
         tile_rows = max(1, tile_rows - spare)
         return {
@@ -191,6 +189,8 @@ class _Emitter:
                     tile.clear(),
                     sums.clear() if sums else None,
                     reduction(),
+                    tile.in_rows(),
+                    sums.in_rows() if sums else None,
                     sums.scale(-w.zero_point) if sums else None,
                     tile.add_row(sums) if sums else None,
                     tile.write_back(self.epilogue, position, spare, is_last),

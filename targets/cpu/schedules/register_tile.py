@@ -9,7 +9,7 @@ Multiplication" (ACM TOMS 34(3), 2008), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -17,9 +17,10 @@ from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
 from targets.cpu.anchor import Epilogue
-from targets.cpu.arithmetic import Arithmetic
+from targets.cpu.arithmetic import Arithmetic, Float32
 from targets.cpu.loops import (
     Index,
+    allocate,
     index,
     local_buffer,
     ramp,
@@ -30,10 +31,17 @@ from targets.cpu.loops import (
 )
 from targets.spec import TargetSpec
 
+# Wider tiles are no faster.
+_MOST_VECTORS = 8
+
 
 @dataclass(frozen=True)
 class RegisterTile:
-    """`rows x vectors` accumulators of `lanes` 32-bit values each."""
+    """`rows x vectors` accumulators of `lanes` 32-bit values each.
+
+    An arithmetic of several rows keeps its accumulators in an order of its own until
+    `in_rows`; where `rows` is no multiple, it computes the last row twice.
+    """
 
     rows: int
     vectors: int
@@ -44,7 +52,8 @@ class RegisterTile:
     @classmethod
     def make(cls, rows: int, vectors: int, lanes: int, arithmetic: Arithmetic) -> RegisterTile:
         """A tile with accumulators of its own."""
-        shape = (rows * vectors * lanes,)
+        whole = -(-rows // arithmetic.rows) * arithmetic.rows
+        shape = (whole * vectors * lanes,)
         registers = local_buffer("accumulator", shape, arithmetic.accumulator)
         return cls(rows, vectors, lanes, arithmetic, registers)
 
@@ -71,20 +80,68 @@ class RegisterTile:
         `weights(vector)` its weights; `rows` restricts the step to some rows (the others
         meet padding).
         """
-        chosen = range(self.rows) if rows is None else rows
+        chosen = set(range(self.rows) if rows is None else rows)
         return sequence(
             tirx.BufferStore(
                 self.accumulators,
                 self.arithmetic.multiply_add(
-                    self._load(r, v),
-                    value(r),
-                    weights(v),
-                    self.lanes,
+                    self._load(r, v), data, self._weights_of(r, weights(v)), self.lanes
                 ),
                 [self._ramp(r, v)],
             )
-            for r in chosen
+            for group in self._groups()
+            if chosen & set(group)
+            for data in [self._value_of(group, value)]
+            for r in group
             for v in range(self.vectors)
+        )
+
+    def _groups(self) -> list[range]:
+        """The rows that are multiplied together."""
+        together = self.arithmetic.rows
+        return [range(r, r + together) for r in range(0, self.rows, together)]
+
+    def _value_of(self, group: range, value: Callable[[int], Expr]) -> Expr:
+        rows = [value(min(r, self.rows - 1)) for r in group]
+        return rows[0] if len(rows) == 1 else _shuffle(rows, range(len(rows) * self._depth))
+
+    def _weights_of(self, row: int, weights: Expr) -> Expr:
+        """Those of the lanes that stand in the accumulators of `row`."""
+        together = self.arithmetic.rows
+        if together == 1:
+            return weights
+        part = self.lanes * self._depth // together
+        first = row % together * part
+        return _shuffle([weights], range(first, first + part))
+
+    @property
+    def _depth(self) -> int:
+        return self.arithmetic.depth
+
+    def in_rows(self) -> Stmt | None:
+        """Brings the accumulators into the order of rows, after the reduction."""
+        if self.arithmetic.rows == 1:
+            return None
+        together, part = self.arithmetic.rows, self.lanes // self.arithmetic.rows
+        ordered = local_buffer("ordered", (together * self.lanes,), self.arithmetic.accumulator)
+
+        def of_group(group: range, vector: int) -> Iterable[Stmt]:
+            mixed = [self._load(r, vector) for r in group]
+            for i in range(together):
+                lanes = [
+                    j * self.lanes + i * part + k for j in range(together) for k in range(part)
+                ]
+                row = _shuffle(mixed, lanes)
+                yield tirx.BufferStore(ordered, row, [ramp(i * self.lanes, self.lanes)])
+            for i, r in enumerate(group):
+                row = tirx.BufferLoad(ordered, [ramp(i * self.lanes, self.lanes)])
+                yield tirx.BufferStore(self.accumulators, row, [self._ramp(r, vector)])
+
+        return allocate(
+            [ordered],
+            sequence(
+                s for g in self._groups() for v in range(self.vectors) for s in of_group(g, v)
+            ),
         )
 
     def scale(self, factor: int) -> Stmt:
@@ -102,7 +159,8 @@ class RegisterTile:
     def _updated(self, value: Callable[[int, int], Expr]) -> Stmt:
         return sequence(
             tirx.BufferStore(self.accumulators, value(r, v), [self._ramp(r, v)])
-            for r in range(self.rows)
+            for group in self._groups()
+            for r in group
             for v in range(self.vectors)
         )
 
@@ -146,30 +204,36 @@ class RegisterTile:
         return tirx.IfThenElse(is_last, everything(self.lanes - spare), everything(self.lanes))
 
 
+def _shuffle(vectors: Sequence[Expr], lanes: Iterable[int]) -> Expr:
+    return tirx.Shuffle(list(vectors), [index(lane) for lane in lanes])
+
+
 def choose_tile(
     rows: int,
     vectors: int,
     spec: TargetSpec,
-    most_vectors: int = 8,
+    arithmetic: Arithmetic | None = None,
     registers: tuple[int, int] = (1, 1),
-    operations: tuple[int, int] = (1, 0),
 ) -> tuple[int, int]:
     """The tile `(rows, vectors)` with the least estimated time for a `rows x vectors` output.
 
     One reduction step costs the largest of the multiply-adds (two a cycle), all vector
-    operations (three a cycle: `operations` of each multiply-add and of each vector of weights),
+    operations (three a cycle: the arithmetic's `operations`; float32 has none but the first),
     the loads (two a cycle) and the latency of the chain (four cycles); tiles that overlap or
     stick out cost as much as full ones. Besides its accumulators a tile needs `registers`: so
     many in all, and so many for each vector.
     """
+    kind = arithmetic or Float32()
     best: tuple[float, int, int] | None = None
-    for v in range(1, min(vectors, most_vectors) + 1):
-        most_rows = (spec.vector_registers - registers[0] - registers[1] * v) // v
-        for r in range(1, min(rows, most_rows) + 1):
+    for v in range(1, min(vectors, _MOST_VECTORS) + 1):
+        others = registers[0] + kind.temporaries + registers[1] * kind.rows * v
+        most_rows = (spec.vector_registers - others) // v
+        whole = -(-rows // kind.rows) * kind.rows
+        for r in range(kind.rows, min(whole, most_rows) + 1, kind.rows):
             row_tiles = -(-rows // r)
             full, rest = divmod(vectors, v)
-            steps = full * _step_cycles(r, v, operations)
-            steps += _step_cycles(r, rest, operations) if rest else 0.0
+            steps = full * _step_cycles(r, v, kind.operations)
+            steps += _step_cycles(r, rest, kind.operations) if rest else 0.0
             cost = (row_tiles * steps, -r * v, -v)
             if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
                 best = (cost[0], r, v)

@@ -25,6 +25,7 @@ EXPECTED = {
     "cortex-a53": "neon-int8",
     "cortex-a72": "neon-int8",
     "cortex-a76": "sdot",
+    "neoverse-n2": "smmla",
 }
 
 
@@ -78,7 +79,7 @@ def matmul_case(shape, spec):
     return (function, [filled(left, w.k), packed]), left.astype("int64") @ right.astype("int64")
 
 
-@pytest.mark.parametrize("target", ["cortex-a7", "cortex-a53", "cortex-a76"])
+@pytest.mark.parametrize("target", ["cortex-a7", "cortex-a53", "cortex-a76", "neoverse-n2"])
 def test_kernels_are_exact(target, tmp_path):
     spec = get_target(target)
     emulator, *options = EMULATORS[spec.architecture]
