@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,8 @@ class FoldRequantization:
 
         a: (1, 8, 8, 16) int32 = conv2d(xq, const wq)
         b = multiply(astype(a, "float32"), const m / s)
-        d = add(b, multiply(astype(rq, "float32"), const sr / s))
-        e = add(d, const (bias - c m - zr sr) / s)
+        d = add(b, const (bias - c m - zr sr) / s)
+        e = add(d, multiply(astype(rq, "float32"), const sr / s))
         y: uint8 = quantize(add(relu(e), const z), 1, 0)
 
     Without a bound around the sum, z is part of the constant too. Each factor is rounded
@@ -86,7 +86,16 @@ class FoldRequantization:
     within about 1e-4 steps of a tie. No scale remains in a kernel's code, so that layers of
     one shape share one kernel.
 
-    Left alone: what reads no sum of products (`conv2d` or `matmul` of integers),
+    Where all that is added to the one product is a whole number of its units, as in files
+    whose biases are int32, it is added as an integer, and z after rounding: such codes are
+    those of every runtime that requantises by one float32 factor, to the last one::
+
+        y: uint8 = quantize(multiply(astype(add(conv2d(xq, const wq), const k), "float32"),
+                                     const m / s), 1, z)
+
+    A sum of two dequantised tensors is folded alike.
+
+    Left alone: what else reads no sum of products (`conv2d` or `matmul` of integers),
     scales per channel of the result, and bounds that a factor would turn around.
     """
 
@@ -105,14 +114,37 @@ class _Folder(BlockRewriter):
             return value
         call: Any = value
         total = self._sum(call.args[0])
-        if not any(self._is_product(term) for term, _ in total.terms):
+        residual = len(total.terms) == 2 and all(isinstance(t, _Integers) for t, _ in total.terms)
+        if not residual and not any(self._is_product(term) for term, _ in total.terms):
             return value
         scaled = total.scaled(_ONE / np.float64(np.float32(parameters.scale)))
+        rank = len(static_shape(call.args[0]) or ())
+        exact = self._with_integer_offset(scaled, rank)
+        if exact is not None:
+            return quantize_call(exact, replace(parameters, scale=1.0))
         shifted = _Sum(scaled.terms, scaled.offset + float(parameters.zero_point))
         if not _keeps_bounds(shifted):
             return value
-        rank = len(static_shape(call.args[0]) or ())
         return quantize_call(self._emitted(shifted, rank), _UNIT[parameters.dtype])
+
+    def _with_integer_offset(self, total: _Sum, rank: int) -> relax.Expr | None:
+        """One product's sum with an offset in whole units of it; None where it is not that."""
+        if len(total.terms) != 1:
+            return None
+        term, factor = total.terms[0]
+        if not isinstance(term, _Integers) or not np.all(factor):
+            return None
+        units = total.offset / factor
+        whole = np.rint(units)
+        # A bias that was an integer has been rounded to float32 twice since.
+        unsure = np.abs(whole) * 2.0**-22 + 1e-3
+        if (np.abs(units - whole) > unsure).any() or (unsure > 0.25).any():
+            return None
+        tensor = term.tensor
+        if whole.any():
+            shift = whole.astype(np.int32).reshape((1,) * (rank - whole.ndim) + whole.shape)
+            tensor = self.emit(relax.op.add(tensor, constant(shift)))
+        return self._scaled(_Integers(tensor), factor, rank)
 
     def _is_product(self, term: _Term) -> bool:
         if isinstance(term, _Bounded):
@@ -161,14 +193,13 @@ class _Folder(BlockRewriter):
 
     def _emitted(self, total: _Sum, rank: int) -> relax.Expr:
         """The float32 expression of a sum, products before the offset."""
-        result: relax.Expr | None = None
-        for term, factor in total.terms:
-            product = self._scaled(term, factor, rank)
-            result = product if result is None else self.emit(relax.op.add(result, product))
-        if result is None:
-            raise ValueError("a sum without terms")
+        (first, factor), *others = total.terms
+        result = self._scaled(first, factor, rank)
+        # Early, so that each further product is added to it in one instruction.
         if np.any(total.offset):
             result = self.emit(relax.op.add(result, _operand(total.offset, rank)))
+        for term, factor in others:
+            result = self.emit(relax.op.add(result, self._scaled(term, factor, rank)))
         return result
 
     def _scaled(self, term: _Term, factor: np.ndarray, rank: int) -> relax.Expr:

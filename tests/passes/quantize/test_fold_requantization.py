@@ -65,15 +65,97 @@ def test_one_factor_and_one_offset_remain() -> None:
                 )
                 af = R.astype(a, "float32")
                 am = R.multiply(af, R.const([[1.0, 0.5]], "float32"))
+                # (1 - 10 * 0.5 - 8 * 0.125) / 0.5 and (2 - 20 * 0.25 - 8 * 0.125) / 0.5
+                ao = R.add(am, R.const([[-10.0, -8.0]], "float32"))
                 rf = R.astype(r, "float32")
                 rm = R.multiply(rf, R.const([[0.25]], "float32"))
-                both = R.add(am, rm)
-                # (1 - 10 * 0.5 - 8 * 0.125) / 0.5 and (2 - 20 * 0.25 - 8 * 0.125) / 0.5
-                total = R.add(both, R.const([[-10.0, -8.0]], "float32"))
+                total = R.add(ao, rm)
                 limited = R.nn.relu(total)
                 shifted = R.add(limited, R.const([[3.0]], "float32"))
                 y = R.quantize(
                     shifted,
+                    R.const(1.0, "float32"),
+                    R.const(0, "int32"),
+                    out_dtype="uint8",
+                    axis=-1,
+                )
+                R.output(y)
+            return y
+
+    assert_becomes(FoldRequantization(), Before, After)
+
+
+def test_a_bias_of_whole_units_is_added_as_an_integer() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 4), "uint8")) -> R.Tensor((1, 2), "uint8"):
+            with R.dataflow():
+                a: R.Tensor((1, 2), "int32") = R.matmul(
+                    x, R.const([[1, 2], [3, -4], [5, 6], [-7, 8]], "int8"), out_dtype="int32"
+                )
+                b = R.subtract(a, R.const([[10, 20]], "int32"))
+                c = R.multiply(R.astype(b, "float32"), R.const([[0.1, 0.3]], "float32"))
+                d = R.add(c, R.const([[70.0, -21.0]], "float32"))
+                y = R.quantize(
+                    d, R.const(0.5, "float32"), R.const(3, "int32"), out_dtype="uint8", axis=-1
+                )
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 4), "uint8")) -> R.Tensor((1, 2), "uint8"):
+            with R.dataflow():
+                a: R.Tensor((1, 2), "int32") = R.matmul(
+                    x, R.const([[1, 2], [3, -4], [5, 6], [-7, 8]], "int8"), out_dtype="int32"
+                )
+                # 70 / 0.1 - 10 and -21 / 0.3 - 20
+                b = R.add(a, R.const([[690, -90]], "int32"))
+                c = R.multiply(R.astype(b, "float32"), R.const([[0.2, 0.6]], "float32"))
+                y = R.quantize(
+                    c, R.const(1.0, "float32"), R.const(3, "int32"), out_dtype="uint8", axis=-1
+                )
+                R.output(y)
+            return y
+
+    assert_becomes(FoldRequantization(), Before, After)
+
+
+def test_a_sum_of_two_stored_tensors_has_two_factors() -> None:
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 4), "uint8"), r: R.Tensor((1, 4), "uint8")) -> R.Tensor(
+            (1, 4), "uint8"
+        ):
+            with R.dataflow():
+                a = R.dequantize(x, R.const(0.25, "float32"), R.const(4, "int32"), axis=-1)
+                b = R.dequantize(r, R.const(0.125, "float32"), R.const(8, "int32"), axis=-1)
+                y = R.quantize(
+                    R.add(a, b),
+                    R.const(0.5, "float32"),
+                    R.const(3, "int32"),
+                    out_dtype="uint8",
+                    axis=-1,
+                )
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 4), "uint8"), r: R.Tensor((1, 4), "uint8")) -> R.Tensor(
+            (1, 4), "uint8"
+        ):
+            with R.dataflow():
+                a = R.multiply(R.astype(x, "float32"), R.const([[0.5]], "float32"))
+                # 3 - 4 * 0.5 - 8 * 0.25
+                shifted = R.add(a, R.const([[-1.0]], "float32"))
+                b = R.multiply(R.astype(r, "float32"), R.const([[0.25]], "float32"))
+                y = R.quantize(
+                    R.add(shifted, b),
                     R.const(1.0, "float32"),
                     R.const(0, "int32"),
                     out_dtype="uint8",
