@@ -31,9 +31,9 @@ class Sample:
 class Comparison:
     """How far a quantised graph is from the float graph over `samples` samples.
 
-    `layers` has the noise of each compared tensor by name, `output` that of the first output;
-    `agreement` is the share of samples whose largest element of the first output is the same
-    (None unless the output is a row of scores).
+    `layers` has the noise of each compared tensor by name, `output` that of the first output of
+    floats; `agreement` is the share of samples whose largest element of that is the same (None
+    unless it is a row of scores).
     """
 
     layers: Mapping[str, SignalToNoise]
@@ -72,9 +72,16 @@ def compare_graphs(
             wanted, found = float_run.run(inputs), integer_run.run(inputs)
             for name in names:
                 noise[name].update(wanted.tensors[name], found.tensors[name])
-            output.update(wanted.outputs[0], found.outputs[0])
-            scores = wanted.outputs[0].ndim == 2 and wanted.outputs[0].shape[1] > 1
+            index = float_output(wanted.outputs)
+            right, given = wanted.outputs[index], found.outputs[index]
+            output.update(right, given)
+            scores = right.ndim == 2 and right.shape[1] > 1
             if scores:
-                same += int(wanted.outputs[0].argmax() == found.outputs[0].argmax())
+                same += int(right.argmax() == given.argmax())
             count += 1
     return Comparison(noise, output, same / count if scores and count else None, count)
+
+
+def float_output(outputs: Sequence[np.ndarray]) -> int:
+    """The position of the first output of floats, 0 if there is none: others are not rounded."""
+    return next((i for i, array in enumerate(outputs) if array.dtype.kind == "f"), 0)

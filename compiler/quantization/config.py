@@ -14,6 +14,8 @@ FORMATS = ("int8", "bf16", "fp16", *WEIGHT_FORMATS)
 GROUP_SIZES = (16, 32, 64, 128, 256)
 # Formats whose activations need ranges, so data.
 CALIBRATED = frozenset({"int8"})
+# An option that the calibration data decide.
+AUTO = "auto"
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 
 
@@ -37,7 +39,11 @@ class QuantizationConfig:
         `compiler.calibration.Preprocessing`.
     observer: how ranges are found from the values seen: `minmax`, `moving_average`,
         `percentile`, `entropy` or `mse`.
-    equalize: cross-layer equalisation, which evens out the channels of neighbouring layers.
+    equalize: cross-layer equalisation, which evens out the channels of neighbouring layers:
+        True, False, or "auto": where there are depthwise convolutions, with or without, whichever
+        keeps the output of the calibration data better; else with.
+    smooth: SmoothQuant, which moves outlier channels of layer normalisations into the products
+        that read them: True, False, or "auto": whichever keeps the output better.
     correct_bias: compensate in the bias what rounding the weights adds on average.
     keep_float: operators, by the names of their results in the report, that compute in float.
     group_size: how many weights of an output channel share a scale at most.
@@ -64,7 +70,8 @@ class QuantizationConfig:
     layout: str | None = None
     resize: int | tuple[int, int] | None = None
     observer: str = "percentile"
-    equalize: bool = True
+    equalize: bool | str = AUTO
+    smooth: bool | str = AUTO
     correct_bias: bool = True
     keep_float: tuple[str, ...] = field(default_factory=tuple)
     group_size: int = 64
@@ -80,6 +87,9 @@ class QuantizationConfig:
             raise ConfigError(f"--quantize {self.format}: choose from {', '.join(FORMATS)}")
         if self.observer not in OBSERVERS:
             raise ConfigError(f"--observer {self.observer}: choose from {', '.join(OBSERVERS)}")
+        for name in ("equalize", "smooth"):
+            if getattr(self, name) not in (True, False, AUTO):
+                raise ConfigError(f"{name} {getattr(self, name)}: expected True, False or auto")
         if self.group_size not in GROUP_SIZES:
             raise ConfigError(
                 f"--group-size {self.group_size}: choose from {', '.join(map(str, GROUP_SIZES))}"

@@ -15,21 +15,17 @@ from compiler.errors import ConfigError, ModelError
 from compiler.pipeline import Step, number_formats, quantization_passes
 from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task
 from compiler.quantization.report import LayerReport
+from compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
-from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
 from passes.quantize.dataflow import Dataflow, stored_behind
 from passes.quantize.insert_quantization import QuantizationOptions
-from passes.quantize.observers import ChannelMinMaxObserver, Observer, observer_factory
+from passes.quantize.observers import Observer, observer_factory
 from passes.quantize.placement import Placement, place
 from passes.quantize.precision_placement import place_precision
 from passes.quantize.probe_quantization import ProbeQuantization, probed_operators
 from passes.quantize.reduce_precision import ReducePrecision
 from targets.number_formats import NumberFormats, float_precisions
 from targets.registry import get_target
-
-# Channels below this share of the largest range are equalised as if they had it: less lets
-# channels that are rarely active saturate (MobileNetV2 loses a point of agreement at 0.05).
-_EQUALIZATION_FLOOR = 0.3
 
 
 class _ValuesAndChannels:
@@ -56,28 +52,39 @@ class IntegerRecipe(Recipe):
                 "nothing to quantise: the model has no convolution or matrix product with "
                 "constant weights that could be computed in integers; compile it without --quantize"
             )
-        first: tuple[Step, ...] = ()
-        if task.config.equalize:
-            step = _equalization(graph, task)
-            first = (("equalize", step),)
-            graph = step(graph)
-        placement = place(graph, table, keep_float)
-        axes = operand_tensors(graph, table, keep_float)
-        results = _results(graph, placement)
-        observed = tuple(dict.fromkeys([*placement.observed, *axes, *results.values()]))
-        factory = observer_factory(task.config.observer)
-        seen = _observers(graph, observed, lambda: _ValuesAndChannels(factory()), task)
-        means = {name: both.channels.means for name, both in seen.items() if axes.get(name) == -1}
-        calibrated = _Calibrated(
-            task=task,
-            first=first,
-            exact=graph,
-            observed=observed,
-            results=results,
-            ranges={name: seen[name].values.range() for name in placement.observed},
-            means=means if task.config.correct_bias else None,
-        )
-        return calibrated.keeping({})
+        ways = scalings(graph, task)
+        calibrated = [_calibrated(graph, way, task, keep_float) for way in ways]
+        if len(calibrated) == 1:
+            return calibrated[0].keeping({})
+        prepared = [found.keeping({}) for found in calibrated]
+        names = [scaling_name(way) for way in ways]
+        best, told = most_exact(graph, prepared, names, task)
+        return replace(calibrated[best], notes=(told,)).keeping({})
+
+
+def _calibrated(
+    graph: tvm.IRModule, scaling: Scaling, task: Task, keep_float: Collection[str]
+) -> _Calibrated:
+    """Ranges and means of the graph with its channels scaled."""
+    for _, step in scaling:
+        graph = step(graph)
+    table = number_formats(task.spec)
+    placement = place(graph, table, keep_float)
+    axes = operand_tensors(graph, table, keep_float)
+    results = _results(graph, placement)
+    observed = tuple(dict.fromkeys([*placement.observed, *axes, *results.values()]))
+    factory = observer_factory(task.config.observer)
+    seen = _observers(graph, observed, lambda: _ValuesAndChannels(factory()), task)
+    means = {name: both.channels.means for name, both in seen.items() if axes.get(name) == -1}
+    return _Calibrated(
+        task=task,
+        first=scaling,
+        exact=graph,
+        observed=observed,
+        results=results,
+        ranges={name: seen[name].values.range() for name in placement.observed},
+        means=means if task.config.correct_bias else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class _Calibrated(Mixture):
     results: Mapping[str, str]
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, np.ndarray] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -113,7 +121,7 @@ class _Calibrated(Mixture):
         if reduced:
             steps.append(("reduce_precision", ReducePrecision("bfloat16", only=reduced)))
         layers = self._layers(place(self.exact, table, keep_float), table, reduced)
-        return Prepared(tuple(steps), self.exact, self.observed, layers, self)
+        return Prepared(tuple(steps), self.exact, self.observed, layers, self, self.notes)
 
     def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
         table = number_formats(self.task.spec)
@@ -162,16 +170,6 @@ def _known_layers(
             near = ", ".join(get_close_matches(name, layers, 3)) or ", ".join(layers[:3])
             raise ConfigError(f"--keep-float {name}: no layer {name}; there are {near}, ...")
     return frozenset(names)
-
-
-def _equalization(graph: tvm.IRModule, task: Task) -> tvm.transform.Pass:
-    names = equalizable_tensors(graph)
-    found = _observers(graph, names, ChannelMinMaxObserver, task)
-    ranges = {}
-    for name, seen in found.items():
-        low, high = seen.ranges()
-        ranges[name] = np.maximum(np.abs(low), np.abs(high))
-    return CrossLayerEqualization(ranges, _EQUALIZATION_FLOOR)
 
 
 def _observers(

@@ -144,7 +144,9 @@ class Quantizer:
                 layer = replace(layer, sqnr_db=seen.decibels, cosine=seen.cosine)
             layers.append(outcome.described(layer))
         verdict, speed = outcome.verdict, outcome.speed
-        notes = outcome.accuracy.notes if outcome.accuracy is not None else ()
+        notes = outcome.candidate.prepared.notes
+        if outcome.accuracy is not None:
+            notes += outcome.accuracy.notes
         if speed is None:
             notes = (*notes, "latency not measured: the module is for another machine")
         return QuantizationReport(

@@ -35,7 +35,8 @@ class Prepared:
     quantised one can be compared tensor by tensor: where a step scales tensors (equalisation),
     the graph after that step; of it calibration has `observed` these tensors, so that it need
     not be compiled again to look at them. `layers` say what becomes of each operator.
-    `mixture` makes variants in which some layers stay float, None where there are none.
+    `mixture` makes variants in which some layers stay float, None where there are none;
+    `notes` are for the report.
     """
 
     steps: tuple[Step, ...]
@@ -43,6 +44,7 @@ class Prepared:
     observed: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     mixture: Mixture | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def kept(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ class LayerReport:
 class QuantizationReport:
     """The whole model.
 
-    `output_sqnr_db` and `output_cosine` compare the model's first output with the float
+    `output_sqnr_db` and `output_cosine` compare the model's first output of floats with the float
     model's over `samples` samples, `agreement` is the share of samples with the same largest
     element (None unless the output is a row of scores). Where evaluation was asked for, it is
     that over the `evaluated_samples` samples of `evaluated_on`; `top1` and `float_top1` are

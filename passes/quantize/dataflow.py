@@ -145,13 +145,7 @@ class Dataflow:
 
 
 def stored_behind(node: Node, stored: Container[str]) -> Node:
-    """The first of the `stored` tensors from `node` on, or the last before the graph branches.
-
-    A split counts as a branch: its result is no tensor.
-    """
+    """The first of the `stored` tensors from `node` on, or the last before the graph branches."""
     while node.name not in stored and len(node.readers) == 1:
-        reader = node.readers[0]
-        if not isinstance(reader.variable.ty, relax.TensorType):
-            break
-        node = reader
+        node = node.readers[0]
     return node

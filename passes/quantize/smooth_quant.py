@@ -38,7 +38,8 @@ class SmoothQuant:
     (arXiv:2211.10438).
 
     Left alone: normalisations over several axes, without a scale, or read by anything
-    else than products with constant matrices; tensors that have no ranges.
+    else than products with constant matrices (and reshapes on the way to them);
+    tensors that have no ranges.
     """
 
     def __init__(self, channel_ranges: Mapping[str, np.ndarray], strength: float = 0.5) -> None:
@@ -57,12 +58,13 @@ class SmoothQuant:
                 continue
             chosen = self._scales(norm, np.asarray(self.channel_ranges[norm.name], np.float64))
             scales[norm.variable] = chosen
-            readers.update({reader.variable: chosen for reader in norm.readers})
+            readers.update({reader.variable: chosen for reader in _products(norm) or ()})
         return _Smoother(module, scales, readers).run()
 
     def _scales(self, norm: Node, ranges: np.ndarray) -> np.ndarray:
         """s of one normalisation, geometric mean 1; dead channels are left as they are."""
-        rows = np.max([np.abs(_matrix(reader)).max(1) for reader in norm.readers], axis=0)
+        products = _products(norm) or []
+        rows = np.max([np.abs(_matrix(reader)).max(1) for reader in products], axis=0)
         if ranges.shape != rows.shape:
             raise ValueError(
                 f"tensor {norm.name} has {rows.size} channels, its ranges have {ranges.size}"
@@ -96,17 +98,33 @@ def _smoothable(graph: Dataflow) -> list[Node]:
         parameters = [constant_array(argument) for argument in call.args[1:3]]
         usable = axes == [rank - 1] and bool(call.attrs.scale)
         usable = usable and all(p is not None for p in parameters)
-        if usable and all(_is_product(reader, node) for reader in node.readers):
+        if usable and _products(node):
             found.append(node)
     return found
 
 
-def _is_product(reader: Node, source: Node) -> bool:
-    call: Any = reader.value
-    if reader.operator != "relax.matmul" or not call.args[0].same_as(source.variable):
-        return False
-    matrix = constant_array(call.args[1])
-    return matrix is not None and matrix.ndim == 2 and matrix.dtype == np.float32
+def _products(source: Node) -> list[Node] | None:
+    """The products with constant matrices that read `source`; None if anything else does.
+
+    Reshapes that keep the last axis may stand between.
+    """
+    found: list[Node] = []
+    if source.escapes:
+        return None
+    for reader in source.readers:
+        call: Any = reader.value
+        if reader.operator == "relax.reshape":
+            before, after = static_shape(source.variable), static_shape(reader.variable)
+            behind = _products(reader) if before and after and before[-1] == after[-1] else None
+            if behind is None:
+                return None
+            found += behind
+            continue
+        matrix = constant_array(call.args[1]) if reader.operator == "relax.matmul" else None
+        if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32:
+            return None
+        found.append(reader)
+    return found
 
 
 class _Smoother(BlockRewriter):

@@ -21,9 +21,6 @@ from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
 
-# Pixels of a line that are few enough for the first cache, whatever the channels.
-_SHORT_LINE = 32
-
 
 class ChannelwiseTemplate(Template):
     """Depthwise convolution and pooling of floats; of 8-bit integers all but the average.
@@ -47,15 +44,7 @@ class ChannelwiseTemplate(Template):
         weights = w.kernel_width if w.operation == "multiply" else 0
         budget = spec.vector_registers - weights - 1
         reach = w.kernel_width * w.dilation_width
-        fitting = (budget - reach) // (1 + w.stride_width)
-        vectors = 1
-        if w.dtype == "bfloat16":
-            # Measured: a cache line holds two vectors of bfloat16, and a long line of pixels does
-            # not stay in the first cache until the second one is read. A short one does, and
-            # what is widened once should serve many pixels.
-            vectors = 2 if w.in_width > _SHORT_LINE and w.channels >= 2 * spec.float_lanes else 1
-            fitting = (7 if w.stride_width == 1 else 5) if vectors == 2 else 14
-        pixels = max(1, min(w.out_width, fitting, 14))
+        pixels = max(1, min(w.out_width, (budget - reach) // (1 + w.stride_width), 14))
         tiles = -(-w.out_width // pixels)
         pixels = -(-w.out_width // tiles)
         lines = w.batch * w.out_height
@@ -63,7 +52,7 @@ class ChannelwiseTemplate(Template):
         chunks = 1
         while lines * chunks < 8 * spec.cores and chunks * 2 <= whole:
             chunks *= 2
-        return {"pixels": pixels, "vectors": vectors, "chunks": chunks}
+        return {"pixels": pixels, "vectors": 1, "chunks": chunks}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         return {

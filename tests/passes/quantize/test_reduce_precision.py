@@ -24,7 +24,6 @@ from graph_checks import (
     random_inputs,
 )
 
-from passes.quantize.dataflow import Dataflow, stored_behind
 from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
 from passes.quantize.precision_placement import place_precision
 from passes.quantize.reduce_precision import ReducePrecision
@@ -212,15 +211,3 @@ def test_a_kernel_ends_where_a_short_float_is_stored() -> None:
     wide = graph.bind("wide", relax.op.astype(short, "float32"))
     module = graph.module(graph.bind("y", relax.op.nn.softmax(wide)))
     assert "reshape" in operators(StoreIntegers()(module))
-
-
-def test_what_is_compared_of_a_layer_is_a_tensor() -> None:
-    graph = Graph(1, 6, 6, 4)
-    first = graph.conv("first", graph.input, array(1, 1, 4, 8))
-    positive = graph.bind("positive", relax.op.nn.relu(first))
-    halves = graph.bind("halves", relax.op.split(positive, 2, 3))
-    left = graph.bind("left", relax.TupleGetItem(halves, 0))
-    flow = Dataflow(graph.module(graph.bind("y", relax.op.nn.relu(left))))
-    node = flow.named("first")
-    assert node is not None
-    assert stored_behind(node, ()).name == "positive"

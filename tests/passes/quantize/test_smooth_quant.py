@@ -50,6 +50,22 @@ def test_a_norm_that_others_read_is_left_alone() -> None:
     assert_left_alone(SmoothQuant({"norm": gamma}), module)
 
 
+def test_reshapes_may_stand_between() -> None:
+    graph = Graph(2, 3, 8)
+    ones = relax.const(np.ones(8, np.float32))
+    norm = graph.bind("norm", relax.op.nn.layer_norm(graph.input, ones, ones, axes=[-1]))
+    rows = graph.bind("rows", relax.op.reshape(norm, (6, 8)))
+    module = graph.module(graph.bind("q", relax.op.matmul(rows, _square())))
+    assert smoothable_tensors(module) == ("norm",)
+    assert_computes_the_same(SmoothQuant({"norm": np.arange(1.0, 9)}), module)
+
+    graph = Graph(2, 3, 8)
+    norm = graph.bind("norm", relax.op.nn.layer_norm(graph.input, ones, ones, axes=[-1]))
+    rows = graph.bind("rows", relax.op.reshape(norm, (3, 16)))
+    module = graph.module(graph.bind("q", relax.op.matmul(rows, relax.const(array(16, 8)))))
+    assert smoothable_tensors(module) == ()
+
+
 def test_options_and_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="strength must be between 0 and 1"):
         SmoothQuant({}, strength=2)

@@ -142,12 +142,9 @@ def test_convolution(shape, result, spec):
 
 
 @pytest.mark.parametrize("result", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("width", "channels", "kernel", "stride"),
-    [(11, 33, 3, 1), (11, 64, 3, 2), (11, 16, 5, 1), (40, 72, 3, 1), (37, 40, 3, 2)],
-)
-def test_depthwise_convolution_sums_in_float32(width, channels, kernel, stride, result, spec):
-    data, weights = values(2, 9, width, channels), values(kernel, kernel, 1, channels, seed=1)
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(33, 3, 1), (64, 3, 2), (16, 5, 1)])
+def test_depthwise_convolution_sums_in_float32(channels, kernel, stride, result, spec):
+    data, weights = values(2, 9, 11, channels), values(kernel, kernel, 1, channels, seed=1)
     emit = convolution(weights, stride, kernel // 2, channels, result)
     function, _ = scheduled({"x": data.shape}, emit, spec, "channelwise")
     expected = convolve(data, weights, stride, kernel // 2, channels)
