@@ -16,6 +16,8 @@ from passes.quantize.numbers import IntegerRange
 
 # Inputs whose errors are carried to the far ones by one matrix product, as in the paper.
 _BLOCK = 128
+# Windows that are multiplied together.
+_ROWS = 1024
 
 
 class GramObserver:
@@ -41,20 +43,35 @@ class GramObserver:
         self._padding = tuple(padding)
         self._windows = windows
         self._gram: np.ndarray | None = None
+        self._pending: list[np.ndarray] = []
 
     @property
     def gram(self) -> np.ndarray:
         """`[K, K]` float64. Raises ValueError if nothing was observed."""
+        self._multiply()
         if self._gram is None:
             raise ValueError("no sample was observed")
         return self._gram
 
     def update(self, array: np.ndarray) -> None:
         """Take an operand into account."""
-        rows = self._rows(np.asarray(array, np.float32))
-        # A sum over the windows of one sample is exact enough in float32, and twice as fast.
+        # A copy: whoever runs the model may fill the array again.
+        self._pending.append(np.array(self._rows(np.asarray(array, np.float32))))
+        if sum(map(len, self._pending)) >= _ROWS:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of the windows that wait: of many at once, adding K * K costs less."""
+        if not self._pending:
+            return
+        rows = np.concatenate(self._pending)
+        self._pending = []
+        # A sum over so few windows is exact enough in float32, and twice as fast.
         gram = (rows.T @ rows).astype(np.float64)
-        self._gram = gram if self._gram is None else self._gram + gram
+        if self._gram is None:
+            self._gram = gram
+        else:
+            self._gram += gram
 
     def _rows(self, array: np.ndarray) -> np.ndarray:
         if not self._kernel:

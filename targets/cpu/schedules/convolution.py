@@ -15,8 +15,16 @@ from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
 from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index
+from targets.cpu.operators.compressed_weights import CompressedForm
 from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
+from targets.cpu.schedules.decompression import (
+    Decompression,
+    Panel,
+    Weights,
+    panel_pays,
+    registers_needed,
+    shared_lines,
+)
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
 from targets.cpu.schedules.widening import widen
 from targets.cpu.schedules.window import Window
@@ -32,7 +40,8 @@ class ConvolutionTemplate(Template):
 
     Decisions: `rows` (output pixels of a register tile), `vectors` (output channel vectors
     of a tile), `channels_outer` (1: each task keeps its weights and walks over the image;
-    0: each task keeps its image rows and walks over the weights).
+    0: each task keeps its image rows and walks over the weights); where the weights are
+    compressed, `panels` (1: each task decompresses its weights once).
     """
 
     name = "convolution"
@@ -50,13 +59,21 @@ class ConvolutionTemplate(Template):
         pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
-        rows, vectors = choose_tile(
-            min(pixels, most_rows),
-            w.blocks,
-            spec,
-            arithmetic_named(w.arithmetic),
-            registers_needed(w.compressed),
-        )
+        arithmetic = arithmetic_named(w.arithmetic)
+
+        def tile(form: CompressedForm | None) -> tuple[int, int]:
+            registers = registers_needed(form)
+            return choose_tile(min(pixels, most_rows), w.blocks, spec, arithmetic, registers)
+
+        rows, vectors = tile(None)
+        storage = {}
+        if w.compressed is not None:
+            lines = w.batch * w.out_height * w.out_width // pixels
+            channel_tiles = -(-w.blocks // vectors) * w.groups
+            passes = shared_lines(lines * -(-pixels // rows), channel_tiles, spec)
+            storage["panels"] = int(panel_pays(w.compressed, passes, vectors, w.lanes, spec))
+            if not storage["panels"]:
+                rows, vectors = tile(w.compressed)
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
         )
@@ -64,10 +81,12 @@ class ConvolutionTemplate(Template):
             "rows": rows,
             "vectors": vectors,
             "channels_outer": int(weight_bytes > spec.l2_bytes // 2),
+            **storage,
         }
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        return {**tile_choices(spec), "channels_outer": (0, 1)}
+        storage = {} if match.workload.compressed is None else {"panels": (0, 1)}
+        return {**tile_choices(spec), "channels_outer": (0, 1), **storage}
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
@@ -132,45 +151,76 @@ class _Emitter:
         self.vectors = min(decisions["vectors"], w.blocks)
         self.tiles_of_group = -(-w.blocks // self.vectors)
         self.channels_outer = bool(decisions["channels_outer"])
+        self.panels = bool(decisions.get("panels", 0))
 
     def body(self) -> Stmt:
         """The parallel loop over (channel tile, line) tasks."""
         channel_tiles = self.tiles_of_group * self.w.groups
+        lines = shared_lines(self.lines, channel_tiles, self.spec) if self.panels else 1
+        chunks = -(-self.lines // lines)
 
         def task(p: Expr) -> Stmt:
-            if self.channels_outer:
-                return self._task(p // self.lines, p % self.lines)
+            if self.channels_outer or self.panels:
+                return self._task(p // chunks, p % chunks * lines, lines)
             return self._task(p % channel_tiles, p // channel_tiles)
 
-        tasks = channel_tiles * self.lines
+        tasks = channel_tiles * chunks
         if self.arithmetic.widened is None:
             return loops.tasks(tasks, self.match.flops, self.match.bytes, task)
         self.data, conversion = widen(self.data, self.arithmetic.widened, self.spec)
         products = loops.tasks(tasks, self.match.flops, self.match.bytes, task)
         return loops.allocate([self.data], loops.sequence([conversion, products]))
 
-    def _task(self, channel_tile: Expr, line: Expr) -> Stmt:
+    def _task(self, channel_tile: Expr, first: Expr, lines: int = 1) -> Stmt:
+        """The lines from `first` of one channel tile."""
         group, column = index(0), channel_tile
         if self.w.groups > 1:
             group, column = channel_tile // self.tiles_of_group, channel_tile % self.tiles_of_group
         rest = self.w.blocks % self.vectors
-        full = self._line(group, column, line, self.vectors)
+        count: Index = lines
+        if self.lines % lines:
+            count = tirx.min(index(lines), index(self.lines) - first)
+
+        def of(vectors: int) -> Stmt:
+            if not self.panels or self.w.compressed is None:
+                return self._line(group, column, first, vectors)
+            panel = Panel.make(self.w.compressed, vectors, self.w.lanes)
+            fill = panel.fill(
+                self._decompression(self.w.compressed, vectors),
+                lambda v: [group, column * self.vectors + v],
+                [int(extent) for extent in self.weights[0].ty.shape[2:4]],
+            )
+            walk = loops.serial(
+                "line",
+                count,
+                lambda line: self._line(group, column, line, vectors, panel),
+                start=first,
+            )
+            return loops.allocate([panel.buffer], loops.sequence([fill, walk]))
+
+        full = of(self.vectors)
         if rest == 0:
             return full
-        narrow = self._line(group, column, line, rest)
+        narrow = of(rest)
         return tirx.IfThenElse(column < self.w.blocks // self.vectors, full, narrow)
 
-    def _line(self, group: Expr, column: Expr, line: Expr, vectors: int) -> Stmt:
+    def _decompression(self, form: CompressedForm, vectors: int) -> Decompression:
+        return Decompression.make(form, self.weights, vectors, self.w.lanes, self.spec)
+
+    def _line(
+        self, group: Expr, column: Expr, line: Expr, vectors: int, panel: Panel | None = None
+    ) -> Stmt:
         """All tiles of one output line (the one tile of a flat line)."""
         w = self.w
         if self.flat:
             start = line * self.rows
             if self.pixels % self.rows:
                 start = tirx.min(start, index(self.pixels - self.rows))
-            return self._tile(group, column, index(0), index(0), start, vectors, None)
+            return self._tile(group, column, index(0), index(0), start, vectors, None, panel)
         image, y = (line // w.out_height, line % w.out_height) if w.batch > 1 else (index(0), line)
         return self.window.cover_line(
-            self.rows, lambda x, border: self._tile(group, column, image, y, x, vectors, border)
+            self.rows,
+            lambda x, border: self._tile(group, column, image, y, x, vectors, border, panel),
         )
 
     def _tile(
@@ -182,14 +232,15 @@ class _Emitter:
         x: Expr,
         vectors: int,
         border: int | None,
+        panel: Panel | None,
     ) -> Stmt:
         w, window = self.w, self.window
         depth = self.arithmetic.depth
         tile = RegisterTile.make(self.rows, vectors, w.lanes, self.arithmetic)
 
         compressed = None
-        if w.compressed is not None:
-            compressed = Decompression.make(w.compressed, self.weights, vectors, w.lanes, self.spec)
+        if w.compressed is not None and panel is None:
+            compressed = self._decompression(w.compressed, vectors)
 
         def tap_of(kh: Expr, kw: Index) -> list[Expr]:
             return [index(kw), kh] if self.column else [kh, index(kw)]
@@ -216,6 +267,8 @@ class _Emitter:
                 return loops.load(self.data, image, channel, in_y, in_x)
 
             def weights(vector: int) -> Expr:
+                if panel is not None:
+                    return panel.load(vector, kh * w.kernel_width + index(kw), ic)
                 block = column * self.vectors + vector
                 lanes = loops.ramp(0, w.lanes * depth)
                 return tirx.BufferLoad(self.weights[0], [group, block, *tap_of(kh, kw), ic, lanes])

@@ -1,8 +1,10 @@
-"""Compressed weights turned into float vectors inside a register tile's reduction.
+"""Compressed weights turned into float vectors, for the rows of one tile or of many.
 
 A vector of codes is loaded, widened and turned into levels in registers: by conversion where
 the levels are even, else by a look-up in a table that a register or two hold. The levels times
-the group's scales are the weights, used for all rows of the tile at once.
+the group's scales are the weights. A tile of few rows takes them from the registers, step by
+step (`Decompression`): it reads an eighth of the bytes. Where many tiles follow, they read a
+panel that a task decompresses once (`Panel`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ from targets.spec import TargetSpec
 # The operands by their dtypes: codes, scales, levels.
 _ORDER = ("int8", "uint8", "float16", "float32")
 
+# So many tiles that read the same weights pay for writing them to memory first.
+_PASSES = 3
+
+# With fewer tasks for each core, panels are decompressed more than once.
+_TASKS_OF_CORE = 2
+
 # The weights of one step: the vector of a number.
 Weights = Callable[[int], Expr]
 
@@ -32,6 +40,14 @@ def registers_needed(form: CompressedForm | None) -> tuple[int, int]:
     if form is None:
         return 1, 1
     return (1 if form.bits == 8 else 2), 2
+
+
+def panel_pays(
+    form: CompressedForm, passes: int, vectors: int, lanes: int, spec: TargetSpec
+) -> bool:
+    """Whether to decompress a panel for `passes` tiles, and not in each tile's registers."""
+    size = 4 * form.taps * form.channels * vectors * lanes
+    return passes >= _PASSES and size <= spec.l2_bytes
 
 
 @dataclass(frozen=True)
@@ -201,3 +217,67 @@ class Decompression:
 
     def _splat(self, number: int) -> Expr:
         return loops.splat(tirx.const(number, "int32"), self.lanes)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The weights of a tile's vectors as floats in memory: decompressed once, read by many rows.
+
+    `buffer` is `[vectors, taps * channels, lanes]`, to be allocated around a task.
+    """
+
+    form: CompressedForm
+    lanes: int
+    buffer: Var
+
+    @classmethod
+    def make(cls, form: CompressedForm, vectors: int, lanes: int) -> Panel:
+        """A panel with memory of its own."""
+        shape = (vectors, form.taps * form.channels, lanes)
+        return cls(form, lanes, tirx.decl_buffer(shape, "float32", "panel"))
+
+    def fill(
+        self,
+        source: Decompression,
+        lead: Callable[[int], list[Index]],
+        kernel: Sequence[int] = (),
+    ) -> Stmt:
+        """Decompress all steps; `kernel` are the extents of the kernel as the codes have them."""
+
+        def tap(*position: Expr) -> Stmt:
+            number = index(0)
+            for place, extent in zip(position, kernel, strict=True):
+                number = number * extent + place
+
+            def step(channel: Expr, weights: Weights) -> Stmt:
+                return loops.sequence(
+                    tirx.BufferStore(self.buffer, weights(v), self._place(v, number, channel))
+                    for v in range(source.vectors)
+                )
+
+            return source.channels(lead, position, number, step)
+
+        def loop(position: tuple[Expr, ...]) -> Stmt:
+            if len(position) == len(kernel):
+                return tap(*position)
+            extent = kernel[len(position)]
+            return loops.serial("tap", extent, lambda place: loop((*position, place)))
+
+        return loops.allocate(source.registers, loop(()))
+
+    def load(self, vector: int, tap: Index, channel: Index) -> Expr:
+        """The weights of one step."""
+        return tirx.BufferLoad(self.buffer, self._place(vector, tap, channel))
+
+    def _place(self, vector: int, tap: Index, channel: Index) -> list[Expr]:
+        step = index(tap) * self.form.channels + index(channel)
+        return [index(vector), step, loops.ramp(0, self.lanes)]
+
+
+def shared_lines(lines: int, tiles: int, spec: TargetSpec) -> int:
+    """How many of `lines` a task computes with one panel, where there are `tiles` panels.
+
+    All of them, unless that leaves too few tasks for the cores.
+    """
+    chunks = min(lines, max(1, -(-_TASKS_OF_CORE * spec.cores // tiles)))
+    return -(-lines // chunks)

@@ -13,8 +13,16 @@ from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
 from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.loops import Index, index, unravel
+from targets.cpu.operators.compressed_weights import CompressedForm
 from targets.cpu.operators.matmul import MatmulWorkload
-from targets.cpu.schedules.decompression import Decompression, Weights, registers_needed
+from targets.cpu.schedules.decompression import (
+    Decompression,
+    Panel,
+    Weights,
+    panel_pays,
+    registers_needed,
+    shared_lines,
+)
 from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
 from targets.cpu.schedules.widening import widen
 from targets.cpu.template import Decisions, Match, Template
@@ -25,7 +33,8 @@ class MatmulTemplate(Template):
     """Matrix product, in any arithmetic.
 
     Decisions: `rows` and `vectors` (register tile), `columns_outer` (1: each task keeps its
-    columns of the right operand and walks over the rows; 0: the other way round).
+    columns of the right operand and walks over the rows; 0: the other way round); where the
+    right operand is compressed, `panels` (1: each task decompresses its columns once).
     """
 
     name = "matmul"
@@ -43,22 +52,31 @@ class MatmulTemplate(Template):
         rows = w.m * math.prod(w.batch) if w.shares_right else w.m
         # The sums for a zero point take a row of their own, see `_Emitter`.
         spare = 1 if w.zero_point else 0
-        tile_rows, tile_vectors = choose_tile(
-            rows + spare,
-            vectors,
-            spec,
-            arithmetic_named(w.arithmetic),
-            registers_needed(w.compressed),
-        )
-        tile_rows = max(1, tile_rows - spare)
+        arithmetic = arithmetic_named(w.arithmetic)
+
+        def tile(form: CompressedForm | None) -> tuple[int, int]:
+            registers = registers_needed(form)
+            found = choose_tile(rows + spare, vectors, spec, arithmetic, registers)
+            return max(1, found[0] - spare), found[1]
+
+        tile_rows, tile_vectors = tile(None)
+        storage = {}
+        if w.compressed is not None:
+            column_tiles = -(-vectors // tile_vectors)
+            passes = shared_lines(-(-rows // tile_rows), column_tiles, spec)
+            storage["panels"] = int(panel_pays(w.compressed, passes, tile_vectors, lanes, spec))
+            if not storage["panels"]:
+                tile_rows, tile_vectors = tile(w.compressed)
         return {
             "rows": tile_rows,
             "vectors": tile_vectors,
             "columns_outer": int(4 * w.k * vectors * lanes > spec.l2_bytes // 2),
+            **storage,
         }
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        return {**tile_choices(spec), "columns_outer": (0, 1)}
+        storage = {} if match.workload.compressed is None else {"panels": (0, 1)}
+        return {**tile_choices(spec), "columns_outer": (0, 1), **storage}
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
@@ -96,9 +114,12 @@ class _Emitter:
         self.vectors = min(decisions["vectors"], self.blocks)
         self.column_tiles = -(-w.n // (self.vectors * self.lanes))
         self.columns_outer = bool(decisions["columns_outer"])
+        self.panels = bool(decisions.get("panels", 0))
 
     def body(self) -> Stmt:
         """The parallel loop over (batch, row tile, column tile) tasks."""
+        if self.panels:
+            return self._panel_tasks()
         tiles = self.row_tiles * self.column_tiles
 
         def task(p: Expr) -> Stmt:
@@ -107,10 +128,7 @@ class _Emitter:
                 column, row = tile // self.row_tiles, tile % self.row_tiles
             else:
                 row, column = tile // self.column_tiles, tile % self.column_tiles
-            start = row * self.rows
-            if self.m % self.rows:
-                start = tirx.min(start, index(self.m - self.rows))
-            return self._columns_of(batch, start, column)
+            return self._columns_of(batch, self._first_row(row), column)
 
         tasks = self.batches * tiles
         if self.arithmetic.widened is None:
@@ -118,6 +136,52 @@ class _Emitter:
         self.left, conversion = widen(self.left, self.arithmetic.widened, self.spec)
         products = loops.tasks(tasks, self.match.flops, self.match.bytes, task)
         return loops.allocate([self.left], loops.sequence([conversion, products]))
+
+    def _first_row(self, tile: Expr) -> Expr:
+        start = tile * self.rows
+        return tirx.min(start, index(self.m - self.rows)) if self.m % self.rows else start
+
+    def _panel_tasks(self) -> Stmt:
+        """The parallel loop over column tiles and some row tiles each, with a panel for all."""
+        tiles = shared_lines(self.row_tiles, self.column_tiles, self.spec)
+        chunks = -(-self.row_tiles // tiles)
+
+        def of(column: Expr, first: Expr, vectors: int) -> Stmt:
+            source = self._decompression(vectors)
+            panel = Panel.make(source.form, vectors, self.lanes)
+            fill = panel.fill(source, lambda v: [column * self.vectors + v])
+            count = tirx.min(index(tiles), index(self.row_tiles) - first)
+            walk = loops.serial(
+                "row",
+                count if self.row_tiles % tiles else tiles,
+                lambda row: self._tile(
+                    index(0),
+                    self._first_row(row),
+                    column,
+                    column * (self.vectors * self.lanes),
+                    vectors,
+                    panel,
+                ),
+                start=first,
+            )
+            return loops.allocate([panel.buffer], loops.sequence([fill, walk]))
+
+        def task(p: Expr) -> Stmt:
+            column, first = p // chunks, p % chunks * tiles
+            rest = self.blocks % self.vectors
+            full = of(column, first, self.vectors)
+            if rest == 0:
+                return full
+            narrow = of(column, first, rest)
+            return tirx.IfThenElse(column < self.blocks // self.vectors, full, narrow)
+
+        return loops.tasks(self.column_tiles * chunks, self.match.flops, self.match.bytes, task)
+
+    def _decompression(self, vectors: int) -> Decompression:
+        if self.w.compressed is None:
+            raise ValueError("the right operand is not compressed")
+        operands = (self.right, *self.scales_and_levels)
+        return Decompression.make(self.w.compressed, operands, vectors, self.lanes, self.spec)
 
     def _columns_of(self, batch: Expr, row: Expr, column: Expr) -> Stmt:
         width = self.vectors * self.lanes
@@ -134,7 +198,15 @@ class _Emitter:
         narrow = self._tile(batch, row, column, column * width, rest)
         return tirx.IfThenElse(column < self.blocks // self.vectors, full, narrow)
 
-    def _tile(self, batch: Expr, row: Expr, column: Expr, start: Expr, vectors: int) -> Stmt:
+    def _tile(
+        self,
+        batch: Expr,
+        row: Expr,
+        column: Expr,
+        start: Expr,
+        vectors: int,
+        panel: Panel | None = None,
+    ) -> Stmt:
         w = self.w
         tile = RegisterTile.make(self.rows, vectors, self.lanes, self.arithmetic)
         depth = self.arithmetic.depth
@@ -145,9 +217,8 @@ class _Emitter:
         if w.zero_point:
             sums = RegisterTile.make(1, vectors, self.lanes, self.arithmetic)
         compressed = None
-        if w.compressed is not None:
-            operands = (self.right, *self.scales_and_levels)
-            compressed = Decompression.make(w.compressed, operands, vectors, self.lanes, self.spec)
+        if w.compressed is not None and panel is None:
+            compressed = self._decompression(vectors)
 
         def step(k: Expr, stored: Weights | None = None) -> Stmt:
             def value(r: int) -> Expr:
@@ -155,6 +226,8 @@ class _Emitter:
                 return loops.load(self.left, *lead_left, row + r, loops.ramp(k * depth, depth))
 
             def weights(v: int) -> Expr:
+                if panel is not None:
+                    return panel.load(v, 0, k)
                 if w.lanes:
                     place = [column * self.vectors + v, k, loops.ramp(0, self.lanes * depth)]
                     return tirx.BufferLoad(self.right, [*_broadcast(lead, w.right_batch), *place])

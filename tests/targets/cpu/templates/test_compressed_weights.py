@@ -83,15 +83,17 @@ PRODUCTS = [
 ]
 
 
+@pytest.mark.parametrize("panels", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("left", "columns", "size"), PRODUCTS, ids=str)
-def test_matrix_product(left, columns, size, kind, spec, schedule):
+def test_matrix_product(left, columns, size, kind, panels, spec, schedule):
     random = np.random.default_rng(1)
     weights = compressed((left[-1], columns), size, kind)
     data = random.standard_normal(left).astype("float32")
     bias = random.standard_normal(columns).astype("float32")
     function, packed = matmul(left, weights, spec)
-    actual = run(schedule(MatmulTemplate(), function), spec, [data, *packed, bias])
+    scheduled = schedule(MatmulTemplate(), function, {"panels": panels})
+    actual = run(scheduled, spec, [data, *packed, bias])
     assert_close(actual, data.astype("float64") @ weights.dequantize() + bias)
 
 
@@ -108,14 +110,17 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "size"), [("int8", 64), ("int4", 32), ("codebook", 16)])
+@pytest.mark.parametrize(
+    ("kind", "size", "panels"),
+    [("int8", 64, 0), ("int4", 32, 0), ("codebook", 16, 0), ("int8", 16, 1), ("codebook", 32, 1)],
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_convolution(shape, kind, size, spec, schedule):
+def test_convolution(shape, kind, size, panels, spec, schedule):
     batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups = shape
     weights = compressed((*pair(kernel), inputs // groups, outputs), size, kind)
     data = np.random.default_rng(1).standard_normal((batch, height, width, inputs))
     function, packed = convolution(shape, weights, "NHWC", spec)
-    scheduled = schedule(ConvolutionTemplate(), function)
+    scheduled = schedule(ConvolutionTemplate(), function, {"panels": panels})
     actual = run(scheduled, spec, [data.astype("float32"), *packed])
     expected = reference(data, weights.dequantize(), stride, padding, dilation, groups)
     assert_close(actual, expected)
@@ -131,15 +136,29 @@ def test_the_first_convolution_reads_nchw(spec, schedule):
     assert_close(actual, reference(data, weights.dequantize(), 3, 2, 1, 1))
 
 
-@pytest.mark.parametrize(("rows", "vectors"), list(itertools.product((1, 4), (1, 3))))
-def test_every_decision_gives_the_same_result(rows, vectors, spec, schedule):
+@pytest.mark.parametrize(
+    ("rows", "vectors", "panels"), list(itertools.product((1, 4), (1, 3), (0, 1)))
+)
+def test_every_decision_gives_the_same_result(rows, vectors, panels, spec, schedule):
     weights = compressed((24, 70), 16, "int4")
     data = np.random.default_rng(1).standard_normal((9, 24)).astype("float32")
     function, packed = matmul(data.shape, weights, spec)
-    decisions = {"rows": rows, "vectors": vectors}
+    decisions = {"rows": rows, "vectors": vectors, "panels": panels}
     scheduled = schedule(MatmulTemplate(), function, decisions)
     actual = run(scheduled, spec, [data, *packed, np.zeros(70, "float32")])
     assert_close(actual, data.astype("float64") @ weights.dequantize())
+
+
+def test_panels_are_for_many_rows(spec):
+    weights = compressed((256, 64), 64, "int4")
+    template = MatmulTemplate()
+    chosen = {}
+    for rows in (1, 4, 512):
+        function, _ = matmul((rows, 256), weights, spec)
+        match = template.match(function, spec)
+        chosen[rows] = template.default(match, spec)["panels"]
+        assert template.space(match, spec)["panels"] == (0, 1)
+    assert chosen == {1: 0, 4: 0, 512: 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
