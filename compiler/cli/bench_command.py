@@ -17,6 +17,9 @@ def bench_module(
     model: ModelOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs of each contestant.")] = 50,
     threads: Threads = 2,
+    precision: Annotated[
+        str, typer.Option(help="What peers compute a float model in: float32 or bfloat16.")
+    ] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Time a module, ONNX Runtime and OpenVINO, taking turns on the same cores.
@@ -27,7 +30,12 @@ def bench_module(
 
     with output.progress_bar("bench", hidden=as_json) as show:
         report = bench(
-            module, model, runs, threads, lambda done, total: show("bursts in turn", done / total)
+            module,
+            model,
+            runs,
+            threads,
+            lambda done, total: show("bursts in turn", done / total),
+            precision,
         )
     if as_json:
         output.print_json(report.to_dict())

@@ -107,6 +107,9 @@ def bench(
     """
     if runs < 1 or threads < 1:
         raise ConfigError("bench needs at least one run and one thread")
+    known = sorted(frozenset().union(*(peer.precisions for peer in PEERS)))
+    if precision not in known:
+        raise ConfigError(f"--precision {precision}: choose from {', '.join(known)}")
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         inputs, peer_model = _prepare(module, model, Path(folder))

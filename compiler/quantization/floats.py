@@ -5,10 +5,10 @@ from __future__ import annotations
 import tvm
 
 from compiler.errors import ConfigError, ModelError
-from compiler.quantization.recipe import Prepared, Recipe, Task
+from compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from compiler.quantization.report import LayerReport
 from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.precision_placement import place_precision
+from passes.quantize.precision_placement import PRODUCTS, place_precision
 from passes.quantize.reduce_precision import ReducePrecision
 from targets.number_formats import float_precisions
 
@@ -23,7 +23,9 @@ class FloatRecipe(Recipe):
     """
 
     def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
-        """Raises ConfigError for a precision without kernels, ModelError if nothing can use it."""
+        """Raises ConfigError for a precision without kernels and for unknown names of layers,
+        ModelError if nothing can use the precision.
+        """
         precision = _PRECISIONS[task.config.format]
         possible = float_precisions(task.spec)
         if precision == "float16" and precision not in possible:
@@ -31,7 +33,8 @@ class FloatRecipe(Recipe):
                 f"--quantize {task.config.format}: {task.spec.name} computes in "
                 f"{' and '.join(possible)}, not in {precision}"
             )
-        placement = place_precision(graph, keep_float=task.config.keep_float)
+        keep_float = known_layers(graph, task.config.keep_float, PRODUCTS)
+        placement = place_precision(graph, keep_float=keep_float)
         if not placement.operators:
             raise ModelError(
                 "nothing to quantise: the model has no convolution or matrix product with "
@@ -62,6 +65,6 @@ class FloatRecipe(Recipe):
             LayerReport(kept.name, kept.operator, "float", kept.reason)
             for kept in placement.float_operators
         ]
-        step = ReducePrecision(precision, keep_float=task.config.keep_float)
+        step = ReducePrecision(precision, keep_float=keep_float)
         steps = () if reason else (("reduce_precision", step),)
         return Prepared(steps, graph, (), tuple(layers))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import tvm
 
 from compiler.calibration import observe_tensors
-from compiler.errors import ConfigError, ModelError
+from compiler.errors import ModelError
 from compiler.pipeline import Step, number_formats, quantization_passes
-from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task
+from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
 from compiler.quantization.report import LayerReport
 from compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
@@ -45,7 +44,7 @@ class IntegerRecipe(Recipe):
 
     def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
         table = number_formats(task.spec)
-        keep_float = _known_layers(graph, task.config.keep_float, table)
+        keep_float = known_layers(graph, task.config.keep_float, table.integer_operators)
         placement = place(graph, table, keep_float)
         if not placement.integer_operators:
             raise ModelError(
@@ -158,18 +157,6 @@ class _Calibrated(Mixture):
             layers.append(layer)
         position = {name: index for index, name in enumerate(operators)}
         return tuple(sorted(layers, key=lambda layer: position[layer.name]))
-
-
-def _known_layers(
-    graph: tvm.IRModule, names: Collection[str], table: NumberFormats
-) -> frozenset[str]:
-    """`names`, if all of them are layers that could be quantised; else ConfigError."""
-    layers = [n.name for n in Dataflow(graph).nodes if n.operator in table.integer_operators]
-    for name in names:
-        if name not in layers:
-            near = ", ".join(get_close_matches(name, layers, 3)) or ", ".join(layers[:3])
-            raise ConfigError(f"--keep-float {name}: no layer {name}; there are {near}, ...")
-    return frozenset(names)
 
 
 def _observers(

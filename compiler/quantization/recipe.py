@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import tvm
 
 from compiler.calibration import CalibrationSource
+from compiler.errors import ConfigError
 from compiler.pipeline import Step
 from compiler.quantization.config import QuantizationConfig
 from compiler.quantization.report import LayerReport
+from passes.quantize.dataflow import Dataflow
 from targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
@@ -90,3 +93,15 @@ class Recipe(ABC):
 
         Raises ModelError if nothing in it can be quantised, and what calibration raises.
         """
+
+
+def known_layers(
+    graph: tvm.IRModule, names: Collection[str], operators: Container[str]
+) -> frozenset[str]:
+    """`names`, if all of them are layers: results of one of `operators`; else ConfigError."""
+    layers = [node.name for node in Dataflow(graph).nodes if node.operator in operators]
+    for name in names:
+        if name not in layers:
+            near = ", ".join(get_close_matches(name, layers, 3)) or ", ".join(layers[:3])
+            raise ConfigError(f"--keep-float {name}: no layer {name}; there are {near}, ...")
+    return frozenset(names)

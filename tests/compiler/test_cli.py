@@ -290,6 +290,20 @@ def test_bench_races_and_names_who_is_missing(
     assert "missing: ONNX Runtime: needs the ONNX model" in text
 
 
+def test_bench_names_who_lacks_the_precision(
+    small_module: Path, small_model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compiler.evaluate import bench
+
+    monkeypatch.setattr(bench, "installed", lambda peer: peer.package == "onnxruntime")
+    given = ("bench", small_module, "--model", small_model_file, "--runs", 1)
+    report = succeeds(*given, "--precision", "bfloat16")
+    assert report["missing"]["ONNX Runtime"] == "does not compute in bfloat16"
+    refused = tinsmith(*given, "--precision", "half")
+    assert refused.exit_code == 2
+    assert "--precision half: choose from bfloat16, float32" in refused.stderr
+
+
 # targets, errors ---------------------------------------------------------------
 
 

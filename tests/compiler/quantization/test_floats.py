@@ -61,6 +61,26 @@ def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
     assert short.size_bytes < 0.5 * 315_114 * 4 + 160 * 1024
 
 
+@needs_bfloat16
+def test_layers_kept_in_float_are_named_and_unknown_ones_refused(short, tmp_path: Path) -> None:
+    first = short.quantization.layers[0].name
+
+    def kept(name: str) -> compiler.api.CompileReport:
+        return compiler.compile_to(
+            MODEL,
+            tmp_path / "m",
+            shapes=SHAPE,
+            quantization=compiler.QuantizationConfig(format="bf16", keep_float=(name,)),
+            runner=False,
+            static_library=False,
+        )
+
+    left = [layer for layer in kept(first).quantization.layers if layer.computes == "float"]
+    assert [(layer.name, layer.reason) for layer in left] == [(first, "kept in float on request")]
+    with pytest.raises(ConfigError, match="--keep-float nothing: no layer nothing"):
+        kept("nothing")
+
+
 def test_without_the_instructions_tensors_stay_float32_and_the_report_says_so(
     tmp_path: Path,
 ) -> None:
