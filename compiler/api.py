@@ -12,37 +12,27 @@ import statistics
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.config import CompileConfig
-from compiler.errors import ArtifactError, ModelError, TargetError, VerificationError
-from compiler.evaluate.compare import QUANTIZED_TOLERANCE, Difference, compare_all
-from compiler.evaluate.inputs import index_bounds, random_inputs
-from compiler.evaluate.reference import Reference
+from compiler.errors import ArtifactError, VerificationError
+from compiler.evaluate.compare import Difference, compare_all
 from compiler.evaluate.roofline import cpu_name
-from compiler.frontends.onnx import ImportedModel, import_onnx
 from compiler.module.golden import GoldenVectors
 from compiler.module.loader import Module, load
-from compiler.module.lowered import LoweredModel
 from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
-from compiler.pipeline import lower
-from compiler.quantization.quantizer import Quantizer
+from compiler.preparation import Clock, Progress, prepare, target_of
 from compiler.quantization.report import QuantizationReport
-from targets.registry import get_target
-from targets.spec import TargetSpec, UnknownTargetError
+from compiler.tuning.lookup import StoredRecords, stores
+from targets.cpu.template import KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Progress = Callable[[str, float], None]
-
-# About where each phase begins, as a share of the whole: for the progress bar.
-_BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
 _LATENCY_SECONDS = 0.3
 
 
@@ -54,6 +44,7 @@ class CompileReport:
     of each graph pass in order, `peak_memory_bytes` the largest memory of this process
     or of a tool it ran. `reference` names what the golden vectors were computed by, and
     `differences` how far the module is from them (empty if it cannot run on this machine).
+    `coverage` says how many kernels have tuning records.
     """
 
     path: Path
@@ -65,6 +56,7 @@ class CompileReport:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
     quantization: QuantizationReport | None = None
+    coverage: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -105,6 +97,7 @@ class CompileReport:
             "differences": [difference.to_dict() for difference in self.differences],
             "measured": dict(self.manifest.measured),
             "notes": list(self.notes),
+            "coverage": self.coverage,
             "quantization": None if self.quantization is None else self.quantization.to_dict(),
         }
 
@@ -165,45 +158,22 @@ def compile_to(
     if target is not None:
         options["target"] = target
     config = (config or CompileConfig()).with_options(**options)
-    spec = target_named(config.target)
-    if config.threads:
-        spec = replace(spec, cores=config.threads)
-    clock = _Clock(progress)
-
-    with clock.phase("import"):
-        imported = import_onnx(model, config.shapes, config.constants)
-    with clock.phase("lower"):
-        quantizer = _quantizer(imported, config, spec, clock)
-        scheduled, pipeline = lower(
-            imported.module,
-            spec,
-            dump=config.dump,
-            progress=lambda step, share: clock.show("lower", share, step),
-            quantization=quantizer,
+    spec = target_of(config)
+    clock = Clock(progress)
+    records = StoredRecords(stores(config.log), spec) if config.tuned else None
+    prepared = prepare(model, config, spec, clock, records)
+    golden, notes = prepared.golden, [*prepared.notes]
+    if records is not None and records.stale:
+        notes.append(
+            f"{len(records.stale)} kernels have tuning records of other versions of their "
+            "templates only, which are not applied: tune again"
         )
-    notes = [*imported.notes]
-    lowered = LoweredModel(
-        module=scheduled,
-        spec=spec,
-        input_names=imported.input_names,
-        output_names=imported.output_names,
-        kernels=pipeline.kernels,
-        source_name=_model_name(imported.source),
-        notes=imported.notes,
-        pass_names=pipeline.pass_names,
-        config=config.to_dict(),
-    )
-    with clock.phase("reference"):
-        if quantizer is None:
-            golden, reference = _golden(imported, config, notes)
-        else:
-            golden, reference = _quantized_golden(quantizer, config, notes)
     with clock.phase("build"):
         forms = ["shared"]
         forms += ["static"] if config.static_library else []
         forms += ["runner"] if config.runner else []
         written = write_module(
-            lowered, output, golden=golden, forms=forms, embed_weights=config.embed_weights
+            prepared.lowered, output, golden=golden, forms=forms, embed_weights=config.embed_weights
         )
     differences: tuple[Difference, ...] = ()
     manifest = written.manifest
@@ -217,122 +187,20 @@ def compile_to(
                 differences = _prove(module, golden)
                 if golden is not None:
                     manifest = update_measured(written.path, latency=_latency(module, golden))
-        if quantizer is not None and quantizer.report is not None:
-            manifest = update_measured(written.path, quantization=quantizer.report.to_dict())
+        if prepared.quantization is not None:
+            manifest = update_measured(written.path, quantization=prepared.quantization.to_dict())
     return CompileReport(
         path=written.path,
         manifest=manifest,
         seconds=clock.seconds,
-        pass_seconds=tuple((timing.name, timing.seconds) for timing in pipeline.passes),
+        pass_seconds=tuple((timing.name, timing.seconds) for timing in prepared.pipeline.passes),
         peak_memory_bytes=_peak_memory(),
-        reference=reference,
+        reference=prepared.reference,
         differences=differences,
         notes=tuple(notes),
-        quantization=quantizer.report if quantizer is not None else None,
+        quantization=prepared.quantization,
+        coverage=_coverage(prepared.pipeline.kernels),
     )
-
-
-def target_named(name: str) -> TargetSpec:
-    """The target of that name; raises TargetError for one that is not known."""
-    try:
-        return get_target(name)
-    except UnknownTargetError as error:
-        raise TargetError(str(error)) from error
-
-
-class _Clock:
-    """Times the phases and tells the progress callback when one begins."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        self.show(name, 0.0)
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - begin
-
-    def show(self, name: str, share_of_phase: float, step: str = "") -> None:
-        if self._progress is not None:
-            names = list(_BEGIN)
-            later = names[names.index(name) + 1 :]
-            begin, end = _BEGIN[name], _BEGIN[later[0]] if later else 1.0
-            self._progress(step or name, begin + (end - begin) * share_of_phase)
-
-
-def _model_name(source: str) -> str:
-    """The name of the model's file without its folder and ending."""
-    return Path(source).stem or "model"
-
-
-def _signature(imported: ImportedModel) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each input by name."""
-    return {
-        name: (shape, dtype)
-        for name, shape, dtype in zip(
-            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
-        )
-    }
-
-
-def _quantizer(
-    imported: ImportedModel, config: CompileConfig, spec: TargetSpec, clock: _Clock
-) -> Quantizer | None:
-    """What quantises the graph, if that is asked for."""
-    if config.quantization is None:
-        return None
-    return Quantizer(
-        config.quantization,
-        spec,
-        _signature(imported),
-        index_bounds(imported.reference),
-        _model_name(imported.source),
-        config.threads,
-        config.seed,
-        progress=lambda step, share: clock.show("lower", share, step),
-    )
-
-
-def _quantized_golden(
-    quantizer: Quantizer, config: CompileConfig, notes: list[str]
-) -> tuple[GoldenVectors | None, str]:
-    """A calibration sample with the quantised graph's own outputs, as this machine computes them.
-
-    A float reference would not tell a broken kernel from rounding; what rounding costs stands
-    in the quantisation report.
-    """
-    notes += quantizer.source.notes
-    if not config.golden or quantizer.sample is None:
-        return None, ""
-    sample = quantizer.sample
-    return (
-        GoldenVectors(sample.inputs, sample.outputs, QUANTIZED_TOLERANCE),
-        "the quantised graph",
-    )
-
-
-def _golden(
-    imported: ImportedModel, config: CompileConfig, notes: list[str]
-) -> tuple[GoldenVectors | None, str]:
-    """A random input with its reference output, and who computed it; why not is in `notes`."""
-    if not config.golden:
-        return None, ""
-    if any(size is None for shape in imported.output_shapes for size in shape):
-        notes.append("no golden vectors: the shape of an output depends on the data")
-        return None, ""
-    try:
-        reference = Reference(imported.reference, imported.reference_bytes(), threads=2)
-        inputs = random_inputs(_signature(imported), index_bounds(imported.reference), config.seed)
-        outputs = reference.run(inputs)
-    except ModelError as error:
-        notes.append(f"no golden vectors: {error}")
-        return None, ""
-    arrays = [outputs[name] for name in imported.output_names]
-    return GoldenVectors(
-        tuple(inputs.values()), tuple(arrays), reference.tolerance
-    ), reference.label
 
 
 def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ...]:
@@ -351,6 +219,15 @@ def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ..
             f"find the cause with: tinsmith verify {module.path} --model MODEL.onnx --bisect"
         )
     return differences
+
+
+def _coverage(kernels: Sequence[KernelReport]) -> str:
+    """How many kernels have records, of those whose templates leave something to decide."""
+    counted = [kernel for kernel in kernels if kernel.decisions]
+    found = sum(kernel.source == "record" for kernel in counted)
+    rest = len(counted) - found
+    defaults = f"{rest} template default{'s' if rest != 1 else ''}"
+    return f"{found} of {len(counted)} kernels from records, {defaults}"
 
 
 def _latency(module: Module, golden: GoldenVectors) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class CompileConfig:
     seed: for the random input of the golden vectors.
     dump: a folder to write the graph to after each pass, or None.
     quantization: how the model is quantised; None leaves it in floating point.
+    log: a folder with tuning records to ask before the user's and the packaged ones, or None.
+    tuned: whether tuning records are used at all, or every kernel gets its template's default.
     timing: whether the time of every single pass is in the report, and not just that
         of the phases.
     """
@@ -55,6 +57,8 @@ class CompileConfig:
     seed: int = 0
     dump: Path | None = None
     timing: bool = False
+    log: Path | None = None
+    tuned: bool = True
     quantization: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
@@ -67,13 +71,14 @@ class CompileConfig:
             ("seed", 0, 2**32 - 1),
         ):
             _check_integer(name, getattr(self, name), low, high)
-        for name in ("static_library", "runner", "golden", "timing", "embed_weights"):
+        for name in ("static_library", "runner", "golden", "timing", "tuned", "embed_weights"):
             if name == "embed_weights" and self.embed_weights is None:
                 continue
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if self.dump is not None:
-            object.__setattr__(self, "dump", Path(self.dump))
+        for name in ("dump", "log"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.quantization is not None and not isinstance(self.quantization, QuantizationConfig):
             raise ConfigError(
                 f"quantization must be a QuantizationConfig, not {self.quantization!r}"
@@ -99,7 +104,8 @@ class CompileConfig:
         result = {item.name: getattr(self, item.name) for item in fields(self)}
         result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
         result["constants"] = dict(self.constants)
-        result["dump"] = None if self.dump is None else str(self.dump)
+        for name in ("dump", "log"):
+            result[name] = None if result[name] is None else str(result[name])
         if self.quantization is not None:
             result["quantization"] = self.quantization.to_dict()
         return result

@@ -55,10 +55,14 @@ class PassTiming:
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """What the pipeline did: each pass in order, and how each kernel was scheduled."""
+    """What the pipeline did: each pass in order, and how each kernel was scheduled.
+
+    `fused` is the module before its kernels were scheduled: what a tuning job begins with.
+    """
 
     passes: tuple[PassTiming, ...]
     kernels: tuple[KernelReport, ...]
+    fused: tvm.IRModule
     dumped: tuple[Path, ...] = ()
 
     @property
@@ -193,6 +197,7 @@ def lower(
     if progress is not None:
         progress("schedule", (phases - 1) / phases)
     kernels: list[KernelReport] = []
+    unscheduled = module
 
     def schedule(fused: tvm.IRModule) -> tvm.IRModule:
         scheduled, reports = schedule_module(fused, spec, records)
@@ -200,7 +205,10 @@ def lower(
         return scheduled
 
     module = runner.run("schedule", schedule, module)
-    return module, PipelineReport(tuple(runner.timings), tuple(kernels), tuple(runner.dumped))
+    report = PipelineReport(
+        tuple(runner.timings), tuple(kernels), unscheduled, tuple(runner.dumped)
+    )
+    return module, report
 
 
 class PassRunner:

@@ -36,6 +36,12 @@ def compile_model(
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the graph after each pass there.")
     ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Tuning records to ask first.")
+    ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--untuned", help="Use tuning records, or defaults alone.")
+    ] = True,
     timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
     quantize: Annotated[
         str | None,
@@ -141,6 +147,8 @@ def compile_model(
         threads=threads,
         dump=dump,
         timing=timing,
+        log=log,
+        tuned=tuned,
         quantization=quantization,
     )
     from compiler.api import compile_to  # imports TVM
@@ -154,6 +162,7 @@ def compile_model(
         return
     for remark in report.notes:
         output.note(remark)
+    output.say(report.coverage)
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     output.say(f"{report.path}: {report.summary()}")
     output.say(f"phases: {phases}; peak memory {output.size(report.peak_memory_bytes)}")

@@ -8,9 +8,11 @@ from pathlib import Path
 from tvm.tirx import PrimFunc
 
 import tuning_logs
+from compiler.errors import ConfigError
 from compiler.evaluate.roofline import cache_folder
 from compiler.tuning.records import Record, Subject, workload_key
 from compiler.tuning.store import Store
+from targets.cpu.schedule import RecordLookup
 from targets.cpu.template import Decisions, Template
 from targets.spec import TargetSpec
 
@@ -30,6 +32,8 @@ def stores(log: Path | None) -> tuple[Store, ...]:
 
     Raises ConfigError if one of them is of another format, or `log` does not exist.
     """
+    if log is not None and not log.is_dir():
+        raise ConfigError(f"--log {log}: no such folder")
     chosen = [] if log is None else [log]
     return tuple(Store(folder) for folder in (*chosen, user_folder(), packaged_folder()))
 
@@ -62,13 +66,16 @@ class StoredRecords:
 
 
 class ChosenRecords:
-    """The `RecordLookup` of given records, and nothing else."""
+    """The `RecordLookup` of given records; `otherwise` knows of other workloads."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, records: Iterable[Record], otherwise: RecordLookup | None = None) -> None:
         self._records = {record.subject: record for record in records}
+        self._otherwise = otherwise
 
     def find(self, function: PrimFunc, template: Template, spec: TargetSpec) -> Decisions | None:
         """The decisions of the record for this function and version of the template."""
         subject = Subject(template.name, template.version, workload_key(function))
         found = self._records.get(subject)
-        return None if found is None else found.decisions
+        if found is not None:
+            return found.decisions
+        return None if self._otherwise is None else self._otherwise.find(function, template, spec)

@@ -22,6 +22,7 @@ from targets.cpu.template import Decisions
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORKLOAD = re.compile(r"[0-9a-f]{16}")
 _MOST_DECISIONS = 32
+_MOST_NUMBERS = 64
 _MOST_TEXT = 500
 _LARGEST = 2**31 - 1
 
@@ -138,6 +139,18 @@ def parse_record(data: Mapping[str, Any]) -> Record | None:
     return Record(*identity, *times, trials=int(trials or 0), provenance=told)
 
 
+def parse_workload(data: Mapping[str, Any]) -> tuple[str, dict[str, int]] | None:
+    """The key of a workload and the numbers that describe it; None if `data` is anything else."""
+    key, numbers = data.get("workload"), data.get("numbers")
+    if not isinstance(key, str) or not _WORKLOAD.fullmatch(key) or not isinstance(numbers, dict):
+        return None
+    valid = len(numbers) <= _MOST_NUMBERS and all(
+        isinstance(name, str) and _NAME.fullmatch(name) and _is_integer(value, 2**62)
+        for name, value in numbers.items()
+    )
+    return (key, numbers) if valid else None
+
+
 def _identity(subject: Subject, decisions: Decisions) -> dict[str, Any]:
     return {
         "template": subject.template,
@@ -174,7 +187,11 @@ def _times(data: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+    return _is_integer(value, _LARGEST)
+
+
+def _is_integer(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _printable(text: str) -> str:

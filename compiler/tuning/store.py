@@ -6,6 +6,8 @@ tuning_logs/
     target.json                  the machine, described
     records.jsonl                the best decisions; the last line of a workload counts
     trials.jsonl                 everything that was measured, and what failed
+    workloads.jsonl              numbers that describe workloads, for the cost model
+    jobs.jsonl                   jobs that have come to their end
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from compiler.tuning.records import (
     decisions_key,
     parse_record,
     parse_trial,
+    parse_workload,
 )
 from compiler.tuning.target_key import describe, is_near, target_key
 from targets.spec import TargetSpec
@@ -34,6 +37,7 @@ from targets.spec import TargetSpec
 FORMAT = 1
 _STORE, _TARGET = "store.json", "target.json"
 _RECORDS, _TRIALS = "records.jsonl", "trials.jsonl"
+_WORKLOADS, _JOBS = "workloads.jsonl", "jobs.jsonl"
 # Files of a package that a store may be shipped in.
 _HARMLESS = {"README.md", "__init__.py", "__pycache__"}
 
@@ -68,6 +72,15 @@ class Shelf:
             found.setdefault(trial.subject, {})[decisions_key(trial.decisions)] = trial
         return found
 
+    def workloads(self) -> dict[str, dict[str, int]]:
+        """The numbers that describe each workload, by its key."""
+        return dict(self._read(_WORKLOADS, parse_workload)[0])
+
+    def finished_jobs(self) -> set[str]:
+        """The digests of jobs that have come to their end."""
+        jobs = self._read(_JOBS, lambda entry: entry.get("job"))[0]
+        return {job for job in jobs if isinstance(job, str)}
+
     def damaged(self) -> int:
         """Lines that are neither records nor trials."""
         return self._read(_RECORDS, parse_record)[1] + self._read(_TRIALS, parse_trial)[1]
@@ -81,6 +94,24 @@ class Shelf:
         """Append trials; they are on the disk when this returns."""
         with self._locked():
             journal.append(self.folder / _TRIALS, [trial.to_dict() for trial in trials])
+
+    def add_workloads(self, numbers: Mapping[str, Mapping[str, int]]) -> None:
+        """Append the numbers of workloads that are not known yet."""
+        known = self.workloads()
+        with self._locked():
+            journal.append(
+                self.folder / _WORKLOADS,
+                [
+                    {"workload": key, "numbers": dict(own)}
+                    for key, own in numbers.items()
+                    if key not in known
+                ],
+            )
+
+    def add_finished_job(self, digest: str) -> None:
+        """Remember that a job has come to its end."""
+        with self._locked():
+            journal.append(self.folder / _JOBS, [{"job": digest}])
 
     def merge(self, other: Shelf, *, trials: bool = True) -> int:
         """Take over each record of `other` that is better than ours, and its `trials`.
@@ -96,6 +127,7 @@ class Shelf:
         ]
         self.add_records(better)
         if trials:
+            self.add_workloads(other.workloads())
             self.add_trials(
                 trial
                 for subject, candidates in other.trials().items()

@@ -74,6 +74,10 @@ class Template(ABC):
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         """For each decision, the values that a search may choose from."""
 
+    def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        """Whether these values of `space` may be good together, as far as can be told untried."""
+        return True
+
     @abstractmethod
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

@@ -17,6 +17,7 @@ from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_o
 from targets.cpu.arithmetic import vector as vector_type
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
+from targets.cpu.schedules.register_tile import least_sizes
 from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
@@ -55,11 +56,16 @@ class ChannelwiseTemplate(Template):
         return {"pixels": pixels, "vectors": 1, "chunks": chunks}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        w: ChannelwiseWorkload = match.workload
+        whole = max(1, w.channels // spec.float_lanes)
         return {
-            "pixels": (1, 2, 4, 7, 8, 14, 16),
-            "vectors": (1, 2, 3, 4),
-            "chunks": (1, 2, 4, 8, 16),
+            "pixels": least_sizes(w.out_width, 16),
+            "vectors": tuple(range(1, min(whole, 4) + 1)),
+            "chunks": tuple(c for c in (1, 2, 3, 4, 6, 8, 12, 16) if c <= whole),
         }
+
+    def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        return decisions["pixels"] * decisions["vectors"] <= spec.vector_registers
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

@@ -25,7 +25,12 @@ from targets.cpu.schedules.decompression import (
     registers_needed,
     shared_lines,
 )
-from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
+from targets.cpu.schedules.register_tile import (
+    RegisterTile,
+    choose_tile,
+    fills_registers,
+    tile_choices,
+)
 from targets.cpu.schedules.widening import widen
 from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
@@ -55,8 +60,7 @@ class ConvolutionTemplate(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ConvolutionWorkload = match.workload
-        line = max(w.out_width, w.out_height) if _is_column(w) else w.out_width
-        pixels = w.batch * w.out_height * w.out_width if _is_flat(w) else line
+        pixels = _pixels(w)
         # Unrolled channels need registers of their own for what the compiler moves ahead.
         most_rows = 8 if _unrolls_channels(w) else pixels
         arithmetic = arithmetic_named(w.arithmetic)
@@ -85,8 +89,16 @@ class ConvolutionTemplate(Template):
         }
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        storage = {} if match.workload.compressed is None else {"panels": (0, 1)}
-        return {**tile_choices(spec), "channels_outer": (0, 1), **storage}
+        w: ConvolutionWorkload = match.workload
+        storage = {} if w.compressed is None else {"panels": (0, 1)}
+        tiles = tile_choices(_pixels(w), w.blocks, spec, arithmetic_named(w.arithmetic))
+        return {**tiles, "channels_outer": (0, 1), **storage}
+
+    def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        w: ConvolutionWorkload = match.workload
+        form = None if decisions.get("panels") else w.compressed
+        registers = registers_needed(form)
+        return fills_registers(decisions, spec, arithmetic_named(w.arithmetic), registers)
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
@@ -130,6 +142,13 @@ def _laid_flat(w: ConvolutionWorkload) -> ConvolutionWorkload:
 def _is_flat(w: ConvolutionWorkload) -> bool:
     """Whether the image can be taken as one long line of pixels."""
     return w.is_pointwise and w.data_layout == "NHWC"
+
+
+def _pixels(w: ConvolutionWorkload) -> int:
+    """Of the line that is cut into tiles."""
+    if _is_flat(w):
+        return w.batch * w.out_height * w.out_width
+    return max(w.out_width, w.out_height) if _is_column(w) else w.out_width
 
 
 class _Emitter:

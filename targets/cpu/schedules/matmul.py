@@ -23,7 +23,12 @@ from targets.cpu.schedules.decompression import (
     registers_needed,
     shared_lines,
 )
-from targets.cpu.schedules.register_tile import RegisterTile, choose_tile, tile_choices
+from targets.cpu.schedules.register_tile import (
+    RegisterTile,
+    choose_tile,
+    fills_registers,
+    tile_choices,
+)
 from targets.cpu.schedules.widening import widen
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
@@ -49,7 +54,7 @@ class MatmulTemplate(Template):
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: MatmulWorkload = match.workload
         lanes, vectors = _columns(w, spec)
-        rows = w.m * math.prod(w.batch) if w.shares_right else w.m
+        rows = _rows(w)
         # The sums for a zero point take a row of their own, see `_Emitter`.
         spare = 1 if w.zero_point else 0
         arithmetic = arithmetic_named(w.arithmetic)
@@ -75,8 +80,17 @@ class MatmulTemplate(Template):
         }
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        storage = {} if match.workload.compressed is None else {"panels": (0, 1)}
-        return {**tile_choices(spec), "columns_outer": (0, 1), **storage}
+        w: MatmulWorkload = match.workload
+        _, vectors = _columns(w, spec)
+        storage = {} if w.compressed is None else {"panels": (0, 1)}
+        tiles = tile_choices(_rows(w), vectors, spec, arithmetic_named(w.arithmetic))
+        return {**tiles, "columns_outer": (0, 1), **storage}
+
+    def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        w: MatmulWorkload = match.workload
+        form = None if decisions.get("panels") else w.compressed
+        registers = registers_needed(form)
+        return fills_registers(decisions, spec, arithmetic_named(w.arithmetic), registers)
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
@@ -85,6 +99,11 @@ class MatmulTemplate(Template):
         if anchor is None:
             raise ValueError("what follows the matrix product is not elementwise")
         return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+
+
+def _rows(w: MatmulWorkload) -> int:
+    """Of the matrix that is cut into tiles: of all batches, where they share the right operand."""
+    return w.m * math.prod(w.batch) if w.shares_right else w.m
 
 
 def _columns(w: MatmulWorkload, spec: TargetSpec) -> tuple[int, int]:
@@ -108,7 +127,7 @@ class _Emitter:
         # Rows of all batches form one matrix where they meet the same right operand.
         self.merged = w.shares_right
         self.batches = 1 if self.merged else math.prod(w.batch)
-        self.m = w.m * math.prod(w.batch) if self.merged else w.m
+        self.m = _rows(w)
         self.rows = min(decisions["rows"], self.m)
         self.row_tiles = -(-self.m // self.rows)
         self.vectors = min(decisions["vectors"], self.blocks)

@@ -9,7 +9,7 @@ Multiplication" (ACM TOMS 34(3), 2008), section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -248,7 +248,38 @@ def _step_cycles(rows: int, vectors: int, operations: tuple[int, int]) -> float:
     return max(products / 2, every / 3, (rows + vectors) / 2, 4.0) + 0.5
 
 
-def tile_choices(spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-    """Tile extents that a search may try."""
-    rows = tuple(r for r in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if r < spec.vector_registers)
-    return {"rows": rows, "vectors": (1, 2, 3, 4, 5, 6)}
+def tile_choices(
+    rows: int, vectors: int, spec: TargetSpec, arithmetic: Arithmetic
+) -> dict[str, tuple[int, ...]]:
+    """Tile extents that a search may try for a `rows x vectors` output.
+
+    Of the heights that need equally many tiles, the least: the others compute more twice.
+    """
+    step = arithmetic.rows
+    heights = {-(-r // step) * step for r in least_sizes(rows, spec.vector_registers - 1)}
+    return {
+        "rows": tuple(sorted(heights)),
+        "vectors": tuple(range(1, min(vectors, _MOST_VECTORS) + 1)),
+    }
+
+
+def least_sizes(extent: int, most: int) -> tuple[int, ...]:
+    """Sizes of pieces up to `most`: of those that cut `extent` into equally many, the least."""
+    sizes = range(1, min(extent, most) + 1)
+    return tuple(s for s in sizes if s == 1 or -(-extent // s) < -(-extent // (s - 1)))
+
+
+def fills_registers(
+    decisions: Mapping[str, int],
+    spec: TargetSpec,
+    arithmetic: Arithmetic,
+    registers: tuple[int, int] = (1, 1),
+) -> bool:
+    """Whether the accumulators of a tile fit into registers and hide their own latency.
+
+    `registers` are those that `choose_tile` takes. With few accumulators each multiply-add
+    waits for the one before it, four cycles of two.
+    """
+    rows, vectors = decisions["rows"], decisions["vectors"]
+    others = registers[0] + arithmetic.temporaries + registers[1] * arithmetic.rows * vectors
+    return rows * vectors + others <= spec.vector_registers and rows * vectors >= 4

@@ -1,0 +1,205 @@
+"""From a model to scheduled kernels with golden vectors: what comes before a module is built."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.config import CompileConfig
+from compiler.errors import ModelError, TargetError
+from compiler.evaluate.compare import QUANTIZED_TOLERANCE
+from compiler.evaluate.inputs import index_bounds, random_inputs
+from compiler.evaluate.reference import Reference
+from compiler.frontends.onnx import ImportedModel, import_onnx
+from compiler.module.golden import GoldenVectors
+from compiler.module.lowered import LoweredModel
+from compiler.pipeline import PipelineReport, lower
+from compiler.quantization.quantizer import Quantizer
+from compiler.quantization.report import QuantizationReport
+from targets.cpu.schedule import RecordLookup
+from targets.registry import get_target
+from targets.spec import TargetSpec, UnknownTargetError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Progress = Callable[[str, float], None]
+
+# About where each phase begins, as a share of the whole: for the progress bar.
+_BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose kernels are scheduled, and what it is to be compared with.
+
+    `pipeline.fused` are the kernels before they were scheduled. `reference` names what has
+    computed the golden vectors; it is empty, like `golden`, if there are none.
+    """
+
+    lowered: LoweredModel
+    pipeline: PipelineReport
+    golden: GoldenVectors | None
+    reference: str
+    notes: tuple[str, ...]
+    quantization: QuantizationReport | None
+
+
+def prepare(
+    model: str | Path | ModelProto,
+    config: CompileConfig,
+    spec: TargetSpec,
+    clock: Clock,
+    records: RecordLookup | None,
+) -> Prepared:
+    """Import, quantise and lower a model, and run its reference.
+
+    Raises ModelError, PassError and ConfigError as `compiler.compile` does.
+    """
+    with clock.phase("import"):
+        imported = import_onnx(model, config.shapes, config.constants)
+    with clock.phase("lower"):
+        quantizer = _quantizer(imported, config, spec, clock)
+        scheduled, pipeline = lower(
+            imported.module,
+            spec,
+            dump=config.dump,
+            progress=lambda step, share: clock.show("lower", share, step),
+            records=records,
+            quantization=quantizer,
+        )
+    notes = [*imported.notes]
+    lowered = LoweredModel(
+        module=scheduled,
+        spec=spec,
+        input_names=imported.input_names,
+        output_names=imported.output_names,
+        kernels=pipeline.kernels,
+        source_name=_model_name(imported.source),
+        notes=imported.notes,
+        pass_names=pipeline.pass_names,
+        config=config.to_dict(),
+    )
+    with clock.phase("reference"):
+        if quantizer is None:
+            golden, reference = _golden(imported, config, notes)
+        else:
+            golden, reference = _quantized_golden(quantizer, config, notes)
+    report = None if quantizer is None else quantizer.report
+    return Prepared(lowered, pipeline, golden, reference, tuple(notes), report)
+
+
+def target_of(config: CompileConfig) -> TargetSpec:
+    """The target of a configuration, with as many cores as threads are asked for.
+
+    Raises TargetError for a target that is not known.
+    """
+    spec = target_named(config.target)
+    return replace(spec, cores=config.threads) if config.threads else spec
+
+
+def target_named(name: str) -> TargetSpec:
+    """The target of that name; raises TargetError for one that is not known."""
+    try:
+        return get_target(name)
+    except UnknownTargetError as error:
+        raise TargetError(str(error)) from error
+
+
+class Clock:
+    """Times the phases and tells the progress callback when one begins."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.show(name, 0.0)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+
+    def show(self, name: str, share_of_phase: float, step: str = "") -> None:
+        if self._progress is not None:
+            names = list(_BEGIN)
+            later = names[names.index(name) + 1 :]
+            begin, end = _BEGIN[name], _BEGIN[later[0]] if later else 1.0
+            self._progress(step or name, begin + (end - begin) * share_of_phase)
+
+
+def _model_name(source: str) -> str:
+    """The name of the model's file without its folder and ending."""
+    return Path(source).stem or "model"
+
+
+def _signature(imported: ImportedModel) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each input by name."""
+    return {
+        name: (shape, dtype)
+        for name, shape, dtype in zip(
+            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
+        )
+    }
+
+
+def _quantizer(
+    imported: ImportedModel, config: CompileConfig, spec: TargetSpec, clock: Clock
+) -> Quantizer | None:
+    """What quantises the graph, if that is asked for."""
+    if config.quantization is None:
+        return None
+    return Quantizer(
+        config.quantization,
+        spec,
+        _signature(imported),
+        index_bounds(imported.reference),
+        _model_name(imported.source),
+        config.threads,
+        config.seed,
+        progress=lambda step, share: clock.show("lower", share, step),
+    )
+
+
+def _quantized_golden(
+    quantizer: Quantizer, config: CompileConfig, notes: list[str]
+) -> tuple[GoldenVectors | None, str]:
+    """A calibration sample with the quantised graph's own outputs, as this machine computes them.
+
+    A float reference would not tell a broken kernel from rounding; what rounding costs stands
+    in the quantisation report.
+    """
+    notes += quantizer.source.notes
+    if not config.golden or quantizer.sample is None:
+        return None, ""
+    sample = quantizer.sample
+    return (
+        GoldenVectors(sample.inputs, sample.outputs, QUANTIZED_TOLERANCE),
+        "the quantised graph",
+    )
+
+
+def _golden(
+    imported: ImportedModel, config: CompileConfig, notes: list[str]
+) -> tuple[GoldenVectors | None, str]:
+    """A random input with its reference output, and who computed it; why not is in `notes`."""
+    if not config.golden:
+        return None, ""
+    if any(size is None for shape in imported.output_shapes for size in shape):
+        notes.append("no golden vectors: the shape of an output depends on the data")
+        return None, ""
+    try:
+        reference = Reference(imported.reference, imported.reference_bytes(), threads=2)
+        inputs = random_inputs(_signature(imported), index_bounds(imported.reference), config.seed)
+        outputs = reference.run(inputs)
+    except ModelError as error:
+        notes.append(f"no golden vectors: {error}")
+        return None, ""
+    arrays = [outputs[name] for name in imported.output_names]
+    return GoldenVectors(
+        tuple(inputs.values()), tuple(arrays), reference.tolerance
+    ), reference.label
