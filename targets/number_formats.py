@@ -22,17 +22,16 @@ class IntegerFormat:
     """Dtypes of an integer operator: data, constant right operand, and accumulator.
 
     `weight_axis` is the axis of the constant operand (counted from its end)
-    along which scales may differ: that of the output channels. With a right
-    operand that is computed, too, which has to be packed at run time, integers
-    pay from `least_rows` rows and sums of `least_terms` products on.
+    along which scales may differ: that of the output channels. A right operand
+    that is computed, too, has to be packed at run time: that pays where a transpose
+    does it on the way, or from `least_rows` rows of the left one on.
     """
 
     activation: str
     weight: str
     accumulator: str = "int32"
     weight_axis: int = -1
-    least_rows: int = 1
-    least_terms: int = 1
+    least_rows: int = 4
 
 
 @dataclass(frozen=True)

@@ -201,10 +201,15 @@ class _Placer:
             return "its right operand is no matrix"
         if left[-1] > _SAFE_TERMS:
             return f"a sum of {left[-1]} products does not fit int32"
-        if left[-1] < form.least_terms or left[-2] < form.least_rows:
-            rows, terms = left[-2:]
-            return f"integers are no gain for {rows} rows and sums of {terms} products"
+        if left[-2] < form.least_rows and not self._is_transposed(self._graph.node(call.args[1])):
+            return f"integers are no gain for {left[-2]} rows: its right operand has to be packed"
         return None
+
+    def _is_transposed(self, node: Node | None) -> bool:
+        """Whether a kernel that moves the elements of `node` anyway is there to pack them."""
+        while node is not None and node.operator == "relax.reshape":
+            node = node.operands[0] if node.operands else None
+        return node is not None and node.operator == "relax.permute_dims"
 
     def _wanted_as_integers(self) -> set[Node]:
         """The tensors of which an integer operator reads something, through registers or not."""

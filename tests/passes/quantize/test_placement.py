@@ -83,14 +83,15 @@ def test_the_right_operand_of_a_computed_product_is_stored_symmetric() -> None:
     assert "k" not in kept.stored
 
 
-def test_integers_are_no_gain_for_short_sums() -> None:
-    form = replace(X86.integer_operators["relax.matmul"], least_terms=16)
+def test_packing_a_right_operand_for_few_rows_is_no_gain() -> None:
+    form = replace(X86.integer_operators["relax.matmul"], least_rows=7)
     table = replace(X86, integer_operators={"relax.matmul": form})
     placement = place(attention(), table)
+    # The keys are transposed, and packed by the way; the values are not.
+    assert placement.integer_operators == ("q", "k", "scores", "v")
     assert [(f.name, f.reason) for f in placement.float_operators] == [
-        ("scores", "integers are no gain for 6 rows and sums of 8 products"),
         ("weights", "no integer kernel"),
-        ("out", "integers are no gain for 6 rows and sums of 6 products"),
+        ("out", "integers are no gain for 6 rows: its right operand has to be packed"),
     ]
 
 
