@@ -16,6 +16,7 @@ from compiler.quantization.report import LayerReport, QuantizationReport
 
 # Rows of the table beyond which only the layers that matter most are shown.
 _ROWS = 80
+_NAME = 27
 
 
 def print_quantization(report: QuantizationReport) -> None:
@@ -23,7 +24,7 @@ def print_quantization(report: QuantizationReport) -> None:
     shown = _shown(report.layers)
     columns = {title: [cell(layer) for layer in shown] for title, cell in _COLUMNS.items()}
     told = {title: cells for title, cells in columns.items() if any(cells)}
-    output.print_table("layers", tuple(told), zip(*told.values(), strict=True), left=3)
+    output.print_table("layers", tuple(told), zip(*told.values(), strict=True), left=4)
     if len(shown) < len(report.layers):
         output.say(
             f"{len(report.layers) - len(shown)} more layers in integers, of higher SQNR: "
@@ -43,6 +44,11 @@ def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
     others = [layer for layer in layers if layer.computes != "integer"][:_ROWS]
     chosen = {layer.name for layer in (*others, *integer[: _ROWS - len(others)])}
     return [layer for layer in layers if layer.name in chosen]
+
+
+def _tail(name: str) -> str:
+    """The end of a long name: models name layers from the outside in."""
+    return name if len(name) <= _NAME else "..." + name[-(_NAME - 3) :]
 
 
 def _microseconds(seconds: float | None) -> str:
@@ -70,6 +76,7 @@ def _number(value: float | None, form: str) -> str:
 # The cells of a layer's row by the title of their column; columns without any are not shown.
 _COLUMNS: dict[str, Callable[[LayerReport], str]] = {
     "layer": lambda layer: layer.name,
+    "in the model": lambda layer: _tail(layer.origin),
     "operator": lambda layer: layer.operator.removeprefix("relax."),
     "computes in": lambda layer: layer.computes + (layer.reason and f": {layer.reason}"),
     "bits": lambda layer: (

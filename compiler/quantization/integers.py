@@ -77,6 +77,7 @@ def _calibrated(
     means = {name: both.channels.means for name, both in seen.items() if axes.get(name) == -1}
     return _Calibrated(
         task=task,
+        keep_float=frozenset(keep_float),
         first=scaling,
         exact=graph,
         observed=observed,
@@ -91,6 +92,7 @@ class _Calibrated(Mixture):
     """What calibration found; enough for any choice of layers."""
 
     task: Task
+    keep_float: frozenset[str]
     first: tuple[Step, ...]
     exact: tvm.IRModule
     observed: tuple[str, ...]
@@ -109,7 +111,7 @@ class _Calibrated(Mixture):
 
     def keeping(self, kept: Mapping[str, str]) -> Prepared:
         table = number_formats(self.task.spec)
-        keep_float = frozenset([*self.task.config.keep_float, *kept])
+        keep_float = self.keep_float | set(kept)
         reduced = [name for name, precision in kept.items() if precision == "bfloat16"]
         reduced = list(place_precision(self.exact, reduced).operators)
         options = QuantizationOptions(keep_float=keep_float)
@@ -124,7 +126,7 @@ class _Calibrated(Mixture):
 
     def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
         table = number_formats(self.task.spec)
-        options = QuantizationOptions(keep_float=frozenset(self.task.config.keep_float))
+        options = QuantizationOptions(keep_float=self.keep_float)
         step: tvm.transform.Pass = ProbeQuantization(self.ranges, table, options, self.means)
         return probed_operators(self.exact, table, options), step(self.exact)
 

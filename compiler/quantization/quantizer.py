@@ -21,6 +21,7 @@ from compiler.quantization.speed import Speed, measured
 from compiler.quantization.timing import local_spec
 from compiler.quantization.weights import WeightRecipe
 from compiler.quantization.workbench import Candidate, Workbench
+from passes.quantize.dataflow import Dataflow, model_name
 from targets.registry import get_target
 from targets.spec import TargetSpec
 
@@ -138,7 +139,10 @@ class Quantizer:
 
     def _reported(self, outcome: _Outcome, comparison: Comparison) -> QuantizationReport:
         layers = []
+        graph = Dataflow(outcome.candidate.prepared.exact)
+        origins = {node.name: model_name(node) for node in graph.nodes}
         for layer in outcome.candidate.prepared.layers:
+            layer = replace(layer, origin=origins.get(layer.name, ""))
             seen = comparison.layers.get(layer.tensor)
             if seen is not None:
                 layer = replace(layer, sqnr_db=seen.decibels, cosine=seen.cosine)

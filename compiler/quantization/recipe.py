@@ -14,7 +14,7 @@ from compiler.errors import ConfigError
 from compiler.pipeline import Step
 from compiler.quantization.config import QuantizationConfig
 from compiler.quantization.report import LayerReport
-from passes.quantize.dataflow import Dataflow
+from passes.quantize.dataflow import Dataflow, model_name
 from targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
@@ -98,10 +98,17 @@ class Recipe(ABC):
 def known_layers(
     graph: tvm.IRModule, names: Collection[str], operators: Container[str]
 ) -> frozenset[str]:
-    """`names`, if all of them are layers: results of one of `operators`; else ConfigError."""
-    layers = [node.name for node in Dataflow(graph).nodes if node.operator in operators]
+    """The layers, results of one of `operators`, of these names or of these in the model's file.
+
+    Raises ConfigError for a name that no layer has.
+    """
+    layers: dict[str, list[str]] = {}
+    for node in Dataflow(graph).nodes:
+        if node.operator in operators:
+            for name in {node.name, model_name(node)} - {""}:
+                layers.setdefault(name, []).append(node.name)
     for name in names:
         if name not in layers:
-            near = ", ".join(get_close_matches(name, layers, 3)) or ", ".join(layers[:3])
+            near = ", ".join(get_close_matches(name, layers, 3) or [*layers][:3])
             raise ConfigError(f"--keep-float {name}: no layer {name}; there are {near}, ...")
-    return frozenset(names)
+    return frozenset(layer for name in names for layer in layers[name])

@@ -13,6 +13,7 @@ import numpy as np
 class LayerReport:
     """One operator that could be quantised.
 
+    `origin` is what the model's file calls its result, or what is computed of it at once.
     `computes` is "integer", "bfloat16", or "float" with the `reason`. `tensor` is what is
     stored of its result, behind bias, residual and activation; `low` and `high` are the
     calibrated range of that, and `sqnr_db` and `cosine` compare it with the float model's. The
@@ -48,6 +49,7 @@ class LayerReport:
     float_weight_bytes: int | None = None
     weight_bytes: int | None = None
     sensitivity: float | None = None
+    origin: str = ""
 
     @property
     def cost_seconds(self) -> float | None:

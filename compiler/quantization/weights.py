@@ -11,13 +11,14 @@ import tvm
 from compiler.calibration import ObservedModule
 from compiler.errors import ModelError
 from compiler.quantization.noise import SignalToNoise
-from compiler.quantization.recipe import Prepared, Recipe, Task
+from compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from compiler.quantization.report import LayerReport
 from passes.graph.tensors import integers
 from passes.quantize.adaptive_rounding import GramObserver
 from passes.quantize.compress_weights import CompressWeights, Product, products
 from passes.quantize.dataflow import Dataflow, stored_behind
 from passes.quantize.fusion_preview import kept_in_memory
+from passes.quantize.precision_placement import PRODUCTS
 from passes.quantize.weight_compression import Method, compress
 from targets.compressed_weights import CompressedWeights
 from targets.registry import get_target
@@ -33,9 +34,12 @@ class WeightRecipe(Recipe):
     """
 
     def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
-        """Raises ModelError if no weights can be compressed, and what calibration raises."""
+        """Raises ModelError if no weights can be compressed, ConfigError for unknown names of
+        layers, and what calibration raises.
+        """
         config = task.config
-        found = products(graph, config.keep_float, config.min_weights)
+        keep_float = known_layers(graph, config.keep_float, PRODUCTS)
+        found = products(graph, keep_float, config.min_weights)
         chosen = [product for product in found if not product.reason]
         if not chosen:
             raise ModelError(

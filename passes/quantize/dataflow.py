@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
@@ -149,3 +150,21 @@ def stored_behind(node: Node, stored: Container[str]) -> Node:
     while node.name not in stored and len(node.readers) == 1:
         node = node.readers[0]
     return node
+
+
+# Names that passes and converters make up.
+_MADE_UP = re.compile(r"(t|lv|gv)\d*(\.\d+)?")
+
+
+def model_name(node: Node) -> str:
+    """The name in the model's file of the first tensor from `node` on that has one.
+
+    The product of a convolution has none where its bias is added: the sum has it. Empty if
+    the graph branches before.
+    """
+    current = node
+    while _MADE_UP.fullmatch(current.name):
+        if len(current.readers) != 1:
+            return ""
+        current = current.readers[0]
+    return current.name

@@ -103,17 +103,18 @@ def test_inspect_shows_the_report(quantized) -> None:
 
 
 def test_a_layer_is_kept_in_float_on_request(tmp_path: Path, quantized, images) -> None:
-    name = quantized.quantization.layers[3].name
+    layer = quantized.quantization.layers[3]
+    assert layer.origin == "block1_1_norm"
     data = tmp_path / "images.npy"
     np.save(data, images[:4])
     arguments = ["compile", str(MODEL), "--shape", "image=1,1,28,28", "--json", "--no-fallback"]
     arguments += ["--quantize", "int8", "--calibration", str(data), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*arguments, "--keep-float", name])
+    result = CliRunner().invoke(app, [*arguments, "--keep-float", "block1_1_norm"])
     assert result.exit_code == 0, result.output
     layers = json.loads(result.stdout)["quantization"]["layers"]
     kept = [layer for layer in layers if layer["computes"] == "float"]
     assert [(layer["name"], layer["reason"]) for layer in kept] == [
-        (name, "kept in float on request")
+        (layer.name, "kept in float on request")
     ]
 
 
