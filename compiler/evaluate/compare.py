@@ -14,8 +14,12 @@ from compiler.module.golden import largest_deviation
 TOLERANCE = 1e-3
 
 # The same where values are rounded to codes on the way: a value that lies within rounding of a
-# tie may become the next code on another machine, or in another implementation.
+# tie may become the next code on another machine.
 QUANTIZED_TOLERANCE = 2e-2
+
+# The same for another implementation, where codes differ sooner: networks with depthwise
+# convolutions make a tenth of the range of a single one.
+OTHER_CODES_TOLERANCE = 0.15
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from compiler.errors import ModelError
-from compiler.evaluate.compare import QUANTIZED_TOLERANCE, TOLERANCE
+from compiler.evaluate.compare import OTHER_CODES_TOLERANCE, TOLERANCE
 from compiler.evaluate.peers import OnnxRuntime, installed
 
 _ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm", "QuantizeLinear"})
@@ -26,7 +26,7 @@ class Reference:
     """
 
     def __init__(self, model: onnx.ModelProto, serialized: bytes, threads: int = 1) -> None:
-        self.tolerance = QUANTIZED_TOLERANCE if _rounds_to_codes(model) else TOLERANCE
+        self.tolerance = OTHER_CODES_TOLERANCE if _rounds_to_codes(model) else TOLERANCE
         self._outputs = [output.name for output in model.graph.output]
         self._session: OnnxRuntime | None = None
         self._evaluator: onnx.reference.ReferenceEvaluator | None = None

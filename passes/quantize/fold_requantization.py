@@ -136,9 +136,14 @@ class _Folder(BlockRewriter):
             return None
         units = total.offset / factor
         whole = np.rint(units)
-        # A bias that was an integer has been rounded to float32 twice since.
-        unsure = np.abs(whole) * 2.0**-22 + 1e-3
-        if (np.abs(units - whole) > unsure).any() or (unsure > 0.25).any():
+        # A bias that was an integer has been rounded to float32 since. What is lost if it was
+        # none is a thousandth of a step of the result.
+        lost = np.abs(units - whole)
+        if (
+            (lost > 0.1).any()
+            or (lost * np.abs(factor) > 1e-3).any()
+            or np.abs(whole).max() > 2**30
+        ):
             return None
         tensor = term.tensor
         if whole.any():

@@ -60,6 +60,12 @@ class Scaling:
     def quantized(self, bb: relax.BlockBuilder, values: relax.Expr) -> relax.Expr:
         """The codes of `values`."""
         stored = NARROW_INTEGERS.get(self.dtype, self.dtype)
+        if stored == self.dtype and not static_shape(self.scale) and _is_parameter(bb, values):
+            # The standard divides; the reciprocal that kernels multiply with gives some values
+            # the next code. Here it costs nothing, and nothing else can undo it later.
+            whole = bb.emit(relax.op.divide(values, self.scale))
+            one = relax.const(1.0, dtype_of(self.scale))
+            return bb.emit(relax.op.quantize(whole, one, self.zero_point, self.axis, stored))
         if self.block:
             scale, zero_point = self._elementwise(bb, static_shape(values))
             rounded = relax.op.round(relax.op.divide(values, scale))
@@ -164,6 +170,11 @@ def _zero_point(
     if array is not None and array.size == 1:
         return constant(np.broadcast_to(array.reshape(()), shape))
     raise ValueError(f"{what}: the zero point has the shape {list(given)}, its scale {list(shape)}")
+
+
+def _is_parameter(bb: relax.BlockBuilder, values: relax.Expr) -> bool:
+    """Whether `values` is an input of the graph, which no earlier operator has computed."""
+    return isinstance(values, relax.Var) and bb.lookup_binding(values) is None
 
 
 def codes_dtype(expr: relax.Expr | None, attr: Any, position: int) -> str:
