@@ -85,20 +85,22 @@ def latencies(
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}
 
 
-def images(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly spaced images, normalised `[N, 3, 32, 32]`, and their classes."""
-    stored = np.load(path)
-    chosen = np.arange(count) * len(stored["x"]) // count
-    pixels = (stored["x"][chosen].astype(np.float32) - CIFAR_MEAN) / CIFAR_STD
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), stored["y"][chosen].ravel()
+def cifar_images(archive: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images, normalised `[N, 3, 32, 32]`, and their classes: all, or `count` evenly spaced."""
+    with np.load(archive) as stored:
+        total = len(stored["x"])
+        chosen = np.arange(count or total) * total // (count or total)
+        pixels, classes = stored["x"][chosen], stored["y"][chosen].astype(int).ravel()
+    normalised = (pixels.astype(np.float32) - CIFAR_MEAN) / CIFAR_STD
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), classes
 
 
 def classification(options: argparse.Namespace, formats: Sequence[str]) -> Table:
     """Top-1, size and latency of ResNet-18 on CIFAR-10."""
     model = options.models_dir / "resnet18_cifar10.onnx"
     floats = sum(4 * int(np.prod(tensor.dims)) for tensor in onnx.load(model).graph.initializer)
-    seen, _ = images(options.cifar_dir / "cifar10_train10k.npz", CALIBRATION_IMAGES)
-    pixels, classes = images(options.cifar_dir / "cifar10_test.npz", options.images)
+    seen, _ = cifar_images(options.cifar_dir / "cifar10_train10k.npz", CALIBRATION_IMAGES)
+    pixels, classes = cifar_images(options.cifar_dir / "cifar10_test.npz", options.images)
     results: Table = {}
     shapes = {"input": (1, 3, 32, 32)}
     with modules(model, formats, seen, shapes=shapes, threads=options.threads) as found:

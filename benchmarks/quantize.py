@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from compressed_weights import compressed_weights
+from compressed_weights import cifar_images, compressed_weights
 from models import CACHE
 from topologies import IMAGE, write
 
@@ -35,7 +35,6 @@ LABELLED = {
     "efficientnet_lite0": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
 }
 # of pixels in 0..255, red, green, blue
-CIFAR = {"mean": (125.307, 122.961, 113.8575), "std": (62.985, 62.0925, 66.708)}
 CALIBRATION_SAMPLES = 100
 
 
@@ -222,14 +221,6 @@ def labelled_sets(
         fresh = [(image[None], int(label)) for image, label in zip(images, labels, strict=True)]
         model = options.models_dir / "resnet18_cifar10.onnx"
         yield "resnet18_cifar10", model, known[:CALIBRATION_SAMPLES], fresh
-
-
-def cifar_images(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images (N, 3, 32, 32) float32 and their labels (N,)."""
-    with np.load(archive) as arrays:
-        pixels, labels = arrays["x"].astype(np.float32), arrays["y"].astype(int)
-    mean, std = np.float32(CIFAR["mean"]), np.float32(CIFAR["std"])
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2)), labels
 
 
 def accuracy(options: argparse.Namespace) -> dict[str, dict[str, float]]:
