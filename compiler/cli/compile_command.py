@@ -12,7 +12,13 @@ from compiler.cli.options import AsJson
 from compiler.cli.quantization import print_quantization, write_json
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
-from compiler.quantization.config import QuantizationConfig, parse_numbers, parse_resize
+from compiler.quantization.config import (
+    AUTO,
+    QuantizationConfig,
+    parse_choice,
+    parse_numbers,
+    parse_resize,
+)
 
 
 @output.reported
@@ -66,6 +72,13 @@ def compile_model(
     observer: Annotated[
         str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
     ] = "percentile",
+    equalize: Annotated[
+        str, typer.Option(help="Cross-layer equalisation: on, off, or auto: as the data prefer.")
+    ] = AUTO,
+    smooth: Annotated[str, typer.Option(help="SmoothQuant: on, off, or auto.")] = AUTO,
+    correct_bias: Annotated[
+        bool, typer.Option(help="Make up for rounded weights in the biases.")
+    ] = True,
     max_drop: Annotated[
         float | None,
         typer.Option(metavar="POINTS", help="Top-1 points that may be lost; needs labels."),
@@ -122,6 +135,9 @@ def compile_model(
             layout=layout,
             resize=None if resize is None else parse_resize(resize),
             observer=observer,
+            equalize=parse_choice("--equalize", equalize),
+            smooth=parse_choice("--smooth", smooth),
+            correct_bias=correct_bias,
             group_size=group_size,
             keep_float=tuple(keep_float or ()),
             max_drop=max_drop,

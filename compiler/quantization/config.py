@@ -129,6 +129,14 @@ def _check_bound(option: str, value: float | None, meaning: str, least: float) -
         raise ConfigError(f"{option} {value}: expected {meaning}")
 
 
+def parse_choice(option: str, text: str) -> bool | str:
+    """`on`, `off` or `auto`; ConfigError names the option."""
+    choices: dict[str, bool | str] = {"on": True, "off": False, AUTO: AUTO}
+    if text not in choices:
+        raise ConfigError(f"{option} {text}: choose from {', '.join(choices)}")
+    return choices[text]
+
+
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:
     """`0.485,0.456,0.406` -> numbers; ConfigError names the option."""
     try:

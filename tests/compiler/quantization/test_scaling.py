@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 import compiler
+from compiler.cli import app
 from compiler.errors import ConfigError
 from compiler.quantization.comparison import float_output
+from compiler.quantization.config import AUTO, parse_choice
 
 _RANDOM = np.random.default_rng(3)
 
@@ -102,6 +105,16 @@ def test_the_better_way_is_chosen_and_told(tmp_path, make, option, told) -> None
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="smooth often: expected True, False or auto"):
         compiler.QuantizationConfig(calibration="random", smooth="often")
+
+
+def test_the_command_line_switches_them(tmp_path) -> None:
+    assert [parse_choice("--smooth", text) for text in ("on", "off", "auto")] == [True, False, AUTO]
+    path = tmp_path / "block.onnx"
+    path.write_bytes(block().SerializeToString())
+    arguments = ["compile", str(path), "-o", str(tmp_path / "m"), "--quantize", "int8"]
+    arguments += ["--calibration", "random", "--smooth", "often"]
+    result = CliRunner().invoke(app, arguments)
+    assert "--smooth often: choose from on, off, auto" in f"{result.output} {result.exception}"
 
 
 def test_noise_is_measured_on_floats() -> None:
