@@ -204,5 +204,5 @@ class _Outcome:
             return replace(layer, reason="slower in integers")
         if self.accuracy is not None and layer.name in self.accuracy.kept:
             noise = self.accuracy.kept[layer.name]
-            return replace(layer, reason="kept for accuracy", sensitivity=noise)
+            return replace(layer, reason="for accuracy", sensitivity=noise)
         return layer

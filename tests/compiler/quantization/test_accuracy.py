@@ -79,7 +79,7 @@ def test_the_sensitive_layer_stays_in_float(tmp_path: Path, model: Path, samples
     ).quantization
     assert [layer.computes for layer in report.layers] == ["integer", _KEPT, "integer"]
     kept = report.layers[1]
-    assert kept.reason == "kept for accuracy"
+    assert kept.reason == "for accuracy"
     assert kept.sensitivity > 0.05
     assert kept.integer_seconds is not None and kept.cost_seconds is not None
     assert report.agreement >= 0.97 and report.evaluated_samples == 64
