@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     )
     from compiler.module.loader import Module, load
     from compiler.quantization.config import QuantizationConfig
+    from compiler.tuning.job import tune
+    from compiler.tuning.report import TuneOptions, TuneReport
 
 __all__ = [
     "ArtifactError",
@@ -49,12 +51,15 @@ __all__ = [
     "ShapeError",
     "TargetError",
     "TinsmithError",
+    "TuneOptions",
+    "TuneReport",
     "UnsafeModelError",
     "UnsupportedOpError",
     "VerificationError",
     "compile",
     "compile_to",
     "load",
+    "tune",
 ]
 
 _HOMES = {
@@ -65,6 +70,9 @@ _HOMES = {
     "compile": "compiler.api",
     "compile_to": "compiler.api",
     "load": "compiler.module.loader",
+    "TuneOptions": "compiler.tuning.report",
+    "TuneReport": "compiler.tuning.report",
+    "tune": "compiler.tuning.job",
 }
 
 

@@ -23,12 +23,15 @@ PUBLIC = [
     "ShapeError",
     "TargetError",
     "TinsmithError",
+    "TuneOptions",
+    "TuneReport",
     "UnsafeModelError",
     "UnsupportedOpError",
     "VerificationError",
     "compile",
     "compile_to",
     "load",
+    "tune",
 ]
 
 

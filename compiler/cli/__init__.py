@@ -18,8 +18,10 @@ from compiler.cli import (
     compile_command,
     demo_command,
     inspect_command,
+    logs_command,
     run_command,
     targets_command,
+    tune_command,
     verify_command,
 )
 from compiler.cli.output import DEBUG_VARIABLE
@@ -39,6 +41,7 @@ app = typer.Typer(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command.compile_model,
+    "tune": tune_command.tune_model,
     "run": run_command.run_module,
     "bench": bench_command.bench_module,
     "verify": verify_command.verify_module,
@@ -48,6 +51,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(logs_command.app, name="logs")
 
 
 def main() -> None:

@@ -1,0 +1,185 @@
+"""`tinsmith logs`: what is in tuning logs, and keeping them small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson
+from compiler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from compiler.tuning.records import Subject
+    from compiler.tuning.store import Shelf, Store
+
+app = typer.Typer(
+    help="List, show, merge, prune and export tuning records.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+Log = Annotated[
+    Path | None, typer.Option("--log", metavar="DIR", help="Default: the user's cache.")
+]
+Target = Annotated[
+    str, typer.Option("--target", help="Name, or beginning of the name, of a folder in the log.")
+]
+
+
+@app.command("list")
+@output.reported
+def list_logs(log: Log = None, as_json: AsJson = False) -> None:
+    """The machines in a log, with their numbers of records and trials.
+
+    **Example:** `tinsmith logs list --log tuning_logs/`
+    """
+    rows = [
+        {
+            "target": shelf.name,
+            "records": len(shelf.records()),
+            "stale": sum(_is_stale(subject) for subject in shelf.records()),
+            "trials": sum(len(tried) for tried in shelf.trials().values()),
+            "damaged_lines": shelf.damaged(),
+        }
+        for shelf in _store(log).shelves()
+    ]
+    if as_json:
+        output.print_json(rows)
+        return
+    header = ("target", "records", "stale", "trials", "damaged lines")
+    output.print_table(str(_folder(log)), header, [tuple(row.values()) for row in rows])
+
+
+@app.command("show")
+@output.reported
+def show_log(log: Log = None, target: Target = "", as_json: AsJson = False) -> None:
+    """The records of a log, and the candidates that failed.
+
+    **Example:** `tinsmith logs show --target x86-64-v4`
+    """
+    shelves = [shelf for shelf in _store(log).shelves() if shelf.name.startswith(target)]
+    if not shelves:
+        raise ConfigError(f"{_folder(log)}: no target whose name begins with {target!r}")
+    for shelf in shelves:
+        _show(shelf, as_json)
+
+
+@app.command("merge")
+@output.reported
+def merge_logs(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="The log to take from.")],
+    log: Log = None,
+) -> None:
+    """Take over what is better in another log, and its trials.
+
+    **Example:** `tinsmith logs merge from_the_board/ --log tuning_logs/`
+    """
+    _copy(_existing(source), _folder(log), trials=True)
+
+
+@app.command("export")
+@output.reported
+def export_log(
+    destination: Annotated[Path, typer.Argument(metavar="DIR", help="The log to write to.")],
+    log: Log = None,
+) -> None:
+    """Write the records, without the trials, to another log.
+
+    **Example:** `tinsmith logs export for_the_others/`
+    """
+    _copy(_store(log), destination, trials=False)
+
+
+@app.command("prune")
+@output.reported
+def prune_log(
+    log: Log = None,
+    trials: Annotated[bool, typer.Option("--trials", help="Drop all trials, too.")] = False,
+) -> None:
+    """Drop what does not count any more: superseded, damaged, of old template versions.
+
+    **Example:** `tinsmith logs prune --trials`
+    """
+    for shelf in _store(log).shelves():
+        before, after = shelf.prune(_versions(), trials=trials)
+        output.say(f"{shelf.name}: {before} lines became {after}")
+
+
+def _folder(log: Path | None) -> Path:
+    from compiler.tuning.lookup import user_folder
+
+    return log or user_folder()
+
+
+def _store(log: Path | None) -> Store:
+    return _existing(_folder(log))
+
+
+def _existing(folder: Path) -> Store:
+    from compiler.tuning.store import Store
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    return Store(folder)
+
+
+def _versions() -> dict[str, int]:
+    from targets.cpu.schedule import TEMPLATES
+
+    return {template.name: template.version for template in TEMPLATES}
+
+
+def _is_stale(subject: Subject) -> bool:
+    return _versions().get(subject.template) != subject.version
+
+
+def _copy(source: Store, destination: Path, *, trials: bool) -> None:
+    from compiler.tuning.store import Store
+
+    found = list(source.shelves())
+    if not found:
+        raise ConfigError(f"{source.folder}: has no records")
+    target = Store(destination)
+    for shelf in found:
+        taken = target.make_shelf(shelf.name, shelf.target()).merge(shelf, trials=trials)
+        output.say(f"{shelf.name}: {taken} of {len(shelf.records())} records taken over")
+
+
+def _show(shelf: Shelf, as_json: bool) -> None:
+    records = sorted(shelf.records().values(), key=lambda record: record.ratio)
+    failed = [
+        trial for tried in shelf.trials().values() for trial in tried.values() if trial.failure
+    ]
+    if as_json:
+        output.print_json(
+            {
+                "target": shelf.target(),
+                "records": [record.to_dict() for record in records],
+                "failed": [trial.to_dict() for trial in failed],
+            }
+        )
+        return
+    output.print_table(
+        shelf.name,
+        ("kernel", "template", "decisions", "ratio", "us", "trials", "model", "date"),
+        [
+            (
+                record.provenance.get("kernel", record.subject.workload),
+                f"{record.subject.template} {record.subject.version}"
+                + (" (stale)" if _is_stale(record.subject) else ""),
+                " ".join(f"{name}={value}" for name, value in record.decisions.items()),
+                f"{record.ratio:.3f}",
+                f"{record.seconds * 1e6:.1f}",
+                record.trials,
+                record.provenance.get("model", ""),
+                record.provenance.get("date", ""),
+            )
+            for record in records
+        ],
+        left=3,
+    )
+    for trial in failed:
+        decided = " ".join(f"{name}={value}" for name, value in trial.decisions.items())
+        output.say(f"failed: {trial.subject.template} {decided}: {trial.failure}")

@@ -1,0 +1,185 @@
+"""`tinsmith tune`: search the decisions of a model's kernels on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from compiler.cli import output
+from compiler.cli.options import AsJson
+from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
+from compiler.errors import ConfigError
+from compiler.quantization.config import QuantizationConfig
+
+if TYPE_CHECKING:
+    from compiler.tuning.report import JobView, TaskRow, TuneOptions, TuneReport
+
+_ROWS = 24
+_COLUMNS = ("kernel", "template", "calls", "share", "us", "best", "trials", "failed", "")
+
+
+@output.reported
+def tune_model(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL.onnx", help="The model to tune.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="This machine, by name.")] = "native",
+    minutes: Annotated[float, typer.Option(help="Wall time to spend, about.")] = 10.0,
+    trials: Annotated[int, typer.Option(help="Most candidates for one kernel.")] = 160,
+    tasks: Annotated[
+        int, typer.Option(help="How many kernels, slowest first; 0: all that matter.")
+    ] = 0,
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Records and trials; default: the user's cache."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on, or search all kernels again.")
+    ] = True,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
+    ] = 0,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Tune the quantised model.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Samples, or `random`.")
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(metavar="JOBS.toml", help="Tune several models, as the file says."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search faster kernels for a model, and remember them for every later compilation.
+
+    **Example:** `tinsmith tune resnet50.onnx --target native --minutes 10`
+
+    Interrupt it at any time: the same command goes on. **Several models:** `tinsmith tune --job
+    jobs.toml`, with a `[[job]]` for each: `model = "resnet50.onnx"`, and any of `target`,
+    `minutes`, `trials`, `tasks`, `seed`, `threads`, `shapes`, `quantize`, `calibration`.
+    """
+    from compiler.tuning.report import TuneOptions
+
+    if (model is None) == (job is None):
+        raise ConfigError("give either MODEL.onnx or --job JOBS.toml")
+    if job is not None:
+        from compiler.cli.tune_jobs import run_jobs
+
+        run_jobs(job, log, fresh=not resume, as_json=as_json)
+        return
+    assert model is not None
+    config = CompileConfig(
+        target=target,
+        shapes=dict(map(parse_shape_option, shape or [])),
+        constants=dict(map(parse_constant_option, constant or [])),
+        threads=threads,
+        quantization=quantization_of(quantize, calibration),
+    )
+    options = TuneOptions(
+        minutes=minutes, trials=trials, tasks=tasks, log=log, seed=seed, fresh=not resume
+    )
+    report = tune_shown(model, config, options, hidden=as_json)
+    if as_json:
+        output.print_json(report.to_dict())
+    else:
+        print_report(report)
+
+
+def quantization_of(quantize: str | None, calibration: str | None) -> QuantizationConfig | None:
+    """The configuration of two options. Raises ConfigError if they do not fit."""
+    if quantize is None:
+        if calibration is not None:
+            raise ConfigError("--calibration is for quantising: add --quantize int8")
+        return None
+    return QuantizationConfig(format=quantize, calibration=calibration)
+
+
+def tune_shown(
+    model: Path, config: CompileConfig, options: TuneOptions, hidden: bool
+) -> TuneReport:
+    """Run a job with a live table; an interruption is told with how to go on."""
+    from compiler.tuning.job import tune  # imports TVM
+
+    try:
+        with live_table(f"tune {model.name}", hidden) as show:
+            return tune(model, config=config, options=options, progress=show)
+    except KeyboardInterrupt:
+        output.note("what was measured is kept: the same command goes on from here")
+        raise
+
+
+@contextmanager
+def live_table(title: str, hidden: bool) -> Iterator[Callable[[JobView], None]]:
+    """A table on standard error that follows a job; nothing if `hidden` or not a terminal."""
+    screen = Console(stderr=True, highlight=False)
+    if hidden or not screen.is_terminal:
+        yield lambda view: None
+        return
+    with Live(console=screen, transient=True, auto_refresh=False) as live:
+
+        def show(view: JobView) -> None:
+            eta = f"{view.eta_seconds:.0f} s left at most"
+            head = f"{title}: {view.phase}, {view.seconds:.0f} s, {eta}"
+            table = Table(title=head, title_justify="left", title_style="bold")
+            for index, column in enumerate(_COLUMNS):
+                table.add_column(column, justify="left" if index in (0, 1, 8) else "right")
+            for row in view.rows[:_ROWS]:
+                table.add_row(*_cells(row))
+            live.update(table, refresh=True)
+
+        yield show
+
+
+def _cells(row: TaskRow) -> tuple[str, ...]:
+    kernel = row.kernel.split()[0]
+    others = len(row.kernel.split()) - 1
+    return (
+        f"{kernel} +{others}" if others else kernel,
+        row.template,
+        str(row.calls),
+        f"{row.share:.1%}",
+        f"{row.microseconds:.1f}",
+        f"{row.ratio:.3f}",
+        str(row.trials),
+        str(row.failures),
+        row.state,
+    )
+
+
+def print_report(report: TuneReport) -> None:
+    """The kernels, what was left alone, notes, and one line for the model."""
+    if report.rows:
+        output.print_table(
+            "kernels (best: time relative to the template's default)",
+            _COLUMNS,
+            [_cells(row) for row in report.rows],
+            left=2,
+        )
+    reasons: dict[str, int] = {}
+    for _, reason in report.left_alone:
+        told = "take too little time to matter" if reason.startswith("takes") else reason
+        reasons[told] = reasons.get(told, 0) + 1
+    for reason, count in reasons.items():
+        output.say(f"left alone: {count} kernels: {reason}")
+    for remark in report.notes:
+        output.note(remark)
+    if report.trials:
+        output.say(f"{report.overhead:.0%} of the time was spent neither building nor measuring")
+    output.say(f"{report.model}: {report.summary()}")

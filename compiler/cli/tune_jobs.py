@@ -1,0 +1,96 @@
+"""`tinsmith tune --job jobs.toml`: several models, one after the other, with a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.cli import output
+from compiler.cli.tune_command import quantization_of, tune_shown
+from compiler.config import CompileConfig
+from compiler.errors import ConfigError, TinsmithError
+
+if TYPE_CHECKING:
+    from compiler.tuning.report import TuneOptions, TuneReport
+
+_OPTIONS = ("minutes", "trials", "tasks", "seed")
+_KEYS = {*_OPTIONS, "model", "target", "threads", "shapes", "quantize", "calibration"}
+
+
+def read_jobs(path: Path) -> list[dict[str, Any]]:
+    """The tables of the file, with models relative to its folder. Raises ConfigError."""
+    try:
+        toml = import_module("tomllib")
+    except ModuleNotFoundError as error:
+        raise ConfigError("--job needs Python 3.11 or later, which can read TOML") from error
+    try:
+        content = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--job {path}: {error}") from error
+    jobs = content.get("job")
+    if set(content) != {"job"} or not isinstance(jobs, list) or not jobs:
+        raise ConfigError(f"--job {path}: expected [[job]] tables and nothing else")
+    for number, job in enumerate(jobs, 1):
+        unknown = sorted(set(job) - _KEYS)
+        if unknown:
+            raise ConfigError(
+                f"--job {path}: job {number}: unknown key {unknown[0]}; known are "
+                f"{', '.join(sorted(_KEYS))}"
+            )
+        if not isinstance(job.get("model"), str):
+            raise ConfigError(f'--job {path}: job {number}: no model = "FILE.onnx"')
+        job["model"] = path.parent / job["model"]
+    return jobs
+
+
+def run_jobs(path: Path, log: Path | None, fresh: bool, as_json: bool) -> None:
+    """Run every job; one that fails is told in the summary and does not stop the others.
+
+    Raises ConfigError before the first begins if the file is wrong, and at the end if a job
+    has failed.
+    """
+    jobs = [(job["model"], *_parsed(job, log, fresh)) for job in read_jobs(path)]
+    done: list[tuple[Path, TuneReport | TinsmithError]] = []
+    for model, config, options in jobs:
+        try:
+            done.append((model, tune_shown(model, config, options, hidden=as_json)))
+        except TinsmithError as error:
+            done.append((model, error))
+    if as_json:
+        output.print_json(
+            [
+                {"model": str(model), "error": str(result)}
+                if isinstance(result, TinsmithError)
+                else result.to_dict()
+                for model, result in done
+            ]
+        )
+    else:
+        rows = [(model.name, *_row(result)) for model, result in done]
+        output.print_table("jobs", ("model", "result"), rows, left=2)
+    failed = [model.name for model, result in done if isinstance(result, TinsmithError)]
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
+
+
+def _parsed(
+    job: Mapping[str, Any], log: Path | None, fresh: bool
+) -> tuple[CompileConfig, TuneOptions]:
+    from compiler.tuning.report import TuneOptions
+
+    config = CompileConfig(
+        target=job.get("target", "native"),
+        shapes=job.get("shapes", {}),
+        threads=job.get("threads", 0),
+        quantization=quantization_of(job.get("quantize"), job.get("calibration")),
+    )
+    chosen = {name: job[name] for name in _OPTIONS if name in job}
+    return config, TuneOptions(**chosen, log=log, fresh=fresh)
+
+
+def _row(result: TuneReport | TinsmithError) -> tuple[str]:
+    if isinstance(result, TinsmithError):
+        return (" ".join(f"failed: {result}".split()),)
+    return (result.summary(),)

@@ -1,0 +1,78 @@
+"""The end of a job: new records are kept if they make the whole model faster.
+
+A kernel that is faster alone may not be in the model, where its neighbours leave
+other data in the caches. So the module with the new records and the one with
+those before take turns, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compiler.evaluate.bench import bench
+from compiler.evaluate.compare import compare_all
+from compiler.module.loader import load
+from compiler.module.writer import write_module
+from compiler.preparation import Prepared
+from compiler.tuning.lookup import ChosenRecords
+from compiler.tuning.records import Record
+from targets.cpu.schedule import RecordLookup, schedule_module
+
+_RUNS = 60
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The records that are kept, and the medians of the model without and with them."""
+
+    kept: tuple[Record, ...]
+    before_ms: float = 0.0
+    after_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def accept(
+    prepared: Prepared, before: Path, new: Sequence[Record], old: RecordLookup | None, threads: int
+) -> Verdict:
+    """Which of `new`, the most valuable first, make the model faster than the module `before`.
+
+    If all of them together do not, the less valuable half is dropped, until the rest does or
+    none is left. `old` are the records that `before` was compiled with.
+    """
+    chosen = tuple(new)
+    notes: list[str] = []
+    while chosen:
+        with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-") as folder:
+            after = build(prepared, ChosenRecords(chosen, old), Path(folder) / "module")
+            if _agrees(after, prepared, threads):
+                report = bench(before, None, _RUNS, threads, further={"new": ("tinsmith", after)})
+                before_ms, after_ms = (timing.median for timing in report.timings)
+                if after_ms < before_ms:
+                    return Verdict(chosen, before_ms, after_ms, tuple(notes))
+                told = f"{after_ms:.3f} ms instead of {before_ms:.3f} ms for the whole model"
+            else:
+                told = "the model's results differ from the reference"
+        notes.append(f"{len(chosen)} new records together do not help: {told}")
+        chosen = chosen[: len(chosen) // 2]
+    return Verdict((), notes=tuple(notes))
+
+
+def build(prepared: Prepared, records: RecordLookup | None, folder: Path) -> Path:
+    """The prepared model, scheduled with `records`, as a module in `folder`."""
+    scheduled, kernels = schedule_module(prepared.pipeline.fused, prepared.lowered.spec, records)
+    lowered = replace(prepared.lowered, module=scheduled, kernels=kernels)
+    return write_module(lowered, folder, golden=prepared.golden, forms=("shared",)).path
+
+
+def _agrees(path: Path, prepared: Prepared, threads: int) -> bool:
+    golden = prepared.golden
+    if golden is None:
+        return True
+    names = prepared.lowered.output_names
+    with load(path, threads=threads) as module:
+        actual = dict(zip(names, module.run(golden.inputs), strict=True))
+    expected = dict(zip(names, golden.outputs, strict=True))
+    return all(one.agrees for one in compare_all(actual, expected, golden.tolerance))

@@ -1,0 +1,77 @@
+"""Which task gets the next batch: the one from which the most time is expected to be saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.tuning.records import Trial, decisions_key
+from compiler.tuning.report import TaskRow
+from compiler.tuning.search import Search
+from compiler.tuning.tasks import Task
+from targets.cpu.template import Decisions
+
+BATCH = 24
+# A batch that gains less has gained nothing; after so many of them the search ends.
+_GAIN = 0.005
+_PATIENCE = 2
+# What the first batch of a task is expected to gain; half of that after each that gains nothing.
+_HOPE = 0.1
+
+
+@dataclass
+class TaskState:
+    """A task with its search. `trials` counts those of this job, `known` those before it."""
+
+    index: int
+    task: Task
+    search: Search
+    known: int = 0
+    trials: int = 0
+    failures: int = 0
+    idle: int = 0
+    last_gain: float = 0.0
+    abandoned: str = ""
+    ratio: float | None = None
+    winner: tuple[Decisions, float, float] | None = None
+
+    def add(self, trials: list[Trial]) -> None:
+        """Take over what was measured."""
+        before = self.search.best[1]
+        for trial in trials:
+            self.search.tried[decisions_key(trial.decisions)] = trial.ratio
+        self.trials += len(trials)
+        self.failures += sum(bool(trial.failure) for trial in trials)
+        after = self.search.best[1]
+        self.last_gain = max(0.0, 1 - after / before)
+        self.idle = 0 if self.last_gain >= _GAIN else self.idle + 1
+
+    def is_done(self, most_trials: int) -> bool:
+        """Whether nothing is expected of more trials, or no more are allowed."""
+        return bool(
+            self.abandoned
+            or not self.search.left
+            or self.known + self.trials >= most_trials
+            or self.idle >= _PATIENCE
+        )
+
+    @property
+    def expected_gain(self) -> float:
+        """Seconds of a run of the model that the next batch is expected to save."""
+        hope = _HOPE * 0.5**self.idle
+        return self.task.seconds * self.search.best[1] * max(self.last_gain, hope)
+
+    def row(self, most_trials: int) -> TaskRow:
+        """What is shown of the task."""
+        best = min(1.0, self.search.best[1] if self.ratio is None else self.ratio)
+        state = "done" if self.is_done(most_trials) else "searching" if self.trials else "waiting"
+        return TaskRow(
+            kernel=self.task.name,
+            template=self.task.subject.template,
+            calls=self.task.calls,
+            share=self.task.share,
+            microseconds=self.task.seconds / max(self.task.calls, 1) * 1e6,
+            ratio=best,
+            trials=self.known + self.trials,
+            failures=self.failures,
+            state=self.abandoned or state,
+        )

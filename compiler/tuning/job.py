@@ -1,0 +1,371 @@
+"""A tuning job: profile, search, measure, confirm, compare the whole model, remember.
+
+Everything that is measured is on the disk before the next batch begins, so that
+a job that was killed goes on where it was: the same command measures what is not
+in the log. Records are written at the end, when the whole model has become
+faster; a kernel whose search found nothing gets a record of its default, so that
+no job searches it again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compiler.config import CompileConfig
+from compiler.errors import BuildError, ConfigError, TargetError
+from compiler.evaluate.inputs import random_inputs, signature_of
+from compiler.evaluate.roofline import cpu_name
+from compiler.module.base import StepTime
+from compiler.module.loader import load
+from compiler.module.version import tinsmith_version
+from compiler.preparation import Clock, Prepared, prepare, target_of
+from compiler.quantization.timing import local_spec
+from compiler.tuning.acceptance import Verdict, accept, build
+from compiler.tuning.allocation import BATCH, TaskState
+from compiler.tuning.cost_model import CostModel, Samples
+from compiler.tuning.lookup import ChosenRecords, StoredRecords, packaged_folder, user_folder
+from compiler.tuning.measure import Ledger, Measurer
+from compiler.tuning.records import Record, Subject, Trial, decisions_key
+from compiler.tuning.report import JobView, TuneOptions, TuneReport
+from compiler.tuning.search import Search
+from compiler.tuning.store import Shelf, Store
+from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
+from compiler.tuning.variants import kernel_seconds
+from targets.cpu.template import Decisions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Progress = Callable[[JobView], None]
+
+# Rounds and seconds of a batch; how many of the fastest are tried in the model, and how long.
+_ROUNDS = 30
+_SECONDS = (0.1, 0.8)
+_CONFIRMED = 3
+_CONFIRM_SECONDS = 4.0
+# A kernel must gain that much when it is measured in the model.
+_LEAST_GAIN = 0.015
+_PROFILE_RUNS = 15
+
+
+def tune(
+    model: str | Path | ModelProto,
+    *,
+    config: CompileConfig | None = None,
+    options: TuneOptions | None = None,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Search the decisions of a model's kernels on this machine, and remember the best.
+
+    `config` says how the model is compiled (target, shapes, threads, quantization), `options`
+    how long and where to search. `compiler.compile` uses what was found from then on. A job
+    that is interrupted loses nothing: the same call goes on.
+
+    Raises a subclass of TinsmithError: as `compiler.compile` does, TargetError for a target that
+    is not this machine, ConfigError for a folder that is no tuning log, is in use by another
+    job, or for a model without a kernel that leaves anything to decide.
+    """
+    config, options = config or CompileConfig(), options or TuneOptions()
+    spec = target_of(config)
+    if local_spec(spec) is None:
+        raise TargetError(
+            f"target {config.target}: candidates are measured on this machine, which is another; "
+            "run the job there, or take --target native"
+        )
+    store = Store(options.log or user_folder())
+    others = [Store(folder) for folder in (user_folder(), packaged_folder())]
+    shelf = store.shelf_to_write(spec)
+    with shelf.exclusive():
+        records = StoredRecords([store, *others], spec)
+        return _Job(model, config, options, progress, store, shelf, records).run()
+
+
+class _Job:
+    def __init__(
+        self,
+        model: str | Path | ModelProto,
+        config: CompileConfig,
+        options: TuneOptions,
+        progress: Progress | None,
+        store: Store,
+        shelf: Shelf,
+        records: StoredRecords,
+    ) -> None:
+        self.begin = time.monotonic()
+        self.model, self.config, self.options = model, config, options
+        self.store, self.shelf, self.records = store, shelf, records
+        self.spec = target_of(config)
+        self.threads = config.threads or self.spec.cores
+        self.deadline = self.begin + options.minutes * 60
+        self.states: list[TaskState] = []
+        self.left_alone: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.ledger = Ledger()
+        self._progress = progress
+        self._samples: dict[str, list[Samples]] = {}
+        self._models: dict[str, CostModel] = {}
+
+    def run(self) -> TuneReport:
+        """The whole job."""
+        old = None if self.options.fresh else self.records
+        self.show("lowering")
+        prepared = prepare(self.model, self.config, self.spec, Clock(None), old)
+        self.notes += prepared.notes
+        kernels = distinct_kernels(prepared.pipeline.fused, self.spec)
+        tunable = {subject: task for subject, task in kernels.items() if len(task.space) > 1}
+        name = prepared.lowered.source_name
+        if not tunable:
+            raise ConfigError(f"{name}: no kernel leaves anything to decide; nothing can be tuned")
+        self.left_alone += [
+            (task.name, "has nothing to decide") for s, task in kernels.items() if s not in tunable
+        ]
+        digest = self._digest(tunable)
+        if not self.options.fresh and digest in self.shelf.finished_jobs():
+            return self._report(name, Verdict(()))
+        with tempfile.TemporaryDirectory(prefix="tinsmith-untuned-") as folder:
+            self.show("profiling")
+            before = build(prepared, old, Path(folder) / "module")
+            tasks = with_times(list(tunable.values()), self._profile(before, prepared))
+            self._choose(tasks)
+            if self.states:
+                self._search()
+                self.show("building the fastest")
+                self._confirm(prepared, before, old)
+            verdict = self._finish(prepared, before, old)
+        if all(state.trials + state.known for state in self.states if not state.abandoned):
+            self.shelf.add_finished_job(digest)
+        return self._report(name, verdict)
+
+    def show(self, phase: str) -> None:
+        """Tell the caller how far the job is."""
+        if self._progress is None:
+            return
+        rows = tuple(state.row(self.options.trials) for state in self.states)
+        now = time.monotonic()
+        self._progress(JobView(phase, rows, now - self.begin, max(0.0, self.deadline - now)))
+
+    def _digest(self, tunable: dict[Subject, Task]) -> str:
+        """Names the search: the kernels, and how many of them were to be searched."""
+        parts = [f"{s.template} {s.version} {s.workload}" for s in sorted(tunable)]
+        content = "\n".join([*parts, f"tasks {self.options.tasks}"])
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def _profile(self, module: Path, prepared: Prepared) -> list[StepTime]:
+        with load(module, threads=self.threads) as loaded:
+            if loaded.manifest.form != "self-contained":
+                raise BuildError(
+                    f"{prepared.lowered.source_name}: cannot be tuned in the VM form "
+                    f"({loaded.manifest.vm_reason}): bind its shapes with --shape"
+                )
+            if prepared.golden is not None:
+                inputs = list(prepared.golden.inputs)
+            else:
+                signature = signature_of(loaded.manifest.inputs)
+                inputs = list(random_inputs(signature, {}, self.config.seed).values())
+            loaded.run(inputs)
+            return loaded.profile(inputs, _PROFILE_RUNS)
+
+    def _choose(self, tasks: list[Task]) -> None:
+        """Make the states of the tasks that are searched, and say why others are not."""
+        trials = {} if self.options.fresh else self.shelf.trials()
+        near = [shelf.records() for shelf in self.store.near(self.spec)]
+        for task in tasks:
+            known = self.records.record(task.subject)
+            if known is not None and not self.options.fresh:
+                self.left_alone.append((task.name, "has a record"))
+            elif task.share < LEAST_SHARE:
+                self.left_alone.append((task.name, f"takes {task.share:.2%} of the time"))
+            elif self.options.tasks and len(self.states) >= self.options.tasks:
+                self.left_alone.append((task.name, f"--tasks {self.options.tasks}"))
+            else:
+                tried = {key: t.ratio for key, t in trials.get(task.subject, {}).items()}
+                starts = [shelf[task.subject] for shelf in near if task.subject in shelf]
+                index = len(self.states)
+                search = Search(
+                    task.space,
+                    task.numbers,
+                    self.options.seed + index,
+                    self.options.strategy,
+                    [record.decisions for record in starts],
+                    tried,
+                )
+                self.states.append(TaskState(index, task, search, known=len(tried) - 1))
+        self.shelf.add_workloads({s.task.subject.workload: s.task.numbers for s in self.states})
+        self._warm_start(trials)
+
+    def _warm_start(self, trials: dict[Subject, dict[tuple[tuple[str, int], ...], Trial]]) -> None:
+        """Teach the cost models what earlier jobs have measured of other workloads."""
+        own = {state.task.subject for state in self.states}
+        numbers = self.shelf.workloads()
+        for subject, tried in trials.items():
+            if subject not in own and subject.workload in numbers:
+                measured = list(tried.values())
+                sample = Samples(
+                    numbers[subject.workload],
+                    [trial.decisions for trial in measured],
+                    [trial.ratio for trial in measured],
+                )
+                self._samples.setdefault(subject.template, []).append(sample)
+        for state in self.states:
+            self._learn(state.task.subject.template)
+
+    def _learn(self, template: str) -> None:
+        if self.options.strategy != "model":
+            return
+        samples = list(self._samples.get(template, ()))
+        for state in self.states:
+            if state.task.subject.template == template:
+                tried = state.search.tried
+                listed = [d for d in state.task.space if decisions_key(d) in tried]
+                ratios = [tried[decisions_key(d)] for d in listed]
+                samples.append(Samples(state.task.numbers, listed, ratios))
+        model = self._models.setdefault(template, CostModel(self.options.seed))
+        model.fit(samples)
+
+    def _search(self) -> None:
+        # Confirmation and the comparison of whole models need their time too.
+        budget = self.deadline - self.begin
+        reserved = min(0.25 * budget, 60.0)
+        kernels = [state.task.kernel for state in self.states]
+        with Measurer(kernels, self.spec, extensions=self.options.extensions) as measurer:
+            self.ledger = measurer.ledger
+            while time.monotonic() < self.deadline - reserved:
+                open_states = [s for s in self.states if not s.is_done(self.options.trials)]
+                if not open_states:
+                    break
+                self.show("searching")
+                self._batch(measurer, max(open_states, key=lambda state: state.expected_gain))
+
+    def _batch(self, measurer: Measurer, state: TaskState) -> None:
+        subject = state.task.subject
+        model = self._models.setdefault(subject.template, CostModel(self.options.seed))
+        count = min(BATCH, self.options.trials - state.known - state.trials)
+        proposed = state.search.propose(count, model)
+        try:
+            measured = measurer.measure(state.index, proposed, self._seconds(state, len(proposed)))
+        except BuildError as error:
+            state.abandoned = "failed"
+            self.notes.append(f"kernel {state.task.name} is left alone: {error}")
+            return
+        trials = [
+            Trial(subject, decisions, failure=outcome.failure)
+            if outcome.failure
+            else Trial(subject, decisions, outcome.seconds, default)
+            for decisions, outcome, default in zip(
+                proposed, measured.outcomes, measured.default_seconds, strict=True
+            )
+        ]
+        self.shelf.add_trials(trials)
+        state.add(trials)
+        self._learn(subject.template)
+
+    def _confirm(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> None:
+        """Time the fastest of each kernel in the model: the best of many is partly luck."""
+        ranked = {s.index: s.search.fastest(_CONFIRMED) for s in self.states if not s.abandoned}
+        builds: list[dict[int, Decisions]] = [
+            {index: fastest[place] for index, fastest in ranked.items() if place < len(fastest)}
+            for place in range(_CONFIRMED)
+        ]
+        builds = [chosen for chosen in builds if chosen]
+        if not builds:
+            return
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="tinsmith-variants-") as folder:
+            paths = [before]
+            for number, chosen in enumerate(builds):
+                records = [
+                    Record(self.states[index].task.subject, decisions, 1.0, 1.0)
+                    for index, decisions in chosen.items()
+                ]
+                path = Path(folder) / f"variant{number}"
+                paths.append(build(prepared, ChosenRecords(records, old), path))
+            self.show("confirming")
+            times = kernel_seconds(paths, self.threads, _CONFIRM_SECONDS)
+        self.ledger.run_seconds += time.monotonic() - begin
+        if times is None:
+            self.notes.append("the fastest candidates crash together in the model; none is kept")
+            return
+        for number, chosen in enumerate(builds, 1):
+            for index, decisions in chosen.items():
+                self._consider(self.states[index], decisions, times[0], times[number])
+
+    @staticmethod
+    def _consider(
+        state: TaskState,
+        decisions: Decisions,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+    ) -> None:
+        """Let `decisions` win if no others have won by more."""
+        names = state.task.name.split()
+        default = sum(before.get(name, 0.0) for name in names) / state.task.calls
+        seconds = sum(after.get(name, 0.0) for name in names) / state.task.calls
+        if not default > 0 or not seconds > 0:
+            return
+        ratio = seconds / default
+        state.ratio = min(1.0, ratio, *([] if state.ratio is None else [state.ratio]))
+        if ratio <= 1 - _LEAST_GAIN and (state.winner is None or ratio <= state.ratio):
+            state.winner = (decisions, seconds, default)
+
+    def _seconds(self, state: TaskState, count: int) -> float:
+        one_call = state.task.seconds / max(state.task.calls, 1)
+        return float(np.clip(_ROUNDS * (count + 2) * one_call, *_SECONDS))
+
+    def _finish(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> Verdict:
+        """Compare whole models, and write the records."""
+        self.show("comparing whole models")
+        searched = [s for s in self.states if not s.abandoned and s.trials + s.known]
+        winners = [s for s in searched if s.winner is not None]
+        winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
+        new = [self._record(s, prepared.lowered.source_name) for s in winners]
+        verdict = accept(prepared, before, new, old, self.threads)
+        self.notes += verdict.notes
+        kept = {record.subject for record in verdict.kept}
+        rest = [s for s in searched if s.task.subject not in kept]
+        for state in rest:
+            state.winner, state.ratio = None, 1.0
+        defaults = [self._record(state, prepared.lowered.source_name) for state in rest]
+        self.shelf.add_records([*verdict.kept, *defaults])
+        return verdict
+
+    def _record(self, state: TaskState, model: str) -> Record:
+        one_call = state.task.seconds / max(state.task.calls, 1)
+        decisions, seconds, default = state.winner or (state.task.default, one_call, one_call)
+        provenance = {
+            "kernel": state.task.name,
+            "model": model,
+            "processor": cpu_name(),
+            "date": datetime.date.today().isoformat(),
+            "tinsmith": tinsmith_version(),
+        }
+        trials = state.known + state.trials
+        return Record(state.task.subject, decisions, seconds, default, trials, provenance)
+
+    def _report(self, name: str, verdict: Verdict) -> TuneReport:
+        seconds = time.monotonic() - self.begin
+        useful = self.ledger.build_seconds + self.ledger.run_seconds + self.ledger.lost_seconds
+        if self.ledger.crashes:
+            failed = sum(state.failures for state in self.states)
+            self.notes.append(f"{failed} candidates failed; see `tinsmith logs show`")
+        return TuneReport(
+            model=name,
+            target=self.config.target,
+            folder=self.shelf.folder,
+            rows=tuple(state.row(self.options.trials) for state in self.states),
+            left_alone=tuple(self.left_alone),
+            trials=sum(state.trials for state in self.states),
+            kept=len(verdict.kept),
+            before_ms=verdict.before_ms,
+            after_ms=verdict.after_ms,
+            seconds=seconds,
+            overhead=max(0.0, 1 - useful / seconds),
+            notes=tuple(self.notes),
+        )

@@ -1,0 +1,22 @@
+"""The kernels of a small model, unscheduled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler.frontends.onnx import import_onnx
+from compiler.pipeline import lower
+from compiler.tuning.tasks import Task, distinct_kernels
+from targets.registry import get_target
+
+
+@pytest.fixture(scope="session")
+def small_tasks(small_model_file: Path) -> tuple[Task, ...]:
+    """The tasks of `small_model`, convolutions first."""
+    spec = get_target("native")
+    imported = import_onnx(small_model_file, {}, {})
+    _, report = lower(imported.module, spec)
+    tasks = distinct_kernels(report.fused, spec).values()
+    return tuple(sorted(tasks, key=lambda task: task.subject))

@@ -1,0 +1,297 @@
+"""Whole jobs on a small model: what they find, remember, survive and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import compiler
+from compiler.cli import app
+from compiler.config import CompileConfig
+from compiler.errors import ConfigError, TargetError
+from compiler.tuning.records import Subject, decisions_key
+from compiler.tuning.report import JobView, TuneOptions
+from compiler.tuning.store import Shelf, Store
+from targets.registry import get_target
+
+RUNNER = CliRunner()
+
+
+def the_shelf(log: Path) -> Shelf:
+    (shelf,) = Store(log).shelves()
+    return shelf
+
+
+def counted(shelf: Shelf) -> dict[tuple[Subject, object], int]:
+    """How often each candidate stands in the log."""
+    lines = (shelf.folder / "trials.jsonl").read_text().splitlines()
+    counts: dict[tuple[Subject, object], int] = {}
+    for line in lines:
+        entry = json.loads(line)
+        subject = Subject(entry["template"], entry["version"], entry["workload"])
+        key = (subject, decisions_key(entry["decisions"]))
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    small_model_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[compiler.TuneReport, Path, list[JobView]]:
+    """A job of a few trials, its log, and what it showed."""
+    log = tmp_path_factory.mktemp("log")
+    views: list[JobView] = []
+    options = TuneOptions(minutes=4.0, trials=8, log=log)
+    report = compiler.tune(small_model_file, options=options, progress=views.append)
+    return report, log, views
+
+
+def test_a_job_measures_and_remembers(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]],
+) -> None:
+    report, log, views = tuned
+    shelf = the_shelf(log)
+    assert 0 < report.trials == sum(counted(shelf).values())
+    assert set(counted(shelf).values()) == {1}
+    assert all(row.ratio <= 1.0 for row in report.rows)
+    assert all(row.trials <= 8 for row in report.rows)
+    assert len(shelf.records()) == len(report.rows)
+    assert {view.phase for view in views} >= {"lowering", "profiling", "searching"}
+    assert json.loads(json.dumps(report.to_dict()))["kept"] == report.kept
+    spec = get_target("native")
+    assert shelf.target()["cpu"] == spec.llvm_cpu
+
+
+def test_the_same_job_again_has_nothing_to_do(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path
+) -> None:
+    _, log, _ = tuned
+    begin = time.monotonic()
+    again = compiler.tune(small_model_file, options=TuneOptions(trials=8, log=log))
+    assert again.trials == 0
+    assert "nothing to search" in again.summary()
+    assert time.monotonic() - begin < 60
+
+
+def test_a_compilation_takes_the_records(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
+) -> None:
+    report, log, _ = tuned
+    options = {"static_library": False, "runner": False}
+    with_log = compiler.compile_to(small_model_file, tmp_path / "a", log=log, **options)
+    without = compiler.compile_to(small_model_file, tmp_path / "b", tuned=False, **options)
+    assert f"{len(report.rows)} of " in with_log.coverage
+    assert without.coverage.startswith("0 of ")
+    sources = {entry["source"] for entry in with_log.manifest.kernels if entry["decisions"]}
+    assert "record" in sources
+    x = np.ones((1, 3, 8, 8), np.float32)
+    with compiler.load(tmp_path / "a") as first, compiler.load(tmp_path / "b") as second:
+        np.testing.assert_allclose(first(x)["scores"], second(x)["scores"], rtol=1e-4)
+
+
+def test_records_that_no_template_would_choose_are_not_applied(
+    small_model_file: Path, tmp_path: Path, tuned: tuple[compiler.TuneReport, Path, list[JobView]]
+) -> None:
+    _, log, _ = tuned
+    source = the_shelf(log)
+    hostile = Store(tmp_path / "log").make_shelf(source.name, source.target())
+    lines = (source.folder / "records.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        entry["decisions"] = dict.fromkeys(entry["decisions"], 2**30)
+    (hostile.folder / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    options = {"static_library": False, "runner": False}
+    report = compiler.compile_to(small_model_file, tmp_path / "m", log=tmp_path / "log", **options)
+    assert report.coverage.startswith("0 of ")
+
+
+def command(model: Path, log: Path) -> list[str]:
+    options = ["--minutes", "5", "--trials", "12", "--log", str(log), "--json"]
+    return [sys.executable, "-m", "compiler.cli", "tune", str(model), *options]
+
+
+def kill_and_resume(model: Path, log: Path, moments: list[float]) -> None:
+    """Kill jobs of the same log, run one to its end, and check what the log has."""
+    before: dict[tuple[Subject, object], int] = {}
+    for moment in moments:
+        job = subprocess.Popen(
+            command(model, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            # From the first trial on, or else every kill would come before anything happens.
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and job.poll() is None:
+                found = list(log.glob("*/trials.jsonl")) if log.exists() else []
+                if found and len(found[0].read_bytes()) > 0:
+                    break
+                time.sleep(0.05)
+            time.sleep(moment)
+        finally:
+            job.send_signal(signal.SIGKILL)
+            job.wait()
+        shelf = the_shelf(log)
+        now = {(subject, key): 1 for subject, tried in shelf.trials().items() for key in tried}
+        assert set(before) <= set(now), "a trial was lost"
+        before = now
+    result = subprocess.run(command(model, log), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    shelf = the_shelf(log)
+    final = counted(shelf)
+    assert set(before) <= set(final)
+    assert set(final.values()) == {1}, "a trial was repeated"
+    assert shelf.damaged() == 0
+    records = (shelf.folder / "records.jsonl").read_text().splitlines()
+    assert len(records) == len(shelf.records()) > 0
+
+
+def test_a_killed_job_goes_on(small_model_file: Path, tmp_path: Path) -> None:
+    kill_and_resume(small_model_file, tmp_path / "log", [0.1, 0.9])
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_at_twenty_moments_goes_on(
+    small_model_file: Path, tmp_path: Path
+) -> None:
+    moments = np.random.default_rng(0).uniform(0.0, 6.0, 20)
+    kill_and_resume(small_model_file, tmp_path / "log", [float(moment) for moment in moments])
+
+
+def test_candidates_that_misbehave_do_not_stop_the_job(
+    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("MISBEHAVE_AT", "vectors=1,rows=2")
+    options = TuneOptions(minutes=4.0, trials=6, tasks=1, log=tmp_path, extensions=("misbehaving",))
+    report = compiler.tune(small_model_file, options=options)
+    (row,) = report.rows
+    assert row.failures >= 1
+    assert row.trials > row.failures
+    failed = [
+        trial.failure
+        for tried in the_shelf(tmp_path).trials().values()
+        for trial in tried.values()
+        if trial.failure
+    ]
+    assert failed and all("SIGSEGV" in reason for reason in failed)
+    listed = RUNNER.invoke(app, ["logs", "show", "--log", str(tmp_path)])
+    assert "died of SIGSEGV" in listed.stdout
+
+
+def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="measured on this machine"):
+        compiler.tune(
+            small_model_file,
+            config=CompileConfig(target="cortex-a72"),
+            options=TuneOptions(log=tmp_path / "log"),
+        )
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "pdp-11"], "unknown target 'pdp-11'"),
+        (["--minutes", "0"], "minutes must be more than 0"),
+        (["--trials", "0"], "trials must be an integer of at least 1"),
+        (["--calibration", "random"], "--calibration is for quantising"),
+        (["--job", "jobs.toml"], "either MODEL.onnx or --job"),
+    ],
+)
+def test_bad_options_are_one_line(
+    small_model_file: Path, arguments: list[str], message: str
+) -> None:
+    result = RUNNER.invoke(app, ["tune", str(small_model_file), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_foreign_log_is_refused(small_model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "database_tuning_record.json").write_text("[]")
+    for arguments in (
+        ["tune", str(small_model_file)],
+        ["logs", "list"],
+        ["compile", str(small_model_file), "-o", str(tmp_path / "out")],
+    ):
+        result = RUNNER.invoke(app, [*arguments, "--log", str(tmp_path)])
+        assert result.exit_code == 2
+        assert "is no tuning log" in result.stderr
+
+
+def test_a_model_with_nothing_to_decide_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "add",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "add.onnx")
+    with pytest.raises(ConfigError, match="nothing can be tuned"):
+        compiler.tune(tmp_path / "add.onnx", options=TuneOptions(log=tmp_path / "log"))
+
+
+def test_a_second_job_waits_for_nobody(small_model_file: Path, tmp_path: Path) -> None:
+    shelf = Store(tmp_path).shelf_to_write(get_target("native"))
+    with shelf.exclusive(), pytest.raises(ConfigError, match="another tuning job"):
+        compiler.tune(small_model_file, options=TuneOptions(log=tmp_path))
+
+
+def test_job_files(small_model_file: Path, tmp_path: Path) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reading TOML needs Python 3.11")
+    jobs = tmp_path / "jobs.toml"
+    log = ["--log", str(tmp_path / "log"), "--json"]
+    jobs.write_text('[[job]]\nmodel = "missing.onnx"\n')
+    result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
+    assert result.exit_code == 2
+    assert "1 of 1 jobs failed: missing.onnx" in result.stderr
+    for content, message in (
+        ("[[job]]\nmodle = 1\n", "unknown key modle"),
+        ("[[job]]\nminutes = 1\n", "no model"),
+        ("minutes = 1\n", "expected [[job]] tables"),
+        ("[[job", "jobs.toml"),
+    ):
+        jobs.write_text(content)
+        result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
+        assert result.exit_code == 2
+        assert message in result.stderr
+    model = os.path.relpath(small_model_file, tmp_path)
+    jobs.write_text(f'[[job]]\nmodel = "{model}"\nminutes = 4\ntrials = 2\ntasks = 1\n')
+    result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)[0]["trials"] == 2
+
+
+def test_logs_commands(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]], tmp_path: Path
+) -> None:
+    report, log, _ = tuned
+    copy = tmp_path / "copy"
+    exported = RUNNER.invoke(app, ["logs", "export", str(copy), "--log", str(log)])
+    assert exported.exit_code == 0, exported.stderr
+    listed = RUNNER.invoke(app, ["logs", "list", "--log", str(copy), "--json"])
+    (row,) = json.loads(listed.stdout)
+    assert (row["records"], row["trials"], row["stale"]) == (len(report.rows), 0, 0)
+    merged = RUNNER.invoke(app, ["logs", "merge", str(log), "--log", str(copy)])
+    assert f"0 of {len(report.rows)} records" in merged.stdout
+    assert sum(counted(the_shelf(copy)).values()) == report.trials
+    pruned = RUNNER.invoke(app, ["logs", "prune", "--trials", "--log", str(copy)])
+    assert pruned.exit_code == 0
+    assert not the_shelf(copy).trials()
+    shown = RUNNER.invoke(app, ["logs", "show", "--log", str(copy), "--json"])
+    assert len(json.loads(shown.stdout)["records"]) == len(report.rows)
+    missing = RUNNER.invoke(app, ["logs", "list", "--log", str(tmp_path / "none")])
+    assert missing.exit_code == 2 and "no such folder" in missing.stderr
