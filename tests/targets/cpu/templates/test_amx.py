@@ -230,6 +230,21 @@ def test_a_row_vector_is_left_to_vector_registers():
     assert [match_template(f, SAPPHIRE_RAPIDS)[0].name for f in functions] == ["matmul"]
 
 
+def test_a_zero_point_of_computed_operands_is_left_to_vector_registers():
+    def emit(builder, variables):
+        left, right = variables
+        wide = builder.emit(relax.op.astype(left, "int16"))
+        shifted = builder.emit(relax.op.subtract(wide, relax.const(np.int16(7))))
+        signed = builder.emit(relax.op.astype(right, "int8"))
+        return relax.op.matmul(shifted, signed, out_dtype="int32")
+
+    shapes = {"x": (32, 64), "y": (64, 32)}
+    functions = fuse_module(shapes, emit, SAPPHIRE_RAPIDS, "uint8")
+    names = {match_template(f, SAPPHIRE_RAPIDS)[0].name for f in functions}
+    assert "matmul" in names
+    assert "matmul-amx" not in names
+
+
 @pytest.mark.parametrize("groups", [1, 4, 16, 29, 40, 58, 513])
 @pytest.mark.parametrize("taps", [1, 3, 7])
 def test_channels_are_filled_up_to_whole_tiles(groups, taps):
