@@ -179,8 +179,9 @@ def sentences(options: argparse.Namespace, formats: Sequence[str]) -> Table:
             for _ in range(SENTENCES)
         ]
         medians = latencies(found, samples[0])
+        # The last output is the embedding of the sentence, those before are of its tokens.
         vectors = {
-            name: [np.array(module.run(sample)[0], np.float64).ravel() for sample in samples]
+            name: [np.array(module.run(sample)[-1], np.float64).ravel() for sample in samples]
             for name, module in found.items()
         }
         for name, module in found.items():
