@@ -120,6 +120,15 @@ def load(buffer: Var, *indices: Index) -> Expr:
     return tirx.BufferLoad(buffer, [index(i) for i in indices])
 
 
+def prefetch(element: Expr) -> Stmt:
+    """Asks for the cache line of a loaded `element` to be brought into the second cache."""
+    read, into_second_cache, data = (tirx.const(n, "int32") for n in (0, 2, 1))
+    address = tirx.address_of(element)
+    return tirx.Evaluate(
+        tirx.call_llvm_intrin("void", "llvm.prefetch", address, read, into_second_cache, data)
+    )
+
+
 def ramp(start: Index, lanes: int) -> Expr:
     """The indices `start, start + 1, ...` of `lanes` neighbours."""
     return index(start) if lanes == 1 else tirx.Ramp(index(start), index(1), lanes)

@@ -170,6 +170,9 @@ class _Emitter:
         self.vectors = min(decisions["vectors"], w.blocks)
         self.tiles_of_group = -(-w.blocks // self.vectors)
         self.channels_outer = bool(decisions["channels_outer"])
+        # Weights of floats, walked once per run, come from memory: ask for those of the next task.
+        floats = self.arithmetic.accumulator == "float32"
+        self.prefetches = self.flat and self.channels_outer and floats
         self.panels = bool(decisions.get("panels", 0))
 
     def body(self) -> Stmt:
@@ -293,7 +296,16 @@ class _Emitter:
                 return tirx.BufferLoad(self.weights[0], [group, block, *tap_of(kh, kw), ic, lanes])
 
             wanted = None if w.pad_value else rows
-            return tile.multiply_add(value, stored or weights, wanted)
+            product = tile.multiply_add(value, stored or weights, wanted)
+            if not self.prefetches or w.compressed is not None:
+                return product
+            return loops.sequence([*(ahead(kh, kw, ic, v) for v in range(vectors)), product])
+
+        def ahead(kh: Expr, kw: Index, ic: Expr, vector: int) -> Stmt:
+            """Asks for the weights at this place of the next channel tile."""
+            block = tirx.min((column + 1) * self.vectors + vector, index(w.blocks - 1))
+            first = loops.load(self.weights[0], group, block, *tap_of(kh, kw), ic, 0)
+            return loops.prefetch(first)
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
             unrolled = rows is None and _unrolls_channels(w)

@@ -121,6 +121,16 @@ def test_every_decision_gives_the_same_result(rows, vectors, outer, spec, schedu
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_weights_of_the_next_channels_are_asked_for(vectors, spec, schedule):
+    function, arguments, expected = problem((1, 7, 11, 6, 72, 1, 1, 0, 1, 1), "NHWC", spec)
+    decisions = {"rows": 4, "vectors": vectors, "channels_outer": 1}
+    scheduled = schedule(ConvolutionTemplate(), function, decisions)
+    assert "llvm.prefetch" in scheduled.script()
+    actual = run(scheduled, spec, arguments)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_other_kernels_are_left_alone(spec):
     function = fuse({"x": (4, 4)}, lambda _, v: relax.op.nn.relu(v[0]), spec)
     assert ConvolutionTemplate().match(function, spec) is None
