@@ -53,6 +53,7 @@ _CONFIRMED = 3
 _CONFIRM_SECONDS = 4.0
 # A kernel must gain that much when it is measured in the model.
 _LEAST_GAIN = 0.015
+_WARM_UP_SECONDS = 0.5
 _PROFILE_RUNS = 15
 
 
@@ -170,7 +171,11 @@ class _Job:
             else:
                 signature = signature_of(loaded.manifest.inputs)
                 inputs = list(random_inputs(signature, {}, self.config.seed).values())
+            # Clocks and caches settle.
+            warm = time.monotonic() + _WARM_UP_SECONDS
             loaded.run(inputs)
+            while time.monotonic() < warm:
+                loaded.run(inputs)
             return loaded.profile(inputs, _PROFILE_RUNS)
 
     def _choose(self, tasks: list[Task]) -> None:

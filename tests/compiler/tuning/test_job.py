@@ -119,21 +119,24 @@ def command(model: Path, log: Path) -> list[str]:
     return [sys.executable, "-m", "compiler.cli", "tune", str(model), *options]
 
 
+def wait_for_a_trial(job: subprocess.Popen[str], log: Path) -> None:
+    """Without, every signal would come before anything has happened."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and job.poll() is None:
+        if any(path.stat().st_size for path in log.glob("*/trials.jsonl")):
+            return
+        time.sleep(0.05)
+
+
 def kill_and_resume(model: Path, log: Path, moments: list[float]) -> None:
     """Kill jobs of the same log, run one to its end, and check what the log has."""
     before: dict[tuple[Subject, object], int] = {}
     for moment in moments:
         job = subprocess.Popen(
-            command(model, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(model, log), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
         )
         try:
-            # From the first trial on, or else every kill would come before anything happens.
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and job.poll() is None:
-                found = list(log.glob("*/trials.jsonl")) if log.exists() else []
-                if found and len(found[0].read_bytes()) > 0:
-                    break
-                time.sleep(0.05)
+            wait_for_a_trial(job, log)
             time.sleep(moment)
         finally:
             job.send_signal(signal.SIGKILL)
@@ -155,6 +158,25 @@ def kill_and_resume(model: Path, log: Path, moments: list[float]) -> None:
 
 def test_a_killed_job_goes_on(small_model_file: Path, tmp_path: Path) -> None:
     kill_and_resume(small_model_file, tmp_path / "log", [0.1, 0.9])
+
+
+def test_an_interrupted_job_keeps_its_trials(small_model_file: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = subprocess.Popen(
+        command(small_model_file, log),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_a_trial(job, log)
+    job.send_signal(signal.SIGINT)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130, told
+    assert "the same command goes on" in told
+    shelf = the_shelf(log)
+    assert shelf.trials() and shelf.damaged() == 0
+    with shelf.exclusive():
+        pass
 
 
 @pytest.mark.slow
