@@ -42,6 +42,8 @@ class CompileConfig:
     quantization: how the model is quantised; None leaves it in floating point.
     log: a folder with tuning records to ask before the user's and the packaged ones, or None.
     tuned: whether tuning records are used at all, or every kernel gets its template's default.
+    winograd: whether 3x3 convolutions in float32 may be computed by Winograd's algorithm,
+        where that is faster; results then differ by a few more roundings.
     timing: whether the time of every single pass is in the report, and not just that
         of the phases.
     """
@@ -60,6 +62,7 @@ class CompileConfig:
     log: Path | None = None
     tuned: bool = True
     quantization: QuantizationConfig | None = None
+    winograd: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str) or not self.target:
@@ -71,9 +74,9 @@ class CompileConfig:
             ("seed", 0, 2**32 - 1),
         ):
             _check_integer(name, getattr(self, name), low, high)
-        for name in ("static_library", "runner", "golden", "timing", "tuned", "embed_weights"):
-            if name == "embed_weights" and self.embed_weights is None:
-                continue
+        switches = ["static_library", "runner", "golden", "timing", "tuned", "winograd"]
+        switches += [] if self.embed_weights is None else ["embed_weights"]
+        for name in switches:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name in ("dump", "log"):

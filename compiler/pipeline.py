@@ -32,6 +32,7 @@ from passes.quantize.lower_integers import LowerIntegers
 from passes.quantize.match_signedness import MatchSignedness
 from passes.quantize.simplify_quantization import SimplifyQuantization
 from passes.quantize.store_integers import StoreIntegers
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.operators.legalize import legalize_map
 from targets.cpu.operators.quantization import quantization_legalizers
 from targets.cpu.schedule import RecordLookup, schedule_module
@@ -140,9 +141,9 @@ def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
     )
 
 
-def kernel_passes(spec: TargetSpec) -> tuple[Step, ...]:
+def kernel_passes(spec: TargetSpec, algorithms: AlgorithmLookup | None = None) -> tuple[Step, ...]:
     """The passes from operators to fused kernels, in order, by the name of their dump."""
-    own = legalize_map(spec)
+    own = legalize_map(spec, algorithms)
     return (
         ("legalize", Legalize({**own, **quantization_legalizers()}, first=own)),
         # Definitions of the target may leave shape arithmetic on weights behind.
@@ -159,6 +160,7 @@ def lower(
     dump: Path | None = None,
     progress: Progress | None = None,
     records: RecordLookup | None = None,
+    algorithms: AlgorithmLookup | None = None,
     quantization: Callable[[tvm.IRModule], Sequence[Step]] | None = None,
 ) -> tuple[tvm.IRModule, PipelineReport]:
     """Lower an imported module to fused, scheduled kernels for `spec`.
@@ -171,7 +173,8 @@ def lower(
     that folder receives `NN_name.py` after each pass: the module as script,
     constants elided. `progress` is called with the name of each phase that
     begins and the share of phases that are done. `records` are the decisions of
-    earlier searches; without them every kernel gets its template's default.
+    earlier searches; without them every kernel gets its template's default. `algorithms`
+    are the algorithms that they found best for convolutions.
     `quantization` is called with the graph after `graph_passes` and answers the
     passes that quantise it (`quantization_passes`), calibrated on that very graph.
 
@@ -180,7 +183,7 @@ def lower(
     """
     runner = PassRunner(dump=dump)
     on_graph = list(graph_passes())
-    later = [*integer_passes(spec), *kernel_passes(spec)]
+    later = [*integer_passes(spec), *kernel_passes(spec, algorithms)]
     phases = len(on_graph) + len(later) + 1
     runner.verify(module, "the imported module")
     for done, (name, step) in enumerate(on_graph):

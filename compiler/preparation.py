@@ -20,6 +20,7 @@ from compiler.module.lowered import LoweredModel
 from compiler.pipeline import PipelineReport, lower
 from compiler.quantization.quantizer import Quantizer
 from compiler.quantization.report import QuantizationReport
+from targets.cpu.operators.algorithms import DirectOnly
 from targets.cpu.schedule import RecordLookup
 from targets.registry import get_target
 from targets.spec import TargetSpec, UnknownTargetError
@@ -70,6 +71,7 @@ def prepare(
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
             records=records,
+            algorithms=None if config.winograd else DirectOnly(),
             quantization=quantizer,
         )
     notes = [*imported.notes]

@@ -48,6 +48,9 @@ def compile_model(
     tuned: Annotated[
         bool, typer.Option("--tuned/--untuned", help="Use tuning records, or defaults alone.")
     ] = True,
+    winograd: Annotated[
+        bool, typer.Option(help="Winograd's algorithm for 3x3 convolutions, where it is faster.")
+    ] = True,
     timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
     quantize: Annotated[
         str | None,
@@ -165,6 +168,7 @@ def compile_model(
         timing=timing,
         log=log,
         tuned=tuned,
+        winograd=winograd,
         quantization=quantization,
     )
     from compiler.api import compile_to  # imports TVM

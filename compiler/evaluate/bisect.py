@@ -30,6 +30,7 @@ from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.writer import write_module
 from compiler.pipeline import PassRunner, graph_passes, kernel_passes
+from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
 from targets.cpu.schedule import schedule_module
 from targets.registry import get_target
 from targets.spec import TargetSpec
@@ -110,13 +111,15 @@ def bisect_module(
         spec = get_target(config.target)
         if config.threads:
             spec = replace(spec, cores=config.threads)
-        return bisect(imported, spec, pipeline_stages(spec), seed, module.run, progress)
+        algorithms = None if config.winograd else DirectOnly()
+        stages = pipeline_stages(spec, algorithms)
+        return bisect(imported, spec, stages, seed, module.run, progress)
 
 
-def pipeline_stages(spec: TargetSpec) -> Stages:
+def pipeline_stages(spec: TargetSpec, algorithms: AlgorithmLookup | None = None) -> Stages:
     """All passes that `compiler.pipeline.lower` runs, by name."""
     schedule = ("schedule", lambda module: schedule_module(module, spec)[0])
-    return (*graph_passes(), *kernel_passes(spec), schedule)
+    return (*graph_passes(), *kernel_passes(spec, algorithms), schedule)
 
 
 def bisect(

@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from passes.graph import Legalize
+from targets.cpu.operators.algorithms import DirectOnly
 from targets.cpu.operators.legalize import legalize_map
 from targets.spec import TargetSpec
 
@@ -50,7 +51,8 @@ def run_stage(
     target = target.with_host(target)
     with target:
         # Some layouts that the passes choose only this project's definitions know.
-        module = tvm.transform.Sequential([Legalize(legalize_map(spec)), _LOWERING])(module)
+        legalize = Legalize(legalize_map(spec, DirectOnly()))
+        module = tvm.transform.Sequential([legalize, _LOWERING])(module)
     executable = tvm.compile(module, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.array(array)) for array in inputs))

@@ -24,6 +24,7 @@ from targets.cpu.schedules.matmul import MatmulTemplate
 from targets.cpu.schedules.recurrent import Recurrent
 from targets.cpu.schedules.reduction import RowReduction
 from targets.cpu.schedules.softmax import Softmax
+from targets.cpu.schedules.winograd import WinogradTemplate
 from targets.cpu.template import Decisions, KernelReport, Match, Template
 from targets.spec import TargetSpec
 
@@ -32,6 +33,7 @@ TEMPLATES: tuple[Template, ...] = (
     AmxConvolutionTemplate(),
     AmxMatmulTemplate(),
     ConvolutionTemplate(),
+    WinogradTemplate(),
     ChannelwiseTemplate(),
     MatmulTemplate(),
     Recurrent(),

@@ -28,6 +28,7 @@ from compiler.errors import ConfigError
         ({"embed_weights": 0}, "embed_weights"),
         ({"seed": -1}, "seed"),
         ({"runner": 1}, "runner"),
+        ({"winograd": "no"}, "winograd"),
         ({"shapes": {"x": (1, 0)}}, "x"),
         ({"shapes": {"x": "1,3"}}, "x"),
         ({"constants": {"x": "three"}}, "x"),

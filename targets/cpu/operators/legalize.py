@@ -20,6 +20,7 @@ from tvm.relax import BlockBuilder, Call
 
 from targets.compressed_weights import CompressedWeights, compressed_weights
 from targets.cpu.arithmetic import Arithmetic, choose_arithmetic
+from targets.cpu.operators.algorithms import AlgorithmLookup, winograd_tile
 from targets.cpu.operators.compressed_weights import CompressedForm, stored_operands
 from targets.cpu.operators.convolution import (
     ConvolutionWorkload,
@@ -43,6 +44,7 @@ from targets.cpu.operators.window import (
     ChannelwiseWorkload,
     define_channelwise,
 )
+from targets.cpu.operators.winograd import WinogradWorkload, define_winograd, transform_weights
 from targets.spec import TargetSpec
 from targets.x86.tile_instructions import tile_arithmetic, whole_groups
 
@@ -55,10 +57,16 @@ _EXACT_TERMS = 512
 _FUSES_EPILOGUE = {"op_pattern": 4}
 
 
-def legalize_map(spec: TargetSpec) -> dict[str, Legalizer]:
-    """Legalisers for the operators that have a CPU template, by operator name."""
+def legalize_map(
+    spec: TargetSpec, algorithms: AlgorithmLookup | None = None
+) -> dict[str, Legalizer]:
+    """Legalisers for the operators that have a CPU template, by operator name.
+
+    `algorithms` knows by which algorithm some convolutions are computed best; others go
+    by a rule.
+    """
     return {
-        "relax.nn.conv2d": lambda bb, call: _convolution(bb, call, spec),
+        "relax.nn.conv2d": lambda bb, call: _convolution(bb, call, spec, algorithms),
         "relax.nn.max_pool2d": lambda bb, call: _pooling(bb, call, "maximum"),
         "relax.nn.avg_pool2d": lambda bb, call: _pooling(bb, call, "average"),
         "relax.matmul": lambda bb, call: _matmul(bb, call, spec),
@@ -88,7 +96,9 @@ def _emit(bb: BlockBuilder, name: str, define: Callable[..., te.Tensor], *operan
     )
 
 
-def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
+def _convolution(
+    bb: BlockBuilder, call: Call, spec: TargetSpec, algorithms: AlgorithmLookup | None
+) -> Expr:
     data, weights = call.args
     attrs = call.attrs
     x, kernel, out = static_tensor(data), static_tensor(weights), static_tensor(call)
@@ -165,6 +175,9 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         packs = stored_operands(stored, lambda a: pack_weights(a, groups, spec.float_lanes))
         operands = [_constant(packed) for packed in packs]
     elif isinstance(weights, GenericConst):
+        tile = winograd_tile(workload, spec, algorithms)
+        if tile is not None:
+            return _winograd(bb, data, weights, WinogradWorkload(workload, tile))
         filled = np.pad(weights.value.numpy(), [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
         operands = [_constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))]
     elif arithmetic.depth == 1:
@@ -182,6 +195,14 @@ def _convolution(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     return _emit(
         bb, "convolution", lambda d, *w: define_convolution(d, w, workload), data, *operands
     )
+
+
+def _winograd(
+    bb: BlockBuilder, data: Expr, weights: GenericConst, workload: WinogradWorkload
+) -> Expr:
+    lanes = workload.convolution.lanes
+    transformed = _constant(transform_weights(weights.value.numpy(), workload.tile, lanes))
+    return _emit(bb, "winograd", lambda d, w: define_winograd(d, w, workload), data, transformed)
 
 
 def _constant(values: np.ndarray) -> Expr:

@@ -232,8 +232,8 @@ def choose_tile(
         for r in range(kind.rows, min(whole, most_rows) + 1, kind.rows):
             row_tiles = -(-rows // r)
             full, rest = divmod(vectors, v)
-            steps = full * _step_cycles(r, v, kind.operations)
-            steps += _step_cycles(r, rest, kind.operations) if rest else 0.0
+            steps = full * step_cycles(r, v, kind.operations)
+            steps += step_cycles(r, rest, kind.operations) if rest else 0.0
             cost = (row_tiles * steps, -r * v, -v)
             if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
                 best = (cost[0], r, v)
@@ -242,7 +242,8 @@ def choose_tile(
     return best[1], best[2]
 
 
-def _step_cycles(rows: int, vectors: int, operations: tuple[int, int]) -> float:
+def step_cycles(rows: int, vectors: int, operations: tuple[int, int] = (1, 0)) -> float:
+    """Estimated cycles of one reduction step of a register tile: see `choose_tile`."""
     products = rows * vectors
     every = operations[0] * products + operations[1] * vectors
     return max(products / 2, every / 3, (rows + vectors) / 2, 4.0) + 0.5

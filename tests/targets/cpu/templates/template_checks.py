@@ -12,6 +12,7 @@ from tvm import relax, tirx
 
 from passes.graph import Legalize
 from targets.cpu.operators import legalize_map
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.spec import TargetSpec
 
 Array = npt.NDArray[np.floating[Any]]
@@ -24,14 +25,23 @@ def cpu_flags() -> set[str]:
         return {flag for line in file if line.startswith("flags") for flag in line.split()}
 
 
-def fuse(inputs: Mapping[str, Sequence[int]], emit: Emit, spec: TargetSpec) -> tirx.PrimFunc:
+def fuse(
+    inputs: Mapping[str, Sequence[int]],
+    emit: Emit,
+    spec: TargetSpec,
+    algorithms: AlgorithmLookup | None = None,
+) -> tirx.PrimFunc:
     """The one fused function of the expression that `emit` builds from the inputs."""
-    (function,) = fuse_module(inputs, emit, spec)
+    (function,) = fuse_module(inputs, emit, spec, algorithms=algorithms)
     return function
 
 
 def fuse_module(
-    inputs: Mapping[str, Any], emit: Emit, spec: TargetSpec, dtype: str = "float32"
+    inputs: Mapping[str, Any],
+    emit: Emit,
+    spec: TargetSpec,
+    dtype: str = "float32",
+    algorithms: AlgorithmLookup | None = None,
 ) -> list[tirx.PrimFunc]:
     """All fused functions of the expression that `emit` builds from inputs.
 
@@ -46,9 +56,10 @@ def fuse_module(
         with builder.dataflow():
             output = builder.emit_output(emit(builder, variables))
         builder.emit_func_output(output)
+    own = legalize_map(spec, algorithms)
     lowered = tvm.transform.Sequential(
         [
-            Legalize(legalize_map(spec), first=legalize_map(spec)),
+            Legalize(own, first=own),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),

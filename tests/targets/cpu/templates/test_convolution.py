@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import fuse, run
 from tvm import relax
 
+from targets.cpu.operators.algorithms import DirectOnly
 from targets.cpu.operators.convolution import pack_weights
 from targets.cpu.schedules.convolution import ConvolutionTemplate
 from targets.cpu.schedules.register_tile import choose_tile
@@ -95,7 +96,7 @@ def problem(shape, layout, spec):
 
     shapes = {"x": data.shape, "b": bias.shape, "r": residual.shape}
     packed = pack_weights(weights, groups, spec.float_lanes)
-    return fuse(shapes, emit, spec), [data, packed, bias, residual], expected
+    return fuse(shapes, emit, spec, DirectOnly()), [data, packed, bias, residual], expected
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])

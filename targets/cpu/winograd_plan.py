@@ -1,0 +1,92 @@
+"""Estimated times of a convolution by the direct and by Winograd's algorithm.
+
+They choose the algorithm, and the decisions of Winograd's, where no search has. The
+estimates count cycles: two multiply-adds of vectors each, as `step_cycles` has them; the
+transforms; and the weights, which are the traffic that matters with few pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from targets.cpu.operators.convolution import ConvolutionWorkload
+from targets.cpu.operators.winograd import WinogradWorkload
+from targets.cpu.schedules.register_tile import least_sizes, step_cycles
+from targets.spec import TargetSpec
+
+# Larger blocks of tiles or wider register tiles than this are not considered.
+MOST_TILES, MOST_VECTORS = 128, 6
+# Cycles for each position of a tile and vector of channels: loads, arithmetic and stores.
+_TRANSFORM_CYCLES = 4
+# Bytes of weights that delay a core by a cycle, where they come from the L3 cache or memory.
+_L3_RATE, _MEMORY_RATE = 64, 10
+# Where the size of the L3 cache is not known.
+_USUAL_L3_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions of `WinogradTemplate`, with an estimate of what they cost."""
+
+    tiles: int
+    rows: int
+    vectors: int
+    chunks: int
+
+    def cycles(self, w: WinogradWorkload, spec: TargetSpec) -> float:
+        """Estimated cycles from the first task's begin to the last one's end."""
+        c, positions = w.convolution, w.patch**2
+        groups = math.ceil(math.ceil(c.blocks / self.vectors) / self.chunks)
+        blocks = min(c.blocks, groups * self.vectors)
+        steps = positions * c.in_channels * math.ceil(self.tiles / self.rows) * groups
+        products = steps * step_cycles(self.rows, self.vectors)
+        vectors = math.ceil(c.in_channels / c.lanes) + blocks
+        transforms = _TRANSFORM_CYCLES * positions * self.tiles * vectors
+        scratch = 4 * positions * self.tiles * (c.in_channels + self.vectors * c.lanes)
+        slower = 1.0 + 0.1 * max(0.0, 2 * scratch / spec.l2_bytes - 1.0)
+        every = 4 * positions * c.in_channels * c.blocks * c.lanes
+        weights = _weight_cycles(every * blocks / c.blocks, every, spec)
+        tasks = math.ceil(math.prod(w.tiles) / self.tiles) * self.chunks
+        return math.ceil(tasks / spec.cores) * (products * slower + transforms + weights)
+
+
+def best_plan(w: WinogradWorkload, spec: TargetSpec) -> Plan:
+    """The plan of least estimated time."""
+    return min(_plans(w, spec), key=lambda plan: plan.cycles(w, spec))
+
+
+def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
+    """Estimated cycles of the direct algorithm for a 3x3 kernel, at its best."""
+    # Steps that would meet padding are left out.
+    rows = w.in_height * w.kernel_height - 2 * w.pad_top
+    columns = w.in_width * w.kernel_width - 2 * w.pad_left
+    inside = min(1.0, rows / (w.out_height * w.kernel_height))
+    inside *= min(1.0, columns / (w.out_width * w.kernel_width))
+    pixels = w.batch * w.out_height * w.out_width
+    steps = pixels * w.kernel_height * w.kernel_width * w.in_channels * w.blocks
+    every = 4 * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
+    return (inside * steps / 2 + _weight_cycles(every, every, spec)) / spec.cores
+
+
+def _weight_cycles(read: float, every: float, spec: TargetSpec) -> float:
+    """By how many cycles a core is delayed that reads so many of all bytes of weights."""
+    if every <= spec.l2_bytes // 2:
+        return 0.0
+    fits = every <= (spec.l3_bytes or _USUAL_L3_BYTES) // 2
+    return read / (_L3_RATE if fits else _MEMORY_RATE)
+
+
+def _plans(w: WinogradWorkload, spec: TargetSpec) -> Iterator[Plan]:
+    """The plans worth an estimate: blocks of tiles, register tiles and chunks of equal size."""
+    count, blocks = math.prod(w.tiles), w.convolution.blocks
+    sizes = least_sizes(count, MOST_TILES)
+    # One vector alone has as many loads as multiply-adds.
+    for tiles, vectors in product(sizes, range(min(2, blocks), min(blocks, MOST_VECTORS) + 1)):
+        most_rows = (spec.vector_registers - 1 - vectors) // vectors
+        rows = math.ceil(tiles / math.ceil(tiles / most_rows))
+        most_chunks = min(math.ceil(blocks / vectors), spec.cores)
+        for chunks in (2**i for i in range(most_chunks.bit_length())):
+            yield Plan(tiles, rows, vectors, chunks)
