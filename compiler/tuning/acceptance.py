@@ -38,17 +38,23 @@ class Verdict:
 
 
 def accept(
-    prepared: Prepared, before: Path, new: Sequence[Record], old: RecordLookup | None, threads: int
+    prepared: Prepared,
+    before: Path,
+    new: Sequence[Record],
+    old: RecordLookup | None,
+    threads: int,
+    scratch: Path | None = None,
 ) -> Verdict:
     """Which of `new`, the most valuable first, make the model faster than the module `before`.
 
     If all of them together do not, the less valuable half is dropped, until the rest does or
-    none is left. `old` are the records that `before` was compiled with.
+    none is left. `old` are the records that `before` was compiled with; modules are built in a
+    folder inside `scratch`.
     """
     chosen = tuple(new)
     notes: list[str] = []
     while chosen:
-        with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-", dir=scratch) as folder:
             after = build(prepared, ChosenRecords(chosen, old), Path(folder) / "module")
             if _agrees(after, prepared, threads):
                 before_ms, after_ms = _race(before, after, threads)

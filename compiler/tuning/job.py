@@ -105,6 +105,7 @@ class _Job:
         self.store, self.shelf, self.records = store, shelf, records
         self.spec = target_of(config)
         self.threads = config.threads or self.spec.cores
+        self.scratch: Path | None = None
         self.deadline = self.begin + options.minutes * 60
         self.states: list[TaskState] = []
         self.left_alone: list[tuple[str, str]] = []
@@ -131,7 +132,7 @@ class _Job:
         digest = self._digest(tunable)
         if not self.options.fresh and digest in self.shelf.finished_jobs():
             return self._report(name, Verdict(()))
-        with tempfile.TemporaryDirectory(prefix="tinsmith-untuned-") as folder:
+        with self.shelf.scratch_folder() as self.scratch, self._folder() as folder:
             self.show("profiling")
             before = build(prepared, old, Path(folder) / "module")
             tasks = with_times(list(tunable.values()), self._profile(before, prepared))
@@ -152,6 +153,9 @@ class _Job:
         rows = tuple(state.row(self.options.trials) for state in self.states)
         now = time.monotonic()
         self._progress(JobView(phase, rows, now - self.begin, max(0.0, self.deadline - now)))
+
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(dir=self.scratch)
 
     def _digest(self, tunable: dict[Subject, Task]) -> str:
         """Names the search: the kernels, and how many of them were to be searched."""
@@ -240,7 +244,8 @@ class _Job:
         budget = self.deadline - self.begin
         reserved = min(0.25 * budget, 60.0)
         kernels = [state.task.kernel for state in self.states]
-        with Measurer(kernels, self.spec, extensions=self.options.extensions) as measurer:
+        extensions = self.options.extensions
+        with Measurer(kernels, self.spec, extensions=extensions, scratch=self.scratch) as measurer:
             self.ledger = measurer.ledger
             while time.monotonic() < self.deadline - reserved:
                 open_states = [s for s in self.states if not s.is_done(self.options.trials)]
@@ -283,7 +288,7 @@ class _Job:
         if not builds:
             return
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="tinsmith-variants-") as folder:
+        with self._folder() as folder:
             paths = [before]
             for number, chosen in enumerate(builds):
                 records = [
@@ -331,7 +336,7 @@ class _Job:
         winners = [s for s in searched if s.winner is not None]
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
         new = [self._record(s, prepared.lowered.source_name) for s in winners]
-        verdict = accept(prepared, before, new, old, self.threads)
+        verdict = accept(prepared, before, new, old, self.threads, self.scratch)
         self.notes += verdict.notes
         kept = {record.subject for record in verdict.kept}
         rest = [s for s in searched if s.task.subject not in kept]

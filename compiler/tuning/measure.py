@@ -56,7 +56,8 @@ class Ledger:
 class Measurer:
     """A worker for `kernels`, started anew when it dies. A context manager.
 
-    `extensions` are modules that the worker imports, for templates that are not Tinsmith's own.
+    `extensions` are modules that the worker imports, for templates that are not Tinsmith's own;
+    files are put into a folder inside `scratch`.
     """
 
     def __init__(
@@ -65,12 +66,13 @@ class Measurer:
         spec: TargetSpec,
         limits: Limits | None = None,
         extensions: Sequence[str] = (),
+        scratch: Path | None = None,
     ) -> None:
         self.ledger = Ledger()
         self._limits = limits or Limits()
         self._extensions = tuple(extensions)
         self._process: subprocess.Popen[str] | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="tinsmith-tuning-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tinsmith-tuning-", dir=scratch)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         write_kernels(Path(self._folder.name), list(kernels), spec)
 

@@ -8,13 +8,15 @@ tuning_logs/
     trials.jsonl                 everything that was measured, and what failed
     workloads.jsonl              numbers that describe workloads, for the cost model
     jobs.jsonl                   jobs that have come to their end
+    scratch/                     modules of the job at work
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,17 @@ class Shelf:
             busy=f"{self.folder}: another tuning job is at work here; wait for it to end, "
             "or give --log another folder",
         )
+
+    @contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        """A folder for the files of the one job; what a killed job has left there is deleted."""
+        folder = self.folder / "scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _locked(self) -> AbstractContextManager[None]:
         return journal.locked(self.folder / "write.lock")

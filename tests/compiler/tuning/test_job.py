@@ -152,6 +152,7 @@ def kill_and_resume(model: Path, log: Path, moments: list[float]) -> None:
     assert set(before) <= set(final)
     assert set(final.values()) == {1}, "a trial was repeated"
     assert shelf.damaged() == 0
+    assert not (shelf.folder / "scratch").exists()
     records = (shelf.folder / "records.jsonl").read_text().splitlines()
     assert len(records) == len(shelf.records()) > 0
 
@@ -175,6 +176,7 @@ def test_an_interrupted_job_keeps_its_trials(small_model_file: Path, tmp_path: P
     assert "the same command goes on" in told
     shelf = the_shelf(log)
     assert shelf.trials() and shelf.damaged() == 0
+    assert not (shelf.folder / "scratch").exists()
     with shelf.exclusive():
         pass
 
@@ -191,7 +193,7 @@ def test_candidates_that_misbehave_do_not_stop_the_job(
     small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("MISBEHAVE_AT", "vectors=1,rows=2")
+    monkeypatch.setenv("MISBEHAVE_AT", "rows=4,vectors=1")
     options = TuneOptions(minutes=4.0, trials=6, tasks=1, log=tmp_path, extensions=("misbehaving",))
     report = compiler.tune(small_model_file, options=options)
     (row,) = report.rows
