@@ -98,8 +98,8 @@ def _check_outputs(model: ModelProto, source: str) -> None:
     """Raise ModelError for an output whose elements have no address of their own."""
     for value in model.graph.output:
         element = value.type.tensor_type.elem_type
-        name = TensorProto.DataType.Name(element) if element in _DTYPE_NUMBERS else ""
-        if name.startswith(("INT2", "INT4", "UINT2", "UINT4", "FLOAT4", "FLOAT8")):
+        name = TensorProto.DataType.Name(element).lower() if element in _DTYPE_NUMBERS else ""
+        if name.startswith(("int2", "int4", "uint2", "uint4", "float4", "float8")):
             raise ModelError(
                 f"{source}: output {value.name!r} has the dtype {name}, which cannot be returned"
             )
