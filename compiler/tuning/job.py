@@ -314,16 +314,20 @@ class _Job:
         before: Mapping[str, float],
         after: Mapping[str, float],
     ) -> None:
-        """Let `decisions` win if no others have won by more."""
+        """Let `decisions` win if no others have won by more.
+
+        The worse of the two ratios counts, among candidates and in the model: either may be
+        lucky.
+        """
         names = state.task.name.split()
         default = sum(before.get(name, 0.0) for name in names) / state.task.calls
         seconds = sum(after.get(name, 0.0) for name in names) / state.task.calls
         if not default > 0 or not seconds > 0:
             return
-        ratio = seconds / default
+        ratio = max(seconds / default, state.search.tried[decisions_key(decisions)])
         state.ratio = min(1.0, ratio, *([] if state.ratio is None else [state.ratio]))
         if ratio <= 1 - _LEAST_GAIN and (state.winner is None or ratio <= state.ratio):
-            state.winner = (decisions, seconds, default)
+            state.winner = (decisions, ratio * default, default)
 
     def _seconds(self, state: TaskState, count: int) -> float:
         one_call = state.task.seconds / max(state.task.calls, 1)
