@@ -2,7 +2,8 @@
 
 They choose the algorithm, and the decisions of Winograd's, where no search has. The
 estimates count cycles: two multiply-adds of vectors each, as `step_cycles` has them; the
-transforms; and the weights, which are the traffic that matters with few pixels.
+transforms; and the weights, which are the traffic that matters with few pixels. In a
+network they come from memory: those of other layers have passed through the caches since.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from targets.spec import TargetSpec
 MOST_TILES, MOST_VECTORS = 128, 6
 # Cycles for each position of a tile and vector of channels: loads, arithmetic and stores.
 _TRANSFORM_CYCLES = 4
-# Bytes of weights that delay a core by a cycle, where they come from the L3 cache or memory.
-_L3_RATE, _MEMORY_RATE = 64, 10
-# Where the size of the L3 cache is not known.
-_USUAL_L3_BYTES = 8 * 2**20
+# Bytes of weights that delay a core by a cycle: the first time, and again from the L3 cache.
+_MEMORY_RATE, _L3_RATE = 8, 64
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,12 @@ class Plan:
         transforms = _TRANSFORM_CYCLES * positions * self.tiles * vectors
         scratch = 4 * positions * self.tiles * (c.in_channels + self.vectors * c.lanes)
         slower = 1.0 + 0.1 * max(0.0, 2 * scratch / spec.l2_bytes - 1.0)
-        every = 4 * positions * c.in_channels * c.blocks * c.lanes
-        weights = _weight_cycles(every * blocks / c.blocks, every, spec)
+        weight_bytes = 4 * positions * c.in_channels * blocks * c.lanes
+        again = 0.0 if weight_bytes <= spec.l2_bytes // 2 else weight_bytes / _L3_RATE
         tasks = math.ceil(math.prod(w.tiles) / self.tiles) * self.chunks
-        return math.ceil(tasks / spec.cores) * (products * slower + transforms + weights)
+        rounds = math.ceil(tasks / spec.cores)
+        first = _first_read(positions * c.in_channels * c.blocks * c.lanes, spec)
+        return rounds * (products * slower + transforms + again) + first
 
 
 def best_plan(w: WinogradWorkload, spec: TargetSpec) -> Plan:
@@ -67,16 +68,13 @@ def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
     inside *= min(1.0, columns / (w.out_width * w.kernel_width))
     pixels = w.batch * w.out_height * w.out_width
     steps = pixels * w.kernel_height * w.kernel_width * w.in_channels * w.blocks
-    every = 4 * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
-    return (inside * steps / 2 + _weight_cycles(every, every, spec)) / spec.cores
+    weights = w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
+    return inside * steps / 2 / spec.cores + _first_read(weights, spec)
 
 
-def _weight_cycles(read: float, every: float, spec: TargetSpec) -> float:
-    """By how many cycles a core is delayed that reads so many of all bytes of weights."""
-    if every <= spec.l2_bytes // 2:
-        return 0.0
-    fits = every <= (spec.l3_bytes or _USUAL_L3_BYTES) // 2
-    return read / (_L3_RATE if fits else _MEMORY_RATE)
+def _first_read(weights: int, spec: TargetSpec) -> float:
+    """By how many cycles the cores are delayed that read so many float32 weights, each a part."""
+    return 4 * weights / (_MEMORY_RATE * spec.cores)
 
 
 def _plans(w: WinogradWorkload, spec: TargetSpec) -> Iterator[Plan]:

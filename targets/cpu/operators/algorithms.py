@@ -14,7 +14,7 @@ DIRECT = "direct"
 WINOGRAD_TILES = {"winograd2": 2, "winograd4": 4}
 ALGORITHMS = (DIRECT, *WINOGRAD_TILES)
 # By how much the estimate must be better than that of the direct algorithm.
-_MARGIN = 1.15
+_MARGIN = 1.25
 _FEWEST_CHANNELS = 16
 
 
