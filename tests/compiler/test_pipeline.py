@@ -12,9 +12,11 @@ import tvm
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
+from compiler.config import CompileConfig
 from compiler.errors import ConfigError, PassError
 from compiler.frontends.onnx import import_onnx
 from compiler.pipeline import PassRunner, graph_passes, lower
+from compiler.preparation import Clock, prepare
 from targets.x86.specs import X86_64_V3
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -277,3 +279,13 @@ def test_a_failing_pass_is_named_without_a_backtrace() -> None:
         PassRunner().run("careless", fail, import_onnx(_residual()).module)
     assert "careless" in str(caught.value) and "no such thing" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_winograd_can_be_turned_off(winograd: bool) -> None:
+    n = _Network((1, 32, 56, 56))
+    model = n.model(n.conv("x", 32, 32, 3))
+    config = CompileConfig(golden=False, winograd=winograd)
+    kernels = prepare(model, config, X86_64_V3, Clock(None), None).pipeline.kernels
+    found = [k.arithmetic for k in kernels if k.template == "winograd"]
+    assert found == (["float32 F(4x4)"] if winograd else [])
