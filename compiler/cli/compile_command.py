@@ -72,6 +72,9 @@ def compile_model(
     resize: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
     ] = None,
+    rounding: Annotated[
+        str, typer.Option(help="Of int8 weights: nearest, or least-squares (by the data).")
+    ] = "nearest",
     observer: Annotated[
         str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
     ] = "percentile",
@@ -138,6 +141,7 @@ def compile_model(
             layout=layout,
             resize=None if resize is None else parse_resize(resize),
             observer=observer,
+            rounding=rounding,
             equalize=parse_choice("--equalize", equalize),
             smooth=parse_choice("--smooth", smooth),
             correct_bias=correct_bias,

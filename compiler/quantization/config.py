@@ -16,6 +16,7 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 CALIBRATED = frozenset({"int8"})
 # An option that the calibration data decide.
 AUTO = "auto"
+ROUNDINGS = ("nearest", "least-squares")
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 
 
@@ -45,6 +46,8 @@ class QuantizationConfig:
     smooth: SmoothQuant, which moves outlier channels of layer normalisations into the products
         that read them: True, False, or "auto": whichever keeps the output better.
     correct_bias: compensate in the bias what rounding the weights adds on average.
+    rounding: of the weights of `int8`: each to the `nearest` code, or by `least-squares`, so that
+        the products of the calibration data change least.
     keep_float: operators, by the names of their results in the report, that compute in float.
     group_size: how many weights of an output channel share a scale at most.
     min_weights: products of fewer weights than this keep them in float32.
@@ -73,6 +76,7 @@ class QuantizationConfig:
     equalize: bool | str = AUTO
     smooth: bool | str = AUTO
     correct_bias: bool = True
+    rounding: str = "nearest"
     keep_float: tuple[str, ...] = field(default_factory=tuple)
     group_size: int = 64
     min_weights: int = 2048
@@ -90,6 +94,8 @@ class QuantizationConfig:
         for name in ("equalize", "smooth"):
             if getattr(self, name) not in (True, False, AUTO):
                 raise ConfigError(f"{name} {getattr(self, name)}: expected True, False or auto")
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError(f"--rounding {self.rounding}: choose from {', '.join(ROUNDINGS)}")
         if self.group_size not in GROUP_SIZES:
             raise ConfigError(
                 f"--group-size {self.group_size}: choose from {', '.join(map(str, GROUP_SIZES))}"

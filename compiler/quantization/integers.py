@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,16 @@ from compiler.pipeline import Step, number_formats, quantization_passes
 from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
 from compiler.quantization.report import LayerReport
 from compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
+from compiler.quantization.weights import gram_batches, is_grouped, layer_grams
+from passes.quantize.adaptive_rounding import adaptively_rounded
 from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
+from passes.quantize.compress_weights import products
 from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.insert_quantization import QuantizationOptions
+from passes.quantize.insert_quantization import (
+    QuantizationOptions,
+    weight_range,
+    weight_scales,
+)
 from passes.quantize.observers import Observer, observer_factory
 from passes.quantize.placement import Placement, place
 from passes.quantize.precision_placement import place_precision
@@ -54,11 +61,11 @@ class IntegerRecipe(Recipe):
         ways = scalings(graph, task)
         calibrated = [_calibrated(graph, way, task, keep_float) for way in ways]
         if len(calibrated) == 1:
-            return calibrated[0].keeping({})
+            return _rounded(calibrated[0]).keeping({})
         prepared = [found.keeping({}) for found in calibrated]
         names = [scaling_name(way) for way in ways]
         best, told = most_exact(graph, prepared, names, task)
-        return replace(calibrated[best], notes=(told,)).keeping({})
+        return _rounded(replace(calibrated[best], notes=(told,))).keeping({})
 
 
 def _calibrated(
@@ -87,6 +94,29 @@ def _calibrated(
     )
 
 
+def _rounded(found: _Calibrated) -> _Calibrated:
+    """With codes of weights by least squares, if they are asked for; grouped ones stay nearest."""
+    task = found.task
+    if task.config.rounding == "nearest":
+        return found
+    table = number_formats(task.spec)
+    options = QuantizationOptions(keep_float=found.keep_float)
+    levels = weight_range(options, table)
+    integer = set(place(found.exact, table, found.keep_float).integer_operators)
+    chosen = [
+        product
+        for product in products(found.exact, found.keep_float, 0)
+        if product.name in integer and not is_grouped(product.call)
+    ]
+    codes = {}
+    for batch in gram_batches(chosen):
+        for name, gram in layer_grams(found.exact, batch, task).items():
+            weights = next(product.weights for product in batch if product.name == name)
+            scales = weight_scales(weights, levels, options.per_channel)
+            codes[name] = adaptively_rounded(weights, scales, levels, gram)
+    return replace(found, codes=codes)
+
+
 @dataclass(frozen=True)
 class _Calibrated(Mixture):
     """What calibration found; enough for any choice of layers."""
@@ -100,6 +130,7 @@ class _Calibrated(Mixture):
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, np.ndarray] | None
     notes: tuple[str, ...] = ()
+    codes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -114,7 +145,7 @@ class _Calibrated(Mixture):
         keep_float = self.keep_float | set(kept)
         reduced = [name for name, precision in kept.items() if precision == "bfloat16"]
         reduced = list(place_precision(self.exact, reduced).operators)
-        options = QuantizationOptions(keep_float=keep_float)
+        options = QuantizationOptions(keep_float=keep_float, weight_codes=self.codes)
         steps = list(self.first)
         if self.means is not None:
             steps.append(("correct_bias", CorrectBias(self.means, table, options)))

@@ -49,8 +49,8 @@ class WeightRecipe(Recipe):
         method = Method(config.format.removesuffix("-weights"))
         stored: dict[str, CompressedWeights] = {}
         fits_data = method.bits == 4 and config.has_data
-        for batch in _batches(chosen) if fits_data else [chosen]:
-            grams = _grams(graph, batch, task) if fits_data else {}
+        for batch in gram_batches(chosen) if fits_data else [chosen]:
+            grams = layer_grams(graph, batch, task) if fits_data else {}
             for product in batch:
                 if task.progress is not None:
                     task.progress(f"compress {product.name}", len(stored) / len(chosen))
@@ -60,7 +60,7 @@ class WeightRecipe(Recipe):
         return Prepared((("compress_weights", CompressWeights(stored)),), graph, (), layers)
 
 
-def _batches(chosen: Sequence[Product]) -> Iterator[list[Product]]:
+def gram_batches(chosen: Sequence[Product]) -> Iterator[list[Product]]:
     """Products whose statistics fit into memory together."""
     batch: list[Product] = []
     used = 0
@@ -74,9 +74,9 @@ def _batches(chosen: Sequence[Product]) -> Iterator[list[Product]]:
     yield batch
 
 
-def _grams(graph: tvm.IRModule, batch: Sequence[Product], task: Task) -> dict[str, np.ndarray]:
+def layer_grams(graph: tvm.IRModule, batch: Sequence[Product], task: Task) -> dict[str, np.ndarray]:
     """The sum of x x^T over the samples, by product; grouped convolutions have none."""
-    observers = {p.name: _observer(p.call) for p in batch if not _is_grouped(p.call)}
+    observers = {p.name: _observer(p.call) for p in batch if not is_grouped(p.call)}
     watched = [p for p in batch if p.name in observers]
     if not watched:
         return {}
@@ -104,7 +104,7 @@ def _observer(call: Any) -> GramObserver:
     )
 
 
-def _is_grouped(call: Any) -> bool:
+def is_grouped(call: Any) -> bool:
     return hasattr(call.attrs, "kernel_layout") and int(call.attrs.groups) > 1
 
 

@@ -156,3 +156,21 @@ def test_data_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         compiler.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_least_squares_rounding_suits_the_data(
+    quantized, tmp_path: Path, images: np.ndarray
+) -> None:
+    options = compiler.QuantizationConfig(calibration=images[:64], rounding="least-squares")
+    report = compiler.compile_to(
+        MODEL, tmp_path / "out", shapes=SHAPE, quantization=options, runner=False
+    ).quantization
+    assert report.integer_layers == quantized.quantization.integer_layers
+    assert report.output_sqnr_db > quantized.quantization.output_sqnr_db - 0.5
+    assert report.to_dict()["options"]["rounding"] == "least-squares"
+    changed = [
+        (a.sqnr_db, b.sqnr_db)
+        for a, b in zip(report.layers, quantized.quantization.layers, strict=True)
+        if a.sqnr_db != b.sqnr_db
+    ]
+    assert changed
