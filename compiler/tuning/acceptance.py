@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.evaluate.bench import bench
-from compiler.evaluate.compare import compare_all
-from compiler.module.loader import load
 from compiler.module.writer import write_module
 from compiler.preparation import Prepared
 from compiler.tuning.lookup import ChosenRecords
 from compiler.tuning.records import Record
+from compiler.tuning.variants import agrees
 from targets.cpu.schedule import RecordLookup, schedule_module
 
 # How often both start anew: where their memory lies decides by several percent, once for all
@@ -56,13 +55,13 @@ def accept(
     while chosen:
         with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-", dir=scratch) as folder:
             after = build(prepared, ChosenRecords(chosen, old), Path(folder) / "module")
-            if _agrees(after, prepared, threads):
+            if agrees(after, threads):
                 before_ms, after_ms = _race(before, after, threads)
                 if after_ms < before_ms:
                     return Verdict(chosen, before_ms, after_ms, tuple(notes))
                 told = f"{after_ms:.3f} ms instead of {before_ms:.3f} ms for the whole model"
             else:
-                told = "the model's results differ from the reference"
+                told = "the model crashes, or its results differ from the reference"
         notes.append(f"{len(chosen)} new records together do not help: {told}")
         chosen = chosen[: len(chosen) // 2]
     return Verdict((), notes=tuple(notes))
@@ -82,14 +81,3 @@ def _race(before: Path, after: Path, threads: int) -> tuple[float, float]:
         report = bench(before, None, _RUNS, threads, further={"new": ("tinsmith", after)})
         medians.append([timing.median for timing in report.timings])
     return min(first for first, _ in medians), min(second for _, second in medians)
-
-
-def _agrees(path: Path, prepared: Prepared, threads: int) -> bool:
-    golden = prepared.golden
-    if golden is None:
-        return True
-    names = prepared.lowered.output_names
-    with load(path, threads=threads) as module:
-        actual = dict(zip(names, module.run(golden.inputs), strict=True))
-    expected = dict(zip(names, golden.outputs, strict=True))
-    return all(one.agrees for one in compare_all(actual, expected, golden.tolerance))

@@ -13,7 +13,7 @@ import datetime
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,40 +21,34 @@ import numpy as np
 
 from compiler.config import CompileConfig
 from compiler.errors import BuildError, ConfigError, TargetError
-from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.evaluate.roofline import cpu_name
 from compiler.module.base import StepTime
-from compiler.module.loader import load
+from compiler.module.manifest import read_manifest
 from compiler.module.version import tinsmith_version
 from compiler.preparation import Clock, Prepared, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
 from compiler.tuning.allocation import BATCH, TaskState
-from compiler.tuning.cost_model import CostModel, Samples
-from compiler.tuning.lookup import ChosenRecords, StoredRecords, packaged_folder, user_folder
+from compiler.tuning.confirmation import confirm
+from compiler.tuning.learning import Lessons
+from compiler.tuning.lookup import StoredRecords, packaged_folder, user_folder
 from compiler.tuning.measure import Ledger, Measurer
-from compiler.tuning.records import Record, Subject, Trial, decisions_key
+from compiler.tuning.records import Record, Subject, Trial
 from compiler.tuning.report import JobView, TuneOptions, TuneReport
 from compiler.tuning.search import Search
 from compiler.tuning.store import Shelf, Store
 from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
-from compiler.tuning.variants import kernel_seconds
-from targets.cpu.template import Decisions
+from compiler.tuning.variants import step_seconds
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Progress = Callable[[JobView], None]
 
-# Rounds and seconds of a batch; how many of the fastest are tried in the model, and how long.
+# Rounds and seconds of a batch; seconds of the first profile of the model.
 _ROUNDS = 30
 _SECONDS = (0.1, 0.8)
-_CONFIRMED = 3
-_CONFIRM_SECONDS = 4.0
-# A kernel must gain that much when it is measured in the model.
-_LEAST_GAIN = 0.015
-_WARM_UP_SECONDS = 0.5
-_PROFILE_RUNS = 15
+_PROFILE_SECONDS = 1.5
 
 
 def tune(
@@ -112,8 +106,7 @@ class _Job:
         self.notes: list[str] = []
         self.ledger = Ledger()
         self._progress = progress
-        self._samples: dict[str, list[Samples]] = {}
-        self._models: dict[str, CostModel] = {}
+        self.lessons = Lessons(self.states, options.seed)
 
     def run(self) -> TuneReport:
         """The whole job."""
@@ -139,7 +132,6 @@ class _Job:
             self._choose(tasks)
             if self.states:
                 self._search()
-                self.show("building the fastest")
                 self._confirm(prepared, before, old)
             verdict = self._finish(prepared, before, old)
         if all(state.trials + state.known for state in self.states if not state.abandoned):
@@ -164,23 +156,16 @@ class _Job:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def _profile(self, module: Path, prepared: Prepared) -> list[StepTime]:
-        with load(module, threads=self.threads) as loaded:
-            if loaded.manifest.form != "self-contained":
-                raise BuildError(
-                    f"{prepared.lowered.source_name}: cannot be tuned in the VM form "
-                    f"({loaded.manifest.vm_reason}): bind its shapes with --shape"
-                )
-            if prepared.golden is not None:
-                inputs = list(prepared.golden.inputs)
-            else:
-                signature = signature_of(loaded.manifest.inputs)
-                inputs = list(random_inputs(signature, {}, self.config.seed).values())
-            # Clocks and caches settle.
-            warm = time.monotonic() + _WARM_UP_SECONDS
-            loaded.run(inputs)
-            while time.monotonic() < warm:
-                loaded.run(inputs)
-            return loaded.profile(inputs, _PROFILE_RUNS)
+        name, manifest = prepared.lowered.source_name, read_manifest(module)
+        if manifest.form != "self-contained":
+            raise BuildError(
+                f"{name}: cannot be tuned in the VM form ({manifest.vm_reason}): bind its shapes "
+                "with --shape"
+            )
+        steps = step_seconds([module], self.threads, _PROFILE_SECONDS)
+        if steps is None:
+            raise BuildError(f"{name}: the module crashes when it is timed; see `tinsmith verify`")
+        return steps[0]
 
     def _choose(self, tasks: list[Task]) -> None:
         """Make the states of the tasks that are searched, and say why others are not."""
@@ -208,36 +193,9 @@ class _Job:
                 )
                 self.states.append(TaskState(index, task, search, known=len(tried) - 1))
         self.shelf.add_workloads({s.task.subject.workload: s.task.numbers for s in self.states})
-        self._warm_start(trials)
-
-    def _warm_start(self, trials: dict[Subject, dict[tuple[tuple[str, int], ...], Trial]]) -> None:
-        """Teach the cost models what earlier jobs have measured of other workloads."""
-        own = {state.task.subject for state in self.states}
-        numbers = self.shelf.workloads()
-        for subject, tried in trials.items():
-            if subject not in own and subject.workload in numbers:
-                measured = list(tried.values())
-                sample = Samples(
-                    numbers[subject.workload],
-                    [trial.decisions for trial in measured],
-                    [trial.ratio for trial in measured],
-                )
-                self._samples.setdefault(subject.template, []).append(sample)
-        for state in self.states:
-            self._learn(state.task.subject.template)
-
-    def _learn(self, template: str) -> None:
-        if self.options.strategy != "model":
-            return
-        samples = list(self._samples.get(template, ()))
-        for state in self.states:
-            if state.task.subject.template == template:
-                tried = state.search.tried
-                listed = [d for d in state.task.space if decisions_key(d) in tried]
-                ratios = [tried[decisions_key(d)] for d in listed]
-                samples.append(Samples(state.task.numbers, listed, ratios))
-        model = self._models.setdefault(template, CostModel(self.options.seed))
-        model.fit(samples)
+        self.lessons = Lessons(self.states, self.options.seed)
+        if self.options.strategy == "model":
+            self.lessons.warm_start(trials, self.shelf.workloads())
 
     def _search(self) -> None:
         # Confirmation and the comparison of whole models need their time too.
@@ -256,9 +214,8 @@ class _Job:
 
     def _batch(self, measurer: Measurer, state: TaskState) -> None:
         subject = state.task.subject
-        model = self._models.setdefault(subject.template, CostModel(self.options.seed))
         count = min(BATCH, self.options.trials - state.known - state.trials)
-        proposed = state.search.propose(count, model)
+        proposed = state.search.propose(count, self.lessons.model(subject.template))
         try:
             measured = measurer.measure(state.index, proposed, self._seconds(state, len(proposed)))
         except BuildError as error:
@@ -275,59 +232,16 @@ class _Job:
         ]
         self.shelf.add_trials(trials)
         state.add(trials)
-        self._learn(subject.template)
+        if self.options.strategy == "model":
+            self.lessons.learn(subject.template)
 
     def _confirm(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> None:
-        """Time the fastest of each kernel in the model: the best of many is partly luck."""
-        ranked = {s.index: s.search.fastest(_CONFIRMED) for s in self.states if not s.abandoned}
-        builds: list[dict[int, Decisions]] = [
-            {index: fastest[place] for index, fastest in ranked.items() if place < len(fastest)}
-            for place in range(_CONFIRMED)
-        ]
-        builds = [chosen for chosen in builds if chosen]
-        if not builds:
-            return
+        """Find the winners among the fastest, in the model."""
         begin = time.monotonic()
-        with self._folder() as folder:
-            paths = [before]
-            for number, chosen in enumerate(builds):
-                records = [
-                    Record(self.states[index].task.subject, decisions, 1.0, 1.0)
-                    for index, decisions in chosen.items()
-                ]
-                path = Path(folder) / f"variant{number}"
-                paths.append(build(prepared, ChosenRecords(records, old), path))
-            self.show("confirming")
-            times = kernel_seconds(paths, self.threads, _CONFIRM_SECONDS)
-        self.ledger.run_seconds += time.monotonic() - begin
-        if times is None:
+        self.show("confirming")
+        if not confirm(self.states, prepared, before, old, self.threads, self.scratch):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
-            return
-        for number, chosen in enumerate(builds, 1):
-            for index, decisions in chosen.items():
-                self._consider(self.states[index], decisions, times[0], times[number])
-
-    @staticmethod
-    def _consider(
-        state: TaskState,
-        decisions: Decisions,
-        before: Mapping[str, float],
-        after: Mapping[str, float],
-    ) -> None:
-        """Let `decisions` win if no others have won by more.
-
-        The worse of the two ratios counts, among candidates and in the model: either may be
-        lucky.
-        """
-        names = state.task.name.split()
-        default = sum(before.get(name, 0.0) for name in names) / state.task.calls
-        seconds = sum(after.get(name, 0.0) for name in names) / state.task.calls
-        if not default > 0 or not seconds > 0:
-            return
-        ratio = max(seconds / default, state.search.tried[decisions_key(decisions)])
-        state.ratio = min(1.0, ratio, *([] if state.ratio is None else [state.ratio]))
-        if ratio <= 1 - _LEAST_GAIN and (state.winner is None or ratio <= state.ratio):
-            state.winner = (decisions, ratio * default, default)
+        self.ledger.run_seconds += time.monotonic() - begin
 
     def _seconds(self, state: TaskState, count: int) -> float:
         one_call = state.task.seconds / max(state.task.calls, 1)

@@ -1,8 +1,9 @@
-"""Times the kernels of several builds of one model, in the model, in a process of its own.
+"""Runs builds of a model in a process of its own: times their kernels, checks their results.
 
 What a kernel finds in the caches is left there by its neighbours; a candidate
 that wins among its like may lose in its place. One run of each build in turn,
-step by step, tells for all kernels at once.
+step by step, tells for all kernels at once. And what a build does, it does to
+that process: it may crash or hang.
 """
 
 from __future__ import annotations
@@ -12,29 +13,57 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from compiler.evaluate.compare import compare_all
 from compiler.evaluate.inputs import random_inputs, signature_of
-from compiler.module.base import Module
+from compiler.module.base import Module, StepTime
 from compiler.module.loader import load
 
 # As in `batch`: other load only ever adds time.
 _QUANTILE = 0.25
 _ROUNDS = (9, 200)
+_WARM_UP_SECONDS = 0.5
 _LIMIT_SECONDS = 120.0
 
 
-def kernel_seconds(
+def step_seconds(
     paths: Sequence[Path], threads: int, seconds: float
-) -> list[dict[str, float]] | None:
-    """Of each module, the seconds of all calls of each kernel in one run, by its name.
+) -> list[list[StepTime]] | None:
+    """The steps of each module with their seconds in one run, in order of execution.
 
     The modules must take the same inputs; about `seconds` are spent. None if they crash.
     """
-    order = {"paths": [str(path) for path in paths], "threads": threads, "seconds": seconds}
+    answer = _asked("times", paths, threads, seconds)
+    if answer is None:
+        return None
+    return [[StepTime(i, *step) for i, step in enumerate(steps)] for steps in answer]
+
+
+def agrees(path: Path, threads: int) -> bool:
+    """Whether a module computes its golden vectors; True if it has none, False if it crashes."""
+    return bool(_asked("check", [path], threads, 0.0))
+
+
+def main(order: dict[str, Any]) -> None:
+    """Print the answer to what `_asked` asks."""
+    modules = [load(path, threads=order["threads"]) for path in order["paths"]]
+    answer = _check(modules[0]) if order["what"] == "check" else _times(modules, order["seconds"])
+    print(json.dumps(answer))
+
+
+def _asked(what: str, paths: Sequence[Path], threads: int, seconds: float) -> Any:
+    """The answer of a process of its own; None if it crashes or takes too long."""
+    order = {
+        "what": what,
+        "paths": [str(path) for path in paths],
+        "threads": threads,
+        "seconds": seconds,
+    }
     try:
         result = subprocess.run(
             [sys.executable, "-m", "compiler.tuning.variants", json.dumps(order)],
@@ -47,41 +76,46 @@ def kernel_seconds(
     except subprocess.TimeoutExpired:
         return None
     lines = result.stdout.splitlines()
-    return list(json.loads(lines[-1])) if result.returncode == 0 and lines else None
+    return json.loads(lines[-1]) if result.returncode == 0 and lines else None
 
 
-def main(order: Mapping[str, object]) -> None:
-    """Print the answer to `kernel_seconds`."""
-    paths, threads, seconds = order["paths"], order["threads"], order["seconds"]
-    assert isinstance(paths, list) and isinstance(threads, int) and isinstance(seconds, float)
-    modules = [load(path, threads=threads) for path in paths]
+def _check(module: Module) -> bool:
+    golden = module.golden()
+    if golden is None:
+        return True
+    names = [tensor.name for tensor in module.manifest.outputs]
+    actual = dict(zip(names, module.run(golden.inputs), strict=True))
+    expected = dict(zip(names, golden.outputs, strict=True))
+    return all(one.agrees for one in compare_all(actual, expected, golden.tolerance))
+
+
+def _times(modules: Sequence[Module], seconds: float) -> list[list[tuple[str, float]]]:
     golden = modules[0].golden()
     if golden is not None:
         inputs = list(golden.inputs)
     else:
         inputs = list(random_inputs(signature_of(modules[0].manifest.inputs), {}, 0).values())
+    # One for all rounds: the pages of a new one are mapped at the first touch, which would be
+    # counted as time of the first kernels.
+    contexts = [module.context() for module in modules]
+    # Clocks and caches settle.
+    warm = time.perf_counter() + _WARM_UP_SECONDS
+    names = [[step.kernel for step in context.profile(inputs, 1)] for context in contexts]
+    while time.perf_counter() < warm:
+        for context in contexts:
+            context.run(inputs)
     samples: list[list[list[float]]] = [[] for _ in modules]
     deadline = time.perf_counter() + seconds
     least, most = _ROUNDS
     for done in range(most):
         if done >= least and time.perf_counter() > deadline:
             break
-        for module, found in zip(modules, samples, strict=True):
+        for context, found in zip(contexts, samples, strict=True):
             # The other builds have weights of their own: this one's are brought back first.
-            module.run(inputs)
-            found.append([step.seconds for step in module.profile(inputs, 1)])
-    totals = [_by_kernel(m, inputs, s) for m, s in zip(modules, samples, strict=True)]
-    print(json.dumps(totals))
-
-
-def _by_kernel(
-    module: Module, inputs: list[np.ndarray], samples: list[list[float]]
-) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    names = [step.kernel for step in module.profile(inputs, 1)]
-    for name, spent in zip(names, np.quantile(samples, _QUANTILE, axis=0), strict=True):
-        totals[name] = totals.get(name, 0.0) + float(spent)
-    return totals
+            context.run(inputs)
+            found.append([step.seconds for step in context.profile(inputs, 1)])
+    totals = [np.quantile(found, _QUANTILE, axis=0).tolist() for found in samples]
+    return [list(zip(*pair, strict=True)) for pair in zip(names, totals, strict=True)]
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_job_measures_and_remembers(
     assert all(row.ratio <= 1.0 for row in report.rows)
     assert all(row.trials <= 8 for row in report.rows)
     assert len(shelf.records()) == len(report.rows)
-    assert {view.phase for view in views} >= {"lowering", "profiling", "searching"}
+    assert {view.phase for view in views} >= {"lowering", "profiling", "searching", "confirming"}
     assert json.loads(json.dumps(report.to_dict()))["kept"] == report.kept
     spec = get_target("native")
     assert shelf.target()["cpu"] == spec.llvm_cpu

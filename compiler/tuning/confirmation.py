@@ -1,0 +1,91 @@
+"""Times the fastest candidates of each kernel in the model: the best of many is partly luck."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from compiler.module.base import StepTime
+from compiler.preparation import Prepared
+from compiler.tuning.acceptance import build
+from compiler.tuning.allocation import TaskState
+from compiler.tuning.lookup import ChosenRecords
+from compiler.tuning.records import Record, decisions_key
+from compiler.tuning.variants import step_seconds
+from targets.cpu.schedule import RecordLookup
+from targets.cpu.template import Decisions
+
+# How many of the fastest are tried, and for how long.
+_CONFIRMED = 3
+_SECONDS = 4.0
+# A kernel must gain that much when it is measured in the model.
+_LEAST_GAIN = 0.015
+
+
+def confirm(
+    states: Sequence[TaskState],
+    prepared: Prepared,
+    before: Path,
+    old: RecordLookup | None,
+    threads: int,
+    scratch: Path | None,
+) -> bool:
+    """Set the winners of `states`; False if the fastest candidates crash together.
+
+    `before` is the module without them, compiled with the records `old`; others are built in
+    `scratch`, each with one of the fastest of every kernel.
+    """
+    ranked = {s.index: s.search.fastest(_CONFIRMED) for s in states if not s.abandoned}
+    builds: list[dict[int, Decisions]] = [
+        {index: fastest[place] for index, fastest in ranked.items() if place < len(fastest)}
+        for place in range(_CONFIRMED)
+    ]
+    builds = [chosen for chosen in builds if chosen]
+    if not builds:
+        return True
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        paths = [before]
+        for number, chosen in enumerate(builds):
+            records = [
+                Record(states[index].task.subject, decisions, 1.0, 1.0)
+                for index, decisions in chosen.items()
+            ]
+            path = Path(folder) / f"variant{number}"
+            paths.append(build(prepared, ChosenRecords(records, old), path))
+        steps = step_seconds(paths, threads, _SECONDS)
+    if steps is None:
+        return False
+    times = [_by_kernel(own) for own in steps]
+    for number, chosen in enumerate(builds, 1):
+        for index, decisions in chosen.items():
+            _consider(states[index], decisions, times[0], times[number])
+    return True
+
+
+def _by_kernel(steps: Sequence[StepTime]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for step in steps:
+        totals[step.kernel] = totals.get(step.kernel, 0.0) + step.seconds
+    return totals
+
+
+def _consider(
+    state: TaskState,
+    decisions: Decisions,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> None:
+    """Let `decisions` win if no others have won by more.
+
+    The worse of the two ratios counts, among candidates and in the model: either may be lucky.
+    """
+    names = state.task.name.split()
+    default = sum(before.get(name, 0.0) for name in names) / state.task.calls
+    seconds = sum(after.get(name, 0.0) for name in names) / state.task.calls
+    if not default > 0 or not seconds > 0:
+        return
+    ratio = max(seconds / default, state.search.tried[decisions_key(decisions)])
+    state.ratio = min(1.0, ratio, *([] if state.ratio is None else [state.ratio]))
+    if ratio <= 1 - _LEAST_GAIN and (state.winner is None or ratio <= state.ratio):
+        state.winner = (decisions, ratio * default, default)
