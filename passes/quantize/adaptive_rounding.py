@@ -150,7 +150,7 @@ def carried_rounding(
     hessian[np.diag_indices(inputs)] += damping * diagonal.mean()
     # Row i of the upper Cholesky factor of the inverse holds how a unit of error of input i
     # is spread over the inputs after it.
-    spread = np.linalg.cholesky(_inverse(hessian)).T
+    spread = np.linalg.cholesky(positive_definite_inverse(hessian)).T
     left = flat[order]
     rounded = np.empty_like(left)
     for begin in range(0, inputs, _BLOCK):
@@ -166,7 +166,7 @@ def carried_rounding(
     return result
 
 
-def _inverse(matrix: np.ndarray) -> np.ndarray:
+def positive_definite_inverse(matrix: np.ndarray) -> np.ndarray:
     """The inverse of a positive definite matrix, by its Cholesky factor: half of inv's work."""
     factor, failed = dpotrf(matrix, lower=1)
     inverse, unfinished = dpotri(factor, lower=1)

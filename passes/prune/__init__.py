@@ -1,0 +1,1 @@
+"""Structured pruning: what belongs together, what matters, how much of it goes, what remains."""

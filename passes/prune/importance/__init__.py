@@ -1,0 +1,1 @@
+"""What each unit of a group is worth: one criterion, one file; numpy only."""
