@@ -1,9 +1,11 @@
 /* A pool of threads that claim iterations of one parallel loop at a time.
  *
- * The caller works too and waits only for iterations that others have claimed,
- * so a thread that the system does not schedule delays nobody. Chunks shrink as
- * the loop nears its end (guided self-scheduling). When the pool is taken by
- * another context, the loop runs in the calling thread alone.
+ * Each thread begins with a share of its own, the same part of every loop, so that
+ * it finds in its cache what it has computed in the loop before; then it helps with
+ * the others' shares. The caller works too and waits only for iterations that others
+ * have claimed, so a thread that the system does not schedule delays nobody. Chunks
+ * shrink as a share nears its end (guided self-scheduling). When the pool is taken
+ * by another context, the loop runs in the calling thread alone.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -22,10 +24,16 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { MAX_THREADS = 256, SPIN_MICROSECONDS = 200, PAUSES_PER_CLOCK = 64 };
+enum { MAX_THREADS = 256, SPIN_MICROSECONDS = 200, PAUSES_PER_CLOCK = 64, LINE_BYTES = 64 };
 #define CLOSED UINT32_MAX
 
+/* The iterations that one thread begins with, in a cache line of their own. */
+typedef struct {
+  _Alignas(LINE_BYTES) _Atomic uint64_t claim; /* generation << 32 | next iteration */
+} pool_share;
+
 static struct {
+  pool_share shares[MAX_THREADS];
   pthread_mutex_t control; /* guards starting and stopping */
   pthread_mutex_t sleep;
   pthread_cond_t wake;
@@ -33,7 +41,6 @@ static struct {
   atomic_int busy; /* a loop is being shared out, or the threads are being replaced */
   atomic_int threads;
   atomic_int stop;
-  _Atomic uint64_t claim; /* generation << 32 | next iteration */
   _Atomic uint32_t done;
   _Atomic(stage_function) run;
   _Atomic(char *const *) pointers;
@@ -45,8 +52,7 @@ static struct {
 } pool = {.control = PTHREAD_MUTEX_INITIALIZER,
           .sleep = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
-          .threads = 1,
-          .claim = CLOSED};
+          .threads = 1};
 
 static double seconds_now(void) {
   struct timespec now;
@@ -56,34 +62,49 @@ static double seconds_now(void) {
 
 static uint32_t generation_of(uint64_t claim) { return (uint32_t)(claim >> 32); }
 
-/* Works on the loop of `generation` until nothing is left to claim. */
-static void pool_work(uint32_t generation, char *task_scratch) {
-  uint32_t share = 2u * (uint32_t)atomic_load_explicit(&pool.threads, memory_order_relaxed);
+static uint32_t pool_generation(int share) {
+  return generation_of(atomic_load_explicit(&pool.shares[share].claim, memory_order_acquire));
+}
+
+/* Where a share of a loop begins: the next one's beginning is its end. */
+static uint32_t share_begin(int share, int threads, uint32_t extent) {
+  return (uint32_t)((uint64_t)extent * (uint64_t)share / (uint64_t)threads);
+}
+
+/* Works on a share of the loop of `generation` until nothing is left to claim. */
+static void pool_work_on(int share, int threads, uint32_t generation, char *task_scratch) {
+  _Atomic uint64_t *word = &pool.shares[share].claim;
   for (;;) {
-    uint64_t claim = atomic_load_explicit(&pool.claim, memory_order_acquire);
+    uint64_t claim = atomic_load_explicit(word, memory_order_acquire);
     /* Acquire: a value of the next loop implies that this loop's claim word is gone. */
     uint32_t extent = atomic_load_explicit(&pool.extent, memory_order_acquire);
     stage_function run = atomic_load_explicit(&pool.run, memory_order_acquire);
     char *const *pointers = atomic_load_explicit(&pool.pointers, memory_order_acquire);
-    uint32_t next = (uint32_t)claim;
-    if (generation_of(claim) != generation || next >= extent) return;
-    uint32_t chunk = (extent - next) / share;
-    if (chunk == 0) chunk = 1;
-    if (!atomic_compare_exchange_weak(&pool.claim, &claim, claim + chunk)) continue;
+    uint32_t next = (uint32_t)claim, end = share_begin(share + 1, threads, extent);
+    if (generation_of(claim) != generation || next >= end) return;
+    uint32_t chunk = (end - next + 1) / 2;
+    if (!atomic_compare_exchange_weak(word, &claim, claim + chunk)) continue;
     if (run((int32_t)next, (int32_t)(next + chunk), pointers, task_scratch))
       atomic_store_explicit(&pool.failed, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&pool.done, chunk, memory_order_release);
   }
 }
 
+/* Works on the loop of `generation`: on the share `own`, then on those of the others. */
+static void pool_work(int own, uint32_t generation, char *task_scratch) {
+  int threads = atomic_load_explicit(&pool.threads, memory_order_relaxed);
+  for (int i = 0; i < threads; i++)
+    pool_work_on((own + i) % threads, threads, generation, task_scratch);
+}
+
 static void *pool_thread(void *argument) {
-  char *task_scratch = argument;
-  uint32_t seen = generation_of(atomic_load(&pool.claim));
+  int own = (int)(intptr_t)argument;
+  uint32_t seen = pool_generation(own);
   for (;;) {
     double deadline = 0;
     for (unsigned spins = 1;; spins++) {
       if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
-      if (generation_of(atomic_load_explicit(&pool.claim, memory_order_acquire)) != seen) break;
+      if (pool_generation(own) != seen) break;
       PAUSE();
       if (spins % PAUSES_PER_CLOCK) continue;
       double now = seconds_now();
@@ -92,14 +113,14 @@ static void *pool_thread(void *argument) {
       } else if (now > deadline) {
         pthread_mutex_lock(&pool.sleep);
         atomic_fetch_add(&pool.sleepers, 1);
-        while (generation_of(atomic_load(&pool.claim)) == seen && !atomic_load(&pool.stop))
+        while (pool_generation(own) == seen && !atomic_load(&pool.stop))
           pthread_cond_wait(&pool.wake, &pool.sleep);
         atomic_fetch_sub(&pool.sleepers, 1);
         pthread_mutex_unlock(&pool.sleep);
       }
     }
-    seen = generation_of(atomic_load_explicit(&pool.claim, memory_order_acquire));
-    pool_work(seen, task_scratch);
+    seen = pool_generation(own);
+    pool_work(own, seen, pool.scratch[own]);
   }
 }
 
@@ -115,22 +136,26 @@ static int pool_run(const stage *s, char *const *pointers, char *task_scratch) {
   if (s->extent < 2 || atomic_load_explicit(&pool.threads, memory_order_relaxed) < 2 ||
       atomic_exchange(&pool.busy, 1))
     return s->run(0, s->extent, pointers, task_scratch);
-  uint32_t generation = generation_of(atomic_load(&pool.claim)) + 1;
+  int threads = atomic_load(&pool.threads);
+  uint32_t extent = (uint32_t)s->extent, generation = pool_generation(0) + 1;
   atomic_store_explicit(&pool.run, s->run, memory_order_release);
   atomic_store_explicit(&pool.pointers, pointers, memory_order_release);
   atomic_store_explicit(&pool.failed, 0, memory_order_relaxed);
   atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
-  atomic_store_explicit(&pool.extent, (uint32_t)s->extent, memory_order_release);
-  atomic_store(&pool.claim, (uint64_t)generation << 32);
+  atomic_store_explicit(&pool.extent, extent, memory_order_release);
+  for (int i = threads; i--;)
+    atomic_store(&pool.shares[i].claim,
+                 (uint64_t)generation << 32 | share_begin(i, threads, extent));
   pool_wake();
-  pool_work(generation, task_scratch);
+  pool_work(0, generation, task_scratch);
   for (unsigned spins = 1;
-       atomic_load_explicit(&pool.done, memory_order_acquire) < (uint32_t)s->extent; spins++) {
+       atomic_load_explicit(&pool.done, memory_order_acquire) < extent; spins++) {
     if (spins % 4096) PAUSE();
     else sched_yield();
   }
   /* Nobody may claim from a word that looks unfinished once the next loop's extent is set. */
-  atomic_store(&pool.claim, (uint64_t)generation << 32 | CLOSED);
+  for (int i = 0; i < threads; i++)
+    atomic_store(&pool.shares[i].claim, (uint64_t)generation << 32 | CLOSED);
   int failed = atomic_load_explicit(&pool.failed, memory_order_relaxed);
   atomic_store(&pool.busy, 0);
   return failed ? -1 : 0;
@@ -162,11 +187,13 @@ static int pool_resize(int threads, uint64_t scratch_bytes) {
   while (running < threads) {
     void *scratch = NULL;
     if (scratch_bytes && posix_memalign(&scratch, 64, scratch_bytes)) break;
-    if (pthread_create(&pool.handles[running], NULL, pool_thread, scratch)) {
+    pool.scratch[running] = scratch;
+    if (pthread_create(&pool.handles[running], NULL, pool_thread, (void *)(intptr_t)running)) {
       free(scratch);
+      pool.scratch[running] = NULL;
       break;
     }
-    pool.scratch[running++] = scratch;
+    running++;
   }
   atomic_store(&pool.threads, running);
   atomic_store(&pool.busy, 0);
