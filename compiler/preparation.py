@@ -56,15 +56,18 @@ def prepare(
     spec: TargetSpec,
     clock: Clock,
     records: RecordLookup | None,
+    reported: bool = True,
 ) -> Prepared:
     """Import, quantise and lower a model, and run its reference.
+
+    Without `reported` nothing is found out about the accuracy of a quantised model.
 
     Raises ModelError, PassError and ConfigError as `compiler.compile` does.
     """
     with clock.phase("import"):
         imported = import_onnx(model, config.shapes, config.constants)
     with clock.phase("lower"):
-        quantizer = _quantizer(imported, config, spec, clock)
+        quantizer = _quantizer(imported, config, spec, clock, records, reported)
         scheduled, pipeline = lower(
             imported.module,
             spec,
@@ -81,7 +84,7 @@ def prepare(
         input_names=imported.input_names,
         output_names=imported.output_names,
         kernels=pipeline.kernels,
-        source_name=_model_name(imported.source),
+        source_name=model_name(imported.source),
         notes=imported.notes,
         pass_names=pipeline.pass_names,
         config=config.to_dict(),
@@ -134,8 +137,9 @@ class Clock:
             self._progress(step or name, begin + (end - begin) * share_of_phase)
 
 
-def _model_name(source: str) -> str:
-    """The name of the model's file without its folder and ending."""
+def model_name(model: str | Path | ModelProto) -> str:
+    """The name of the model's file without its folder and ending, or that of its graph."""
+    source = str(model) if isinstance(model, (str, Path)) else model.graph.name
     return Path(source).stem or "model"
 
 
@@ -150,7 +154,12 @@ def _signature(imported: ImportedModel) -> dict[str, tuple[tuple[int, ...], str]
 
 
 def _quantizer(
-    imported: ImportedModel, config: CompileConfig, spec: TargetSpec, clock: Clock
+    imported: ImportedModel,
+    config: CompileConfig,
+    spec: TargetSpec,
+    clock: Clock,
+    records: RecordLookup | None,
+    reported: bool,
 ) -> Quantizer | None:
     """What quantises the graph, if that is asked for."""
     if config.quantization is None:
@@ -160,10 +169,12 @@ def _quantizer(
         spec,
         _signature(imported),
         index_bounds(imported.reference),
-        _model_name(imported.source),
+        model_name(imported.source),
         config.threads,
         config.seed,
         progress=lambda step, share: clock.show("lower", share, step),
+        records=records,
+        reported=reported,
     )
 
 

@@ -22,7 +22,7 @@ from passes.graph.fused_groups import kernel_calls
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.expose_tensors import ExposeTensors
 from passes.quantize.observers import ObservationError, Observer, ObserverFactory
-from targets.cpu.schedule import schedule_module
+from targets.cpu.schedule import RecordLookup, schedule_module
 from targets.cpu.template import KernelReport
 from targets.spec import TargetSpec
 
@@ -54,11 +54,13 @@ class ObservedModule:
         tensors: Sequence[str],
         threads: int = 0,
         name: str = "calibration",
+        records: RecordLookup | None = None,
     ) -> None:
         """Compile `module`, a graph after the graph passes, float or quantised.
 
         `tensors` are names as `passes.quantize.dataflow.Dataflow` gives them, parameters
-        included. `spec` must describe the machine at hand; `name` is that of the module.
+        included. `spec` must describe the machine at hand; `name` is that of the module,
+        `records` are the decisions of earlier searches.
         Raises ModelError for an unknown name, PassError and BuildError as a compilation does.
         """
         names = tuple(dict.fromkeys(tensors))
@@ -72,7 +74,7 @@ class ObservedModule:
         self._position = {name: i for i, name in enumerate(parameters)}
         self._computed = tuple(name for name in names if name not in self._position)
         self._names = names
-        lowered = _lower(module, self._computed, spec, parameters, name)
+        lowered = _lower(module, self._computed, spec, parameters, name, records)
         self._own = len(lowered.output_names) - len(self._computed)
         self.calls = kernel_calls(lowered.module)
         self._folder = tempfile.mkdtemp(prefix="tinsmith-calibration-")
@@ -185,6 +187,7 @@ def _lower(
     spec: TargetSpec,
     parameters: Sequence[str],
     source_name: str,
+    records: RecordLookup | None,
 ) -> LoweredModel:
     """The graph with `tensors` as further results and scheduled kernels, by the pipeline."""
     runner = PassRunner()
@@ -194,7 +197,7 @@ def _lower(
     kernels: list[KernelReport] = []
 
     def schedule(fused: tvm.IRModule) -> tvm.IRModule:
-        scheduled, reports = schedule_module(fused, spec)
+        scheduled, reports = schedule_module(fused, spec, records)
         kernels.extend(reports)
         return scheduled
 

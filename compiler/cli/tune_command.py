@@ -42,8 +42,11 @@ def tune_model(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on, or search all kernels again.")
-    ] = True,
+        bool, typer.Option("--resume", help="Search on from where a finished job stopped.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Search again, and forget earlier trials.")
+    ] = False,
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
@@ -71,9 +74,11 @@ def tune_model(
 
     **Example:** `tinsmith tune resnet50.onnx --target native --minutes 10`
 
-    Interrupt it at any time: the same command goes on. **Several models:** `tinsmith tune --job
-    jobs.toml`, with a `[[job]]` for each: `model = "resnet50.onnx"`, and any of `target`,
-    `minutes`, `trials`, `tasks`, `seed`, `threads`, `shapes`, `quantize`, `calibration`.
+    Interrupt it at any time: the same command goes on. When it has come to its end, the same
+    command has nothing to do, and with `--resume` searches on. **Several models:** `tinsmith
+    tune --job jobs.toml`, with a `[[job]]` for each: `model = "resnet50.onnx"`, and any of
+    `target`, `minutes`, `trials`, `tasks`, `seed`, `threads`, `shapes`, `quantize`,
+    `calibration`.
     """
     from compiler.tuning.report import TuneOptions
 
@@ -82,7 +87,7 @@ def tune_model(
     if job is not None:
         from compiler.cli.tune_jobs import run_jobs
 
-        run_jobs(job, log, fresh=not resume, as_json=as_json)
+        run_jobs(job, log, resume=resume, fresh=fresh, as_json=as_json)
         return
     assert model is not None
     config = CompileConfig(
@@ -93,7 +98,13 @@ def tune_model(
         quantization=quantization_of(quantize, calibration),
     )
     options = TuneOptions(
-        minutes=minutes, trials=trials, tasks=tasks, log=log, seed=seed, fresh=not resume
+        minutes=minutes,
+        trials=trials,
+        tasks=tasks,
+        log=log,
+        seed=seed,
+        resume=resume,
+        fresh=fresh,
     )
     report = tune_shown(model, config, options, hidden=as_json)
     if as_json:

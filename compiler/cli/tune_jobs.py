@@ -45,13 +45,13 @@ def read_jobs(path: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def run_jobs(path: Path, log: Path | None, fresh: bool, as_json: bool) -> None:
+def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: bool) -> None:
     """Run every job; one that fails is told in the summary and does not stop the others.
 
     Raises ConfigError before the first begins if the file is wrong, and at the end if a job
     has failed.
     """
-    jobs = [(job["model"], *_parsed(job, log, fresh)) for job in read_jobs(path)]
+    jobs = [(job["model"], *_parsed(job, log, resume, fresh)) for job in read_jobs(path)]
     done: list[tuple[Path, TuneReport | TinsmithError]] = []
     for model, config, options in jobs:
         try:
@@ -76,7 +76,7 @@ def run_jobs(path: Path, log: Path | None, fresh: bool, as_json: bool) -> None:
 
 
 def _parsed(
-    job: Mapping[str, Any], log: Path | None, fresh: bool
+    job: Mapping[str, Any], log: Path | None, resume: bool, fresh: bool
 ) -> tuple[CompileConfig, TuneOptions]:
     from compiler.tuning.report import TuneOptions
 
@@ -87,7 +87,7 @@ def _parsed(
         quantization=quantization_of(job.get("quantize"), job.get("calibration")),
     )
     chosen = {name: job[name] for name in _OPTIONS if name in job}
-    return config, TuneOptions(**chosen, log=log, fresh=fresh)
+    return config, TuneOptions(**chosen, log=log, resume=resume, fresh=fresh)
 
 
 def _row(result: TuneReport | TinsmithError) -> tuple[str]:

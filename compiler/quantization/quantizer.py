@@ -22,6 +22,7 @@ from compiler.quantization.timing import local_spec
 from compiler.quantization.weights import WeightRecipe
 from compiler.quantization.workbench import Candidate, Workbench
 from passes.quantize.dataflow import Dataflow, model_name
+from targets.cpu.schedule import RecordLookup
 from targets.registry import get_target
 from targets.spec import TargetSpec
 
@@ -38,8 +39,9 @@ RECIPES: Mapping[str, type[Recipe]] = {
 class Quantizer:
     """Callable for `compiler.pipeline.lower`: graph in, passes out.
 
-    After the call, `report` says what was done and `sample` holds an input with the
-    quantised graph's own outputs. Calibration runs on this machine, whatever the target.
+    After the call, `report` says what was done (if that is asked for) and `sample` holds an
+    input with the quantised graph's own outputs. Calibration runs on this machine, whatever
+    the target.
     """
 
     def __init__(
@@ -52,8 +54,13 @@ class Quantizer:
         threads: int = 0,
         seed: int = 0,
         progress: Progress | None = None,
+        records: RecordLookup | None = None,
+        reported: bool = True,
     ) -> None:
-        """`threads` run what is timed, 0: one for each core.
+        """`threads` run what is timed, 0: one for each core, with the decisions of `records`.
+
+        Without `reported` there will be no report, which takes two compilations and a run on
+        many samples.
 
         Raises ConfigError and InputError for calibration data that cannot be used.
         """
@@ -62,6 +69,8 @@ class Quantizer:
         self._name = name
         self._threads = threads
         self._progress = progress
+        self._records = records
+        self._reports = reported
         self.source: CalibrationSource = open_calibration(
             config.calibration,
             signature,
@@ -91,20 +100,26 @@ class Quantizer:
         local = local_spec(self._spec)
         self._show("compile float and quantised", 0.5)
         with Workbench(
-            module, self.source, local or get_target("native"), self._threads, self._name
+            module,
+            self.source,
+            local or get_target("native"),
+            self._threads,
+            self._name,
+            None if local is None else self._records,
         ) as bench:
             outcome = self._chosen(bench, bench.candidate(prepared), local is not None)
             self.sample = bench.sample(outcome.candidate)
         prepared = outcome.candidate.prepared
-        comparison = compare_graphs(
-            prepared.exact,
-            outcome.candidate.quantized,
-            [layer.tensor for layer in prepared.layers if layer.tensor],
-            prepared.observed,
-            self.source,
-            self._progress,
-        )
-        self.report = self._reported(outcome, comparison)
+        if self._reports:
+            comparison = compare_graphs(
+                prepared.exact,
+                outcome.candidate.quantized,
+                [layer.tensor for layer in prepared.layers if layer.tensor],
+                prepared.observed,
+                self.source,
+                self._progress,
+            )
+            self.report = self._reported(outcome, comparison)
         return prepared.steps
 
     def _chosen(self, bench: Workbench, candidate: Candidate, timed: bool) -> _Outcome:

@@ -12,6 +12,7 @@ from compiler.quantization.comparison import Sample
 from compiler.quantization.recipe import Prepared
 from compiler.quantization.timing import Timing, measure
 from passes.quantize.dataflow import Dataflow
+from targets.cpu.schedule import RecordLookup
 from targets.spec import TargetSpec
 
 
@@ -33,6 +34,7 @@ class Workbench:
 
     A context manager: it holds the modules, in temporary folders. `spec` describes the machine
     at hand, `name` is that of the model: what is compiled here need not be compiled again.
+    `records` are the decisions with which the model will be compiled.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Workbench:
         spec: TargetSpec,
         threads: int,
         name: str,
+        records: RecordLookup | None = None,
     ) -> None:
+        self._records = records
         self._graph = graph
         self._spec = spec
         self._threads = threads
@@ -89,4 +93,4 @@ class Workbench:
         return Sample(self.inputs, tuple(value.copy() for value in outputs))
 
     def _compile(self, graph: tvm.IRModule) -> ObservedModule:
-        return ObservedModule(graph, self._spec, [], self._threads, self._name)
+        return ObservedModule(graph, self._spec, [], self._threads, self._name, self._records)

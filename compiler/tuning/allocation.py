@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.tuning.records import Trial, decisions_key
+from compiler.tuning.records import Record, Trial, decisions_key
 from compiler.tuning.report import TaskRow
 from compiler.tuning.search import Search
 from compiler.tuning.tasks import Task
@@ -16,16 +16,22 @@ _GAIN = 0.005
 _PATIENCE = 2
 # What the first batch of a task is expected to gain; half of that after each that gains nothing.
 _HOPE = 0.1
+# A further batch must be expected to save that share of a run of the model.
+_WORTHWHILE = 2e-4
 
 
 @dataclass
 class TaskState:
-    """A task with its search. `trials` counts those of this job, `known` those before it."""
+    """A task with its search. `trials` counts those of this job, `known` those before it.
+
+    `record` is what the kernel runs with now, None for the template's default.
+    """
 
     index: int
     task: Task
     search: Search
     known: int = 0
+    record: Record | None = None
     trials: int = 0
     failures: int = 0
     idle: int = 0
@@ -46,19 +52,29 @@ class TaskState:
         self.idle = 0 if self.last_gain >= _GAIN else self.idle + 1
 
     def is_done(self, most_trials: int) -> bool:
-        """Whether nothing is expected of more trials, or no more are allowed."""
+        """Whether too little is expected of more trials, or no more are allowed."""
         return bool(
             self.abandoned
             or not self.search.left
             or self.known + self.trials >= most_trials
             or self.idle >= _PATIENCE
+            or (self.is_served and self._expected * self.task.share < _WORTHWHILE)
         )
+
+    @property
+    def is_served(self) -> bool:
+        """Whether anything was tried, in this job or before."""
+        return self.known + self.trials > 0
 
     @property
     def expected_gain(self) -> float:
         """Seconds of a run of the model that the next batch is expected to save."""
-        hope = _HOPE * 0.5**self.idle
-        return self.task.seconds * self.search.best[1] * max(self.last_gain, hope)
+        return self.task.seconds * self._expected
+
+    @property
+    def _expected(self) -> float:
+        """What the next batch is expected to save, as a share of the default's time."""
+        return self.search.best[1] * max(self.last_gain, _HOPE * 0.5**self.idle)
 
     def row(self, most_trials: int) -> TaskRow:
         """What is shown of the task."""

@@ -76,16 +76,18 @@ def _consider(
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> None:
-    """Let `decisions` win if no others have won by more.
+    """Let `decisions` win if they beat what the kernel runs with, and no others do by more.
 
-    The worse of the two ratios counts, among candidates and in the model: either may be lucky.
+    The worse of the two ratios to the default counts, among candidates and in the model: either
+    may be lucky.
     """
     names = state.task.name.split()
-    default = sum(before.get(name, 0.0) for name in names) / state.task.calls
+    now = state.record.ratio if state.record is not None else 1.0
+    default = sum(before.get(name, 0.0) for name in names) / state.task.calls / now
     seconds = sum(after.get(name, 0.0) for name in names) / state.task.calls
     if not default > 0 or not seconds > 0:
         return
     ratio = max(seconds / default, state.search.tried[decisions_key(decisions)])
-    state.ratio = min(1.0, ratio, *([] if state.ratio is None else [state.ratio]))
-    if ratio <= 1 - _LEAST_GAIN and (state.winner is None or ratio <= state.ratio):
+    state.ratio = min(now, ratio, *([] if state.ratio is None else [state.ratio]))
+    if ratio <= (1 - _LEAST_GAIN) * now and (state.winner is None or ratio <= state.ratio):
         state.winner = (decisions, ratio * default, default)

@@ -13,7 +13,8 @@ import datetime
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,12 @@ from compiler.evaluate.roofline import cpu_name
 from compiler.module.base import StepTime
 from compiler.module.manifest import read_manifest
 from compiler.module.version import tinsmith_version
-from compiler.preparation import Clock, Prepared, prepare, target_of
+from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
 from compiler.tuning.allocation import BATCH, TaskState
 from compiler.tuning.confirmation import confirm
+from compiler.tuning.identity import job_digest
 from compiler.tuning.learning import Lessons
 from compiler.tuning.lookup import StoredRecords, packaged_folder, user_folder
 from compiler.tuning.measure import Ledger, Measurer
@@ -105,14 +107,19 @@ class _Job:
         self.left_alone: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.ledger = Ledger()
+        self._seconds_of_models = 0.0
         self._progress = progress
         self.lessons = Lessons(self.states, options.seed)
 
     def run(self) -> TuneReport:
         """The whole job."""
         old = None if self.options.fresh else self.records
+        self.show("reading")
+        given = job_digest(self.model, self.config, self.options.tasks)
+        if self._is_finished(given):
+            return self._report(model_name(self.model), Verdict(()))
         self.show("lowering")
-        prepared = prepare(self.model, self.config, self.spec, Clock(None), old)
+        prepared = prepare(self.model, self.config, self.spec, Clock(None), old, reported=False)
         self.notes += prepared.notes
         kernels = distinct_kernels(prepared.pipeline.fused, self.spec)
         tunable = {subject: task for subject, task in kernels.items() if len(task.space) > 1}
@@ -122,20 +129,24 @@ class _Job:
         self.left_alone += [
             (task.name, "has nothing to decide") for s, task in kernels.items() if s not in tunable
         ]
-        digest = self._digest(tunable)
-        if not self.options.fresh and digest in self.shelf.finished_jobs():
+        found = self._digest(tunable)
+        if self._is_finished(found):
             return self._report(name, Verdict(()))
         with self.shelf.scratch_folder() as self.scratch, self._folder() as folder:
             self.show("profiling")
-            before = build(prepared, old, Path(folder) / "module")
-            tasks = with_times(list(tunable.values()), self._profile(before, prepared))
+            with self._whole_models():
+                before = build(prepared, old, Path(folder) / "module")
+                tasks = with_times(list(tunable.values()), self._profile(before, prepared))
             self._choose(tasks)
             if self.states:
                 self._search()
-                self._confirm(prepared, before, old)
-            verdict = self._finish(prepared, before, old)
-        if all(state.trials + state.known for state in self.states if not state.abandoned):
-            self.shelf.add_finished_job(digest)
+            with self._whole_models():
+                if self.states:
+                    self._confirm(prepared, before, old)
+                verdict = self._finish(prepared, before, old)
+        # Where time ran out before each kernel had its share, the next job gives it to the rest.
+        if all(state.is_served for state in self.states if not state.abandoned):
+            self.shelf.add_finished_jobs([d for d in (given, found) if d is not None])
         return self._report(name, verdict)
 
     def show(self, phase: str) -> None:
@@ -148,6 +159,19 @@ class _Job:
 
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(dir=self.scratch)
+
+    @contextmanager
+    def _whole_models(self) -> Iterator[None]:
+        """Within, modules of the whole model are built and run."""
+        begin = time.monotonic()
+        yield
+        self._seconds_of_models += time.monotonic() - begin
+
+    def _is_finished(self, digest: str | None) -> bool:
+        """Whether a job has come to its end, and this one is not to go beyond."""
+        if self.options.fresh or self.options.resume:
+            return False
+        return digest in self.shelf.finished_jobs()
 
     def _digest(self, tunable: dict[Subject, Task]) -> str:
         """Names the search: the kernels, and how many of them were to be searched."""
@@ -172,8 +196,8 @@ class _Job:
         trials = {} if self.options.fresh else self.shelf.trials()
         near = [shelf.records() for shelf in self.store.near(self.spec)]
         for task in tasks:
-            known = self.records.record(task.subject)
-            if known is not None and not self.options.fresh:
+            known = None if self.options.fresh else self.records.record(task.subject)
+            if known is not None and not self.options.resume:
                 self.left_alone.append((task.name, "has a record"))
             elif task.share < LEAST_SHARE:
                 self.left_alone.append((task.name, f"takes {task.share:.2%} of the time"))
@@ -181,7 +205,8 @@ class _Job:
                 self.left_alone.append((task.name, f"--tasks {self.options.tasks}"))
             else:
                 tried = {key: t.ratio for key, t in trials.get(task.subject, {}).items()}
-                starts = [shelf[task.subject] for shelf in near if task.subject in shelf]
+                starts = [known] if known is not None else []
+                starts += [shelf[task.subject] for shelf in near if task.subject in shelf]
                 index = len(self.states)
                 search = Search(
                     task.space,
@@ -191,7 +216,7 @@ class _Job:
                     [record.decisions for record in starts],
                     tried,
                 )
-                self.states.append(TaskState(index, task, search, known=len(tried) - 1))
+                self.states.append(TaskState(index, task, search, len(tried) - 1, known))
         self.shelf.add_workloads({s.task.subject.workload: s.task.numbers for s in self.states})
         self.lessons = Lessons(self.states, self.options.seed)
         if self.options.strategy == "model":
@@ -237,11 +262,9 @@ class _Job:
 
     def _confirm(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> None:
         """Find the winners among the fastest, in the model."""
-        begin = time.monotonic()
         self.show("confirming")
         if not confirm(self.states, prepared, before, old, self.threads, self.scratch):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
-        self.ledger.run_seconds += time.monotonic() - begin
 
     def _seconds(self, state: TaskState, count: int) -> float:
         one_call = state.task.seconds / max(state.task.calls, 1)
@@ -250,7 +273,7 @@ class _Job:
     def _finish(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> Verdict:
         """Compare whole models, and write the records."""
         self.show("comparing whole models")
-        searched = [s for s in self.states if not s.abandoned and s.trials + s.known]
+        searched = [s for s in self.states if not s.abandoned and s.is_served]
         winners = [s for s in searched if s.winner is not None]
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
         new = [self._record(s, prepared.lowered.source_name) for s in winners]
@@ -259,8 +282,9 @@ class _Job:
         kept = {record.subject for record in verdict.kept}
         rest = [s for s in searched if s.task.subject not in kept]
         for state in rest:
-            state.winner, state.ratio = None, 1.0
-        defaults = [self._record(state, prepared.lowered.source_name) for state in rest]
+            state.winner, state.ratio = None, state.record.ratio if state.record else 1.0
+        undecided = [state for state in rest if state.record is None]
+        defaults = [self._record(state, prepared.lowered.source_name) for state in undecided]
         self.shelf.add_records([*verdict.kept, *defaults])
         return verdict
 
@@ -279,7 +303,7 @@ class _Job:
 
     def _report(self, name: str, verdict: Verdict) -> TuneReport:
         seconds = time.monotonic() - self.begin
-        useful = self.ledger.build_seconds + self.ledger.run_seconds + self.ledger.lost_seconds
+        useful = self.ledger.seconds + self._seconds_of_models
         if self.ledger.crashes:
             failed = sum(state.failures for state in self.states)
             self.notes.append(f"{failed} candidates failed; see `tinsmith logs show`")

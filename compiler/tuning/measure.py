@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,11 +46,15 @@ class Ledger:
 
     build_seconds: float = 0.0
     run_seconds: float = 0.0
-    # Of batches that gave no answer, and of starting workers.
-    lost_seconds: float = 0.0
+    # Of batches that gave no answer: building or running what failed.
+    failed_seconds: float = 0.0
     batches: int = 0
     crashes: int = 0
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on building and running."""
+        return self.build_seconds + self.run_seconds + self.failed_seconds
 
 
 class Measurer:
@@ -122,8 +126,8 @@ class Measurer:
         self._folder.cleanup()
 
     def _ask(self, kernel: int, candidates: Sequence[Decisions], seconds: float) -> dict[str, Any]:
-        begin = time.perf_counter()
         process = self._process or self._start()
+        begin = time.perf_counter()
         order = {
             "kernel": kernel,
             "candidates": [dict(decisions) for decisions in candidates],
@@ -136,14 +140,13 @@ class Measurer:
         ledger.batches += 1
         if "failure" in answer:
             ledger.crashes += 1
-            ledger.lost_seconds += time.perf_counter() - begin
+            ledger.failed_seconds += time.perf_counter() - begin
         else:
             ledger.build_seconds += answer["build_seconds"]
             ledger.run_seconds += answer["run_seconds"]
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
-        begin = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "compiler.tuning.worker", self._folder.name, *self._extensions],
             stdin=subprocess.PIPE,
@@ -158,7 +161,6 @@ class Measurer:
             },
         )
         answer = self._read(self._process)
-        self.ledger.lost_seconds += time.perf_counter() - begin
         if answer is None:
             self._stop()
             raise BuildError(f"the worker that builds candidates does not start: {self._told()}")

@@ -19,6 +19,8 @@ class TuneOptions:
     tasks: how many kernels, those with the most time first; 0 means all that matter.
     log: the folder of records and trials; None is the user's.
     seed: of the search. The same trials lead to the same proposals.
+    resume: search on from where a finished job stopped. A job that was interrupted goes on
+        without.
     fresh: search again what has records, and forget earlier trials.
     strategy: `model` (XGBoost) or `random`.
     extensions: modules that workers import, for templates that are not Tinsmith's own.
@@ -29,6 +31,7 @@ class TuneOptions:
     tasks: int = 0
     log: Path | None = None
     seed: int = 0
+    resume: bool = False
     fresh: bool = False
     strategy: str = "model"
     extensions: tuple[str, ...] = ()
@@ -40,6 +43,8 @@ class TuneOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name} must be an integer of at least {low}, not {value!r}")
+        if self.resume and self.fresh:
+            raise ConfigError("to go on (resume) or to begin anew (fresh): choose one")
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}")
 
@@ -79,7 +84,9 @@ class TuneReport:
 
     `trials` were measured by this job; `kept` kernels run with decisions other than the
     defaults from now on. `overhead` is the share of the wall time that was spent neither
-    building nor measuring. `left_alone` tells of kernels that were not searched, and why.
+    building nor running candidates or whole models: on lowering and quantising the model, on
+    the search, the log, and on starting processes. `left_alone` tells of kernels that were not
+    searched, and why.
     """
 
     model: str
@@ -98,7 +105,7 @@ class TuneReport:
     def summary(self) -> str:
         """One line for a person."""
         if not self.rows and not self.trials:
-            return "nothing to search: all kernels that matter have records; see --fresh"
+            return "nothing to search: this was tuned before; --resume searches on, --fresh anew"
         told = f"{self.trials} trials of {len(self.rows)} kernels in {self.seconds:.0f} s"
         if not self.kept:
             return f"{told}; the template defaults stay"

@@ -110,10 +110,10 @@ class Shelf:
                 ],
             )
 
-    def add_finished_job(self, digest: str) -> None:
-        """Remember that a job has come to its end."""
+    def add_finished_jobs(self, digests: Iterable[str]) -> None:
+        """Remember that jobs have come to their end."""
         with self._locked():
-            journal.append(self.folder / _JOBS, [{"job": digest}])
+            journal.append(self.folder / _JOBS, [{"job": digest} for digest in digests])
 
     def merge(self, other: Shelf, *, trials: bool = True) -> int:
         """Take over each record of `other` that is better than ours, and its `trials`.

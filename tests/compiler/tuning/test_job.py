@@ -18,6 +18,7 @@ import compiler
 from compiler.cli import app
 from compiler.config import CompileConfig
 from compiler.errors import ConfigError, TargetError
+from compiler.tuning import job as job_module
 from compiler.tuning.records import Subject, decisions_key
 from compiler.tuning.report import JobView, TuneOptions
 from compiler.tuning.store import Shelf, Store
@@ -63,6 +64,7 @@ def test_a_job_measures_and_remembers(
     assert 0 < report.trials == sum(counted(shelf).values())
     assert set(counted(shelf).values()) == {1}
     assert all(row.ratio <= 1.0 for row in report.rows)
+    assert 0.0 < report.overhead < 1.0
     assert all(row.trials <= 8 for row in report.rows)
     assert len(shelf.records()) == len(report.rows)
     assert {view.phase for view in views} >= {"lowering", "profiling", "searching", "confirming"}
@@ -80,6 +82,36 @@ def test_the_same_job_again_has_nothing_to_do(
     assert again.trials == 0
     assert "nothing to search" in again.summary()
     assert time.monotonic() - begin < 60
+
+
+def test_a_finished_job_is_known_before_the_model_is_lowered(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]],
+    small_model_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, log, _ = tuned
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("lowered")
+
+    monkeypatch.setattr(job_module, "prepare", refuse)
+    assert compiler.tune(small_model_file, options=TuneOptions(log=log)).trials == 0
+    with pytest.raises(AssertionError, match="lowered"):
+        compiler.tune(small_model_file, options=TuneOptions(log=tmp_path))
+
+
+def test_a_finished_job_searches_on_when_asked(small_model_file: Path, tmp_path: Path) -> None:
+    first = compiler.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
+    before = the_shelf(tmp_path).records()
+    assert first.trials == len(first.rows) == len(before)
+    assert compiler.tune(small_model_file, options=TuneOptions(log=tmp_path)).trials == 0
+    again = compiler.tune(small_model_file, options=TuneOptions(log=tmp_path, resume=True))
+    assert {row.kernel for row in again.rows} == {row.kernel for row in first.rows}
+    assert again.trials > 0
+    assert set(counted(the_shelf(tmp_path)).values()) == {1}
+    for subject, record in the_shelf(tmp_path).records().items():
+        assert record == before[subject] or record.ratio < before[subject].ratio
 
 
 def test_a_compilation_takes_the_records(
@@ -227,6 +259,7 @@ def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: P
         (["--minutes", "0"], "minutes must be more than 0"),
         (["--trials", "0"], "trials must be an integer of at least 1"),
         (["--calibration", "random"], "--calibration is for quantising"),
+        (["--resume", "--fresh"], "choose one"),
         (["--job", "jobs.toml"], "either MODEL.onnx or --job"),
     ],
 )
