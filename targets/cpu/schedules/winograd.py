@@ -6,6 +6,7 @@ channels. It transforms its patches of the input into a scratch buffer
 vectors after the other, it computes `(tile+2)^2` small matrix products with the register
 tile of the direct convolution, and transforms these back while they are in the cache,
 epilogue included. The scratch buffers belong to the thread and are sized for its L2 cache.
+The weights of each position are fetched into that cache while the one before is computed.
 """
 
 from __future__ import annotations
@@ -214,6 +215,17 @@ class _Emitter:
     def _products(self, group: Expr, vectors: int) -> Stmt:
         """Tiles x input channels times input channels x `vectors` of outputs, at all positions."""
         w = self.w
+        count = -(-self.tiles // self.rows)
+
+        def ahead(position: Expr, number: Expr, ic: Expr) -> list[Stmt]:
+            """Asks for the weights of the next position, each block of rows for its vectors."""
+            is_last = tirx.EQ(position, index(self.n**2 - 1))
+            following = group * self.vectors + tirx.Select(is_last, index(vectors), index(0))
+            place = [tirx.Select(is_last, index(0), position + 1), ic, 0]
+            share = -(-vectors // count)
+            wanted = [tirx.min(number * share + v, index(vectors - 1)) for v in range(share)]
+            blocks = [tirx.min(following + v, index(w.blocks - 1)) for v in wanted]
+            return [loops.prefetch(loops.load(self.weights, b, *place)) for b in blocks]
 
         def block(position: Expr, number: Expr) -> Stmt:
             start = number * self.rows
@@ -222,7 +234,7 @@ class _Emitter:
             tile = RegisterTile.make(self.rows, vectors, w.lanes, Float32())
 
             def step(ic: Expr) -> Stmt:
-                return tile.multiply_add(
+                product = tile.multiply_add(
                     lambda r: loops.load(
                         self.patches, position * self.pitch + (start + r) * w.in_channels + ic
                     ),
@@ -231,6 +243,7 @@ class _Emitter:
                         [group * self.vectors + v, position, ic, loops.ramp(0, w.lanes)],
                     ),
                 )
+                return loops.sequence([*ahead(position, number, ic), product])
 
             return loops.allocate(
                 [tile.accumulators],
@@ -246,7 +259,6 @@ class _Emitter:
                 ),
             )
 
-        count = -(-self.tiles // self.rows)
         return loops.serial(
             "position",
             self.n**2,
