@@ -53,7 +53,7 @@ def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> t
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
         s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
+        _compact_blocks,
         s_tir.transform.LowerAutoCopy(),
         s_tir.transform.LowerMatchBuffer(),
         s_tir.transform.StmtSimplify(),
@@ -83,6 +83,23 @@ def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> t
         return tvm.transform.Sequential(passes)(module)
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="CompactBlocks")
+def _compact_blocks(
+    function: tirx.PrimFunc, module: tvm.IRModule, _context: tvm.transform.PassContext
+) -> tirx.PrimFunc:
+    """CompactBufferAllocation where there are blocks: loops of templates have exact buffers.
+
+    Those it would study for long (half of the time that lowering a Winograd kernel took), only
+    to take the padding away that keeps scratch buffers apart.
+    """
+    blocks: list[s_tir.SBlock] = []
+    tvm_ffi.structural_walk(function.body, (s_tir.SBlock, blocks.append))
+    if not blocks:
+        return function
+    compacted = s_tir.transform.CompactBufferAllocation()(tvm.IRModule({"kernel": function}))
+    return compacted["kernel"]
+
+
 def build_kernels(
     functions: Mapping[str, tirx.PrimFunc],
     spec: TargetSpec,
@@ -108,10 +125,9 @@ def build_kernels(
     for name, function in functions.items():
         if matched := match_sort(name, function):
             kernels[name], sorts[name] = matched
-    lowered = lower_kernels({n: f for n, f in functions.items() if n not in sorts}, spec)
+    compiled = {name: f for name, f in functions.items() if name not in sorts}
     stages: dict[str, tirx.PrimFunc] = {}
-    for variable, function in lowered.functions.items():
-        name = variable.name_hint
+    for name, function in _lower_in_parallel(compiled, spec, max(1, jobs)):
         called = packed_calls(function)
         if called:
             raise UnsupportedKernelError(f"kernel {name} calls {', '.join(sorted(called))}")
@@ -124,6 +140,17 @@ def build_kernels(
         objects = list(pool.map(lambda group: _emit(group, spec), groups))
     _remember(key, BuiltKernels(tuple(objects), kernels, sorts))
     return _RECENT[key]
+
+
+def _lower_in_parallel(
+    functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec, jobs: int
+) -> list[tuple[str, tirx.PrimFunc]]:
+    """`lower_kernels` in threads, each with a part of the functions; the order is kept."""
+    parts = [dict(list(functions.items())[i::jobs]) for i in range(jobs)]
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        lowered = list(pool.map(lambda part: lower_kernels(part, spec), filter(None, parts)))
+    found = {v.name_hint: f for module in lowered for v, f in module.functions.items()}
+    return [(name, found[name]) for name in functions]
 
 
 def _key(
