@@ -153,7 +153,7 @@ def stored_behind(node: Node, stored: Container[str]) -> Node:
 
 
 # Names that passes and converters make up.
-_MADE_UP = re.compile(r"(t|lv|gv)\d*(\.\d+)?")
+MADE_UP = re.compile(r"(t|lv|gv)\d*(\.\d+)?")
 
 
 def model_name(node: Node) -> str:
@@ -163,7 +163,7 @@ def model_name(node: Node) -> str:
     the graph branches before.
     """
     current = node
-    while _MADE_UP.fullmatch(current.name):
+    while MADE_UP.fullmatch(current.name):
         if len(current.readers) != 1:
             return ""
         current = current.readers[0]

@@ -1,0 +1,97 @@
+"""Dependency groups: which channels of which constants go together when a graph shrinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["produces", "scales", "consumes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one constant that a group runs through.
+
+    `constant` is its position in `Groups.constants`. Removing unit `u` removes the positions
+    `indices[u]` of `axis`; `indices` is int64 of shape `[units, block]`.
+
+    `role` says what the constant does with the channel: it "produces" it (output channels of
+    a product, biases, parameters of a normalisation, embeddings: a channel of which all these
+    are 0 is 0), it "scales" it (factors, divisors, slopes), or it "consumes" it (input
+    channels of a product).
+
+    `operator` reads the constant and computes `tensor` from `data`; both are names as
+    `passes.graph.fused_groups.unique_names` gives them (`data` is empty for a table of
+    embeddings). `data_axis` is the axis of `data` for a consumer and of `tensor` for the
+    others. `reads_zero` tells a consumer whose channel is 0 once the producers are.
+    """
+
+    constant: int
+    axis: int
+    indices: np.ndarray
+    role: Role
+    operator: str
+    tensor: str
+    data: str
+    reads_zero: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """One axis of one computed tensor that a group runs through, like `Member`."""
+
+    tensor: str
+    axis: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units (channels, or heads) of which each goes through all members at once.
+
+    `frozen` is why none of them may be removed, empty if they may. `inexact` is why a graph
+    without a unit computes something else than a graph where the unit is zero (the statistics
+    of a layer normalisation, for example), empty if it does not. `name` is for reports: a
+    tensor near the first producer.
+    """
+
+    index: int
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    tensors: tuple[Channels, ...]
+    frozen: str = ""
+    inexact: str = ""
+
+    def role(self, role: Role) -> tuple[Member, ...]:
+        """The members of that role."""
+        return tuple(member for member in self.members if member.role == role)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of a module, in the order of the graph, and the values of its constants.
+
+    `constants` holds every constant of `main` once, in the order in which it is first read;
+    `replace_constants` gives a module with other values for some.
+    """
+
+    groups: tuple[Group, ...]
+    constants: tuple[np.ndarray, ...]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Group:
+        return self.groups[index]
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that are not frozen."""
+        return tuple(group for group in self.groups if not group.frozen)
