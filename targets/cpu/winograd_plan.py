@@ -4,6 +4,7 @@ They choose the algorithm, and the decisions of Winograd's, where no search has.
 estimates count cycles: two multiply-adds of vectors each, as `step_cycles` has them; the
 transforms; and the weights, which are the traffic that matters with few pixels. In a
 network they come from memory: those of other layers have passed through the caches since.
+Winograd's are fetched ahead, so that most of the shorter of both times hides in the longer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from targets.spec import TargetSpec
 MOST_TILES, MOST_VECTORS = 128, 6
 # Cycles for each position of a tile and vector of channels: loads, arithmetic and stores.
 _TRANSFORM_CYCLES = 4
-# Bytes of weights that delay a core by a cycle: the first time, and again from the L3 cache.
-_MEMORY_RATE, _L3_RATE = 8, 64
+# Bytes of weights that a core reads in a cycle: the first time, and again from the L3 cache.
+_MEMORY_RATE, _L3_RATE = 8, 32
+# Share of the shorter of two times, computing and reading ahead, that the longer does not hide.
+_EXPOSED = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,13 @@ class Plan:
         transforms = _TRANSFORM_CYCLES * positions * self.tiles * vectors
         scratch = 4 * positions * self.tiles * (c.in_channels + self.vectors * c.lanes)
         slower = 1.0 + 0.1 * max(0.0, 2 * scratch / spec.l2_bytes - 1.0)
-        weight_bytes = 4 * positions * c.in_channels * blocks * c.lanes
-        again = 0.0 if weight_bytes <= spec.l2_bytes // 2 else weight_bytes / _L3_RATE
         tasks = math.ceil(math.prod(w.tiles) / self.tiles) * self.chunks
         rounds = math.ceil(tasks / spec.cores)
-        first = _first_read(positions * c.in_channels * c.blocks * c.lanes, spec)
-        return rounds * (products * slower + transforms + again) + first
+        computing = rounds * (products * slower + transforms)
+        weights = 4 * positions * c.in_channels * blocks * c.lanes
+        again = 0 if weights <= spec.l2_bytes // 2 else rounds - 1
+        reading = weights / _MEMORY_RATE + again * weights / _L3_RATE
+        return max(computing, reading) + _EXPOSED * min(computing, reading)
 
 
 def best_plan(w: WinogradWorkload, spec: TargetSpec) -> Plan:
@@ -69,12 +73,7 @@ def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
     pixels = w.batch * w.out_height * w.out_width
     steps = pixels * w.kernel_height * w.kernel_width * w.in_channels * w.blocks
     weights = w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
-    return inside * steps / 2 / spec.cores + _first_read(weights, spec)
-
-
-def _first_read(weights: int, spec: TargetSpec) -> float:
-    """By how many cycles the cores are delayed that read so many float32 weights, each a part."""
-    return 4 * weights / (_MEMORY_RATE * spec.cores)
+    return (inside * steps / 2 + 4 * weights / _MEMORY_RATE) / spec.cores
 
 
 def _plans(w: WinogradWorkload, spec: TargetSpec) -> Iterator[Plan]:
