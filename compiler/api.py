@@ -160,9 +160,10 @@ def compile_to(
     config = (config or CompileConfig()).with_options(**options)
     spec = target_of(config)
     clock = Clock(progress)
-    records = StoredRecords(stores(config.log), spec) if config.tuned else None
+    asked, unread = stores(config.log) if config.tuned else ((), ())
+    records = StoredRecords(asked, spec) if config.tuned else None
     prepared = prepare(model, config, spec, clock, records)
-    golden, notes = prepared.golden, [*prepared.notes]
+    golden, notes = prepared.golden, [*unread, *prepared.notes]
     if records is not None and records.stale:
         notes.append(
             f"{len(records.stale)} kernels have tuning records of other versions of their "

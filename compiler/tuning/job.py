@@ -33,7 +33,7 @@ from compiler.tuning.allocation import BATCH, TaskState
 from compiler.tuning.confirmation import confirm
 from compiler.tuning.identity import job_digest
 from compiler.tuning.learning import Lessons
-from compiler.tuning.lookup import StoredRecords, packaged_folder, user_folder
+from compiler.tuning.lookup import StoredRecords, standing_stores, user_folder
 from compiler.tuning.measure import Ledger, Measurer
 from compiler.tuning.records import Record, Subject, Trial
 from compiler.tuning.report import JobView, TuneOptions, TuneReport
@@ -78,11 +78,13 @@ def tune(
             "run the job there, or take --target native"
         )
     store = Store(options.log or user_folder())
-    others = [Store(folder) for folder in (user_folder(), packaged_folder())]
+    others, unread = standing_stores()
     shelf = store.shelf_to_write(spec)
     with shelf.exclusive():
         records = StoredRecords([store, *others], spec)
-        return _Job(model, config, options, progress, store, shelf, records).run()
+        job = _Job(model, config, options, progress, store, shelf, records)
+        job.notes += unread
+        return job.run()
 
 
 class _Job:

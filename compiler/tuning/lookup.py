@@ -27,15 +27,28 @@ def packaged_folder() -> Path:
     return Path(tuning_logs.__file__).parent
 
 
-def stores(log: Path | None) -> tuple[Store, ...]:
+def stores(log: Path | None) -> tuple[tuple[Store, ...], tuple[str, ...]]:
     """The stores that a compilation asks, first to last: `log`, the user's, the packaged one.
 
-    Raises ConfigError if one of them is of another format, or `log` does not exist.
+    Raises ConfigError if `log` does not exist, or is of another format. The others were not
+    asked for: one that cannot be read is left out, and the second result says so.
     """
     if log is not None and not log.is_dir():
         raise ConfigError(f"--log {log}: no such folder")
-    chosen = [] if log is None else [log]
-    return tuple(Store(folder) for folder in (*chosen, user_folder(), packaged_folder()))
+    chosen = [] if log is None else [Store(log)]
+    others, notes = standing_stores()
+    return (*chosen, *others), notes
+
+
+def standing_stores() -> tuple[tuple[Store, ...], tuple[str, ...]]:
+    """The user's store and the packaged one, and a note for each that cannot be read."""
+    found, notes = [], []
+    for folder in (user_folder(), packaged_folder()):
+        try:
+            found.append(Store(folder))
+        except ConfigError as error:
+            notes.append(f"no tuning records from there: {error}")
+    return tuple(found), tuple(notes)
 
 
 class StoredRecords:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from compiler.cli import app
 from compiler.config import CompileConfig
 from compiler.errors import ConfigError, TargetError
 from compiler.tuning import job as job_module
-from compiler.tuning.records import Subject, decisions_key
+from compiler.tuning.records import Record, Subject, decisions_key
 from compiler.tuning.report import JobView, TuneOptions
 from compiler.tuning.store import Shelf, Store
+from compiler.tuning.target_key import describe
+from compiler.tuning.tasks import Task
 from targets.registry import get_target
 
 RUNNER = CliRunner()
@@ -282,6 +285,54 @@ def test_a_foreign_log_is_refused(small_model_file: Path, tmp_path: Path) -> Non
         result = RUNNER.invoke(app, [*arguments, "--log", str(tmp_path)])
         assert result.exit_code == 2
         assert "is no tuning log" in result.stderr
+
+
+def test_a_foreign_store_of_the_user_does_not_stop_a_compilation(
+    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tinsmith" / "tuning").mkdir(parents=True)
+    (tmp_path / "tinsmith" / "tuning" / "store.json").write_text('{"format": 99}')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"static_library": False, "runner": False}
+    report = compiler.compile_to(small_model_file, tmp_path / "m", **options)
+    (told,) = (note for note in report.notes if "no tuning records from there" in note)
+    assert "format 99" in told
+    # A job would write there.
+    result = RUNNER.invoke(app, ["tune", str(small_model_file)])
+    assert result.exit_code == 2
+    assert "a tuning log of format 99" in result.stderr
+
+
+def test_kernels_of_another_model_have_their_records(
+    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
+) -> None:
+    import onnx
+    from onnx import helper
+
+    _, log, _ = tuned
+    shutil.copytree(log, tmp_path / "log")
+    model = onnx.load(small_model_file)
+    model.graph.node.append(helper.make_node("Softmax", ["scores"], ["shares"]))
+    model.graph.output[0].name = "shares"
+    onnx.save(model, tmp_path / "other.onnx")
+    report = compiler.tune(tmp_path / "other.onnx", options=TuneOptions(log=tmp_path / "log"))
+    assert ("fused_convolution_add_relu", "has a record") in [
+        (name.split()[0].rstrip("0123456789"), reason) for name, reason in report.left_alone
+    ]
+    assert not [row for row in report.rows if row.template == "convolution"]
+
+
+def test_a_job_begins_with_the_records_of_near_machines(
+    small_tasks: tuple[Task, ...], small_model_file: Path, tmp_path: Path
+) -> None:
+    task = max(small_tasks, key=lambda task: len(task.space))
+    wanted = task.space[-1]
+    near = describe(get_target("native")) | {"l2_bytes": 1}
+    shelf = Store(tmp_path).make_shelf("near", near)
+    shelf.add_records([Record(task.subject, wanted, 1e-6, 2e-6)])
+    compiler.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
+    (own,) = (shelf for shelf in Store(tmp_path).shelves() if shelf.name != "near")
+    assert list(own.trials()[task.subject]) == [decisions_key(wanted)]
 
 
 def test_a_model_with_nothing_to_decide_is_refused(tmp_path: Path) -> None:
