@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 from tvm.ir import Expr
@@ -33,16 +33,20 @@ from targets.cpu.schedules.widening import widen
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
 
+_LEAST_ROW_TILES = 4
+
 
 class MatmulTemplate(Template):
     """Matrix product, in any arithmetic.
 
     Decisions: `rows` and `vectors` (register tile), `columns_outer` (1: each task keeps its
-    columns of the right operand and walks over the rows; 0: the other way round); where the
-    right operand is compressed, `panels` (1: each task decompresses its columns once).
+    columns of the right operand and walks over the rows; 0: the other way round), `prefetch`
+    (1: while one column tile is in use, the next one is asked for); where the right operand is
+    compressed, `panels` (1: each task decompresses its columns once).
     """
 
     name = "matmul"
+    version = 2
 
     def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
         found = workload_of(function)
@@ -72,22 +76,26 @@ class MatmulTemplate(Template):
             storage["panels"] = int(panel_pays(w.compressed, passes, tile_vectors, lanes, spec))
             if not storage["panels"]:
                 tile_rows, tile_vectors = tile(w.compressed)
-        return {
-            "rows": tile_rows,
-            "vectors": tile_vectors,
-            "columns_outer": int(4 * w.k * vectors * lanes > spec.l2_bytes // 2),
-            **storage,
-        }
+        columns_outer = int(4 * w.k * vectors * lanes > spec.l2_bytes // 2)
+        chosen = {"rows": tile_rows, "vectors": tile_vectors, "columns_outer": columns_outer}
+        # Weights of floats, walked once per run, come from memory; fewer bytes come by themselves.
+        # With few row tiles there is too little to compute between the requests.
+        floats = arithmetic.accumulator == "float32" and rows >= _LEAST_ROW_TILES * tile_rows
+        prefetch = columns_outer and floats and _can_prefetch(w)
+        return {**chosen, "prefetch": int(prefetch), **storage}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         w: MatmulWorkload = match.workload
         _, vectors = _columns(w, spec)
         storage = {} if w.compressed is None else {"panels": (0, 1)}
         tiles = tile_choices(_rows(w), vectors, spec, arithmetic_named(w.arithmetic))
-        return {**tiles, "columns_outer": (0, 1), **storage}
+        prefetch = (0, 1) if _can_prefetch(w) else (0,)
+        return {**tiles, "columns_outer": (0, 1), "prefetch": prefetch, **storage}
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         w: MatmulWorkload = match.workload
+        if decisions["prefetch"] and not decisions["columns_outer"]:
+            return False
         form = None if decisions.get("panels") else w.compressed
         registers = registers_needed(form)
         return fills_registers(decisions, spec, arithmetic_named(w.arithmetic), registers)
@@ -104,6 +112,11 @@ class MatmulTemplate(Template):
 def _rows(w: MatmulWorkload) -> int:
     """Of the matrix that is cut into tiles: of all batches, where they share the right operand."""
     return w.m * math.prod(w.batch) if w.shares_right else w.m
+
+
+def _can_prefetch(w: MatmulWorkload) -> bool:
+    """Whether the right operand is one matrix of packed columns, read as it lies."""
+    return w.lanes > 0 and w.shares_right and w.compressed is None
 
 
 def _columns(w: MatmulWorkload, spec: TargetSpec) -> tuple[int, int]:
@@ -133,6 +146,8 @@ class _Emitter:
         self.vectors = min(decisions["vectors"], self.blocks)
         self.column_tiles = -(-w.n // (self.vectors * self.lanes))
         self.columns_outer = bool(decisions["columns_outer"])
+        self.steps = -(-w.k // self.arithmetic.depth)
+        self.prefetches = bool(decisions["prefetch"]) and self.columns_outer and _can_prefetch(w)
         self.panels = bool(decisions.get("panels", 0))
 
     def body(self) -> Stmt:
@@ -147,7 +162,7 @@ class _Emitter:
                 column, row = tile // self.row_tiles, tile % self.row_tiles
             else:
                 row, column = tile // self.column_tiles, tile % self.column_tiles
-            return self._columns_of(batch, self._first_row(row), column)
+            return self._columns_of(batch, row, column)
 
         tasks = self.batches * tiles
         if self.arithmetic.widened is None:
@@ -175,7 +190,7 @@ class _Emitter:
                 count if self.row_tiles % tiles else tiles,
                 lambda row: self._tile(
                     index(0),
-                    self._first_row(row),
+                    row,
                     column,
                     column * (self.vectors * self.lanes),
                     vectors,
@@ -202,31 +217,32 @@ class _Emitter:
         operands = (self.right, *self.scales_and_levels)
         return Decompression.make(self.w.compressed, operands, vectors, self.lanes, self.spec)
 
-    def _columns_of(self, batch: Expr, row: Expr, column: Expr) -> Stmt:
+    def _columns_of(self, batch: Expr, row_tile: Expr, column: Expr) -> Stmt:
         width = self.vectors * self.lanes
         if not self.w.lanes:
             # Nothing is packed: the last tile overlaps the one before it.
             start = column * width
             if self.w.n % width:
                 start = tirx.min(start, index(self.w.n - width))
-            return self._tile(batch, row, column, start, self.vectors)
+            return self._tile(batch, row_tile, column, start, self.vectors)
         rest = self.blocks % self.vectors
-        full = self._tile(batch, row, column, column * width, self.vectors)
+        full = self._tile(batch, row_tile, column, column * width, self.vectors)
         if rest == 0:
             return full
-        narrow = self._tile(batch, row, column, column * width, rest)
+        narrow = self._tile(batch, row_tile, column, column * width, rest)
         return tirx.IfThenElse(column < self.blocks // self.vectors, full, narrow)
 
     def _tile(
         self,
         batch: Expr,
-        row: Expr,
+        row_tile: Expr,
         column: Expr,
         start: Expr,
         vectors: int,
         panel: Panel | None = None,
     ) -> Stmt:
         w = self.w
+        row = self._first_row(row_tile)
         tile = RegisterTile.make(self.rows, vectors, self.lanes, self.arithmetic)
         depth = self.arithmetic.depth
         lead = unravel(batch, w.batch) if self.batches > 1 else [index(0)] * len(w.batch)
@@ -260,8 +276,10 @@ class _Emitter:
             return loops.sequence([products, sums.multiply_add(lambda _: ones, weights)])
 
         def reduction() -> Stmt:
+            if self.prefetches:
+                return self._prefetching(row_tile, column, step)
             if compressed is None:
-                return loops.serial("k", -(-w.k // depth), step)
+                return loops.serial("k", self.steps, step)
             return compressed.channels(lambda v: [column * self.vectors + v], [], 0, step)
 
         def position(r: int, lane: Expr) -> list[Index]:
@@ -288,6 +306,33 @@ class _Emitter:
                     tile.write_back(self.epilogue, position, spare, is_last),
                 ]
             ),
+        )
+
+    def _prefetching(self, row_tile: Expr, column: Expr, step: Callable[[Expr], Stmt]) -> Stmt:
+        """All steps of the reduction, and requests for a part of the next column tile.
+
+        Each of the row tiles asks for an equal part, so that requests are few at any time.
+        """
+        w = self.w
+        parts = -(-self.steps // self.row_tiles)
+        length = self.steps // parts
+
+        def ahead(part: Expr, vector: int) -> Stmt:
+            block = tirx.min((column + 1) * self.vectors + vector, index(self.blocks - 1))
+            place = tirx.min(row_tile * parts + part, index(self.steps - 1))
+            lead = [index(0)] * len(w.right_batch)
+            return loops.prefetch(loops.load(self.right, *lead, block, place, 0))
+
+        def one(part: Expr) -> Stmt:
+            steps = loops.serial("k", length, step, start=part * length)
+            return loops.sequence([*(ahead(part, v) for v in range(self.vectors)), steps])
+
+        rest = self.steps - parts * length
+        return loops.sequence(
+            [
+                loops.serial("part", parts, one),
+                loops.serial("k", rest, step, start=parts * length) if rest else None,
+            ]
         )
 
 

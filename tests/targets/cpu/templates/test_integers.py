@@ -301,7 +301,7 @@ def test_a_zero_point_is_right_for_every_decision(rows, vectors, outer, spec, sc
     (function,) = [f for f in fuse_module(types, emit, spec) if template.match(f, spec)]
     depth = arithmetic_named(template.match(function, spec).workload.arithmetic).depth
     packed = np.stack([pack_columns(matrix, spec.float_lanes, depth) for matrix in right])
-    decisions = {"rows": rows, "vectors": vectors, "columns_outer": outer}
+    decisions = {"rows": rows, "vectors": vectors, "columns_outer": outer, "prefetch": outer}
     actual = run(schedule(template, function, decisions), spec, [left, packed])
     expected = np.matmul(left.astype("int64") - 200, right.astype("int64"))
     np.testing.assert_array_equal(actual, expected)

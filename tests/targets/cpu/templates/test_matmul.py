@@ -61,11 +61,44 @@ def test_matches_numpy(left, right, constant, spec, schedule):
 
 
 @pytest.mark.parametrize(
-    ("rows", "vectors", "outer"), list(itertools.product((1, 4, 6), (1, 3), (0, 1)))
+    ("rows", "vectors", "outer", "prefetch"),
+    [
+        (*tile, *order)
+        for tile in itertools.product((1, 4, 6), (1, 3))
+        for order in ((0, 0), (1, 0), (1, 1))
+    ],
 )
 @pytest.mark.parametrize("constant", [True, False])
-def test_every_decision_gives_the_same_result(rows, vectors, outer, constant, spec, schedule):
-    function, arguments, expected = problem((2, 9, 24), (24, 70), constant, spec)
-    decisions = {"rows": rows, "vectors": vectors, "columns_outer": outer}
+def test_every_decision_gives_the_same_result(
+    rows, vectors, outer, prefetch, constant, spec, schedule
+):
+    function, arguments, expected = problem((2, 9, 25), (25, 70), constant, spec)
+    decisions = {"rows": rows, "vectors": vectors, "columns_outer": outer, "prefetch": prefetch}
     actual = run(schedule(MatmulTemplate(), function, decisions), spec, arguments)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_do_not_stay_in_the_cache_are_prefetched(spec, schedule):
+    columns = spec.l2_bytes // 4 // 64
+    function, arguments, expected = problem((2, 33, 65), (65, columns), True, spec)
+    template = MatmulTemplate()
+    match = template.match(function, spec)
+    chosen = template.default(match, spec)
+    assert chosen["prefetch"] == 1
+    assert template.worth_trying(match, chosen, spec)
+    assert not template.worth_trying(match, {**chosen, "columns_outer": 0}, spec)
+    scheduled = schedule(template, function)
+    assert "llvm.prefetch" in scheduled.script()
+    actual = run(scheduled, spec, arguments)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "constant"),
+    [((1, 64), (64, 40000), True), ((64, 64), (64, 40000), False), ((64, 8), (8, 32), True)],
+    ids=["few rows", "computed", "small"],
+)
+def test_others_are_not_prefetched(left, right, constant, spec):
+    function, _, _ = problem(left, right, constant, spec)
+    template = MatmulTemplate()
+    assert template.default(template.match(function, spec), spec)["prefetch"] == 0
