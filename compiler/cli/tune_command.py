@@ -1,4 +1,4 @@
-"""`tinsmith tune`: search the decisions of a model's kernels on this machine."""
+"""`tinsmith tune`: search the decisions of a model's kernels on this machine or on boards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tune_model(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL.onnx", help="The model to tune.")
     ] = None,
-    target: Annotated[str, typer.Option(help="This machine, by name.")] = "native",
+    target: Annotated[str, typer.Option(help="This machine, or the boards of --rpc.")] = "native",
     minutes: Annotated[float, typer.Option(help="Wall time to spend, about.")] = 10.0,
     trials: Annotated[int, typer.Option(help="Most candidates for one kernel.")] = 160,
     tasks: Annotated[
@@ -64,6 +64,13 @@ def tune_model(
     calibration: Annotated[
         str | None, typer.Option(metavar="PATH", help="Samples, or `random`.")
     ] = None,
+    rpc: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Measure on boards: the tracker of TVM's RPC."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The boards' name, with --rpc.")
+    ] = None,
     job: Annotated[
         Path | None,
         typer.Option(metavar="JOBS.toml", help="Tune several models, as the file says."),
@@ -78,7 +85,9 @@ def tune_model(
     command has nothing to do, and with `--resume` searches on. **Several models:** `tinsmith
     tune --job jobs.toml`, with a `[[job]]` for each: `model = "resnet50.onnx"`, and any of
     `target`, `minutes`, `trials`, `tasks`, `seed`, `threads`, `shapes`, `quantize`,
-    `calibration`.
+    `calibration`, `rpc`, `key`. **Boards:** `--target cortex-a76 --rpc 127.0.0.1:9190 --key pi5`;
+    RPC has no password and runs any code: keep it on loopback, tunnel it by SSH
+    (docs/remote-boards.md).
     """
     from compiler.tuning.report import TuneOptions
 
@@ -105,6 +114,8 @@ def tune_model(
         seed=seed,
         resume=resume,
         fresh=fresh,
+        rpc=rpc,
+        key=key,
     )
     report = tune_shown(model, config, options, hidden=as_json)
     if as_json:

@@ -15,7 +15,7 @@ from compiler.errors import ConfigError, TinsmithError
 if TYPE_CHECKING:
     from compiler.tuning.report import TuneOptions, TuneReport
 
-_OPTIONS = ("minutes", "trials", "tasks", "seed")
+_OPTIONS = ("minutes", "trials", "tasks", "seed", "rpc", "key")
 _KEYS = {*_OPTIONS, "model", "target", "threads", "shapes", "quantize", "calibration"}
 
 

@@ -55,8 +55,12 @@ def link_shared(
     include: Sequence[Path],
     definitions: Sequence[str],
     exported: Sequence[str],
+    libraries: Sequence[str] = (),
 ) -> None:
-    """Link objects and C sources into a shared library that exports `exported` and nothing else."""
+    """Link objects and C sources into a shared library that exports `exported` and nothing else.
+
+    `libraries` are those of the C library besides `m` and `pthread`.
+    """
     script = result.with_suffix(".map")
     symbols = "".join(f" {name};" for name in exported)
     script.write_text(f"{{ global:{symbols} local: *; }};\n")
@@ -65,6 +69,7 @@ def link_shared(
         [
             *options, "-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs",
             f"-Wl,--version-script={script}", "-o", result, *objects, "-lm", "-lpthread",
+            *(f"-l{name}" for name in libraries),
         ],
         f"link {result.name}",
     )  # fmt: skip

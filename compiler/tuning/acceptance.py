@@ -12,18 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compiler.evaluate.bench import bench
 from compiler.module.writer import write_module
 from compiler.preparation import Prepared
 from compiler.tuning.lookup import ChosenRecords
 from compiler.tuning.records import Record
-from compiler.tuning.variants import agrees
+from compiler.tuning.runner import Runner
 from targets.cpu.schedule import RecordLookup, schedule_module
-
-# How often both start anew: where their memory lies decides by several percent, once for all
-# runs of a process. Of the medians of all starts the least counts, for either.
-_STARTS = 3
-_RUNS = 100
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ def accept(
     before: Path,
     new: Sequence[Record],
     old: RecordLookup | None,
-    threads: int,
+    runner: Runner,
     scratch: Path | None = None,
 ) -> Verdict:
     """Which of `new`, the most valuable first, make the model faster than the module `before`.
@@ -55,8 +49,8 @@ def accept(
     while chosen:
         with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-", dir=scratch) as folder:
             after = build(prepared, ChosenRecords(chosen, old), Path(folder) / "module")
-            if agrees(after, threads):
-                before_ms, after_ms = _race(before, after, threads)
+            if runner.agrees(after):
+                before_ms, after_ms = runner.race(before, after)
                 if after_ms < before_ms:
                     return Verdict(chosen, before_ms, after_ms, tuple(notes))
                 told = f"{after_ms:.3f} ms instead of {before_ms:.3f} ms for the whole model"
@@ -72,12 +66,3 @@ def build(prepared: Prepared, records: RecordLookup | None, folder: Path) -> Pat
     scheduled, kernels = schedule_module(prepared.pipeline.fused, prepared.lowered.spec, records)
     lowered = replace(prepared.lowered, module=scheduled, kernels=kernels)
     return write_module(lowered, folder, golden=prepared.golden, forms=("shared",)).path
-
-
-def _race(before: Path, after: Path, threads: int) -> tuple[float, float]:
-    """Milliseconds of a run of either module, taking turns."""
-    medians = []
-    for _ in range(_STARTS):
-        report = bench(before, None, _RUNS, threads, further={"new": ("tinsmith", after)})
-        medians.append([timing.median for timing in report.timings])
-    return min(first for first, _ in medians), min(second for _, second in medians)

@@ -37,8 +37,7 @@ from targets.spec import TargetSpec
 
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25
-_ROUNDS = (7, 400)
-# Largest deviation from the default's result, relative to its range.
+ROUNDS = (7, 400)
 _TOLERANCE = {"bfloat16": 1e-2}
 _FLOAT_TOLERANCE = 1e-4
 # So much is put between two uses of the same weights at most.
@@ -78,6 +77,19 @@ class BatchResult:
     run_seconds: float
 
 
+@dataclass(frozen=True)
+class BuiltBatch:
+    """A module that calls one candidate after the other: a warm-up, the default, the rest.
+
+    `places` tells for each candidate which call it is, or why it is none.
+    """
+
+    path: Path
+    arguments: Arguments
+    places: tuple[int | str, ...]
+    seconds: float
+
+
 def run_batch(
     kernel: Kernel,
     candidates: Sequence[Decisions],
@@ -87,8 +99,24 @@ def run_batch(
 ) -> BatchResult:
     """Build and time `candidates` for about `seconds`, in the empty `folder`.
 
-    Candidates that schedule to the same code are built once. Raises whatever building or
-    loading raises: then one of the candidates is at fault.
+    Raises whatever building or loading raises: then one of the candidates is at fault.
+    """
+    batch = build_batch(kernel, candidates, spec, folder)
+    begin = time.perf_counter()
+    with load(batch.path, threads=spec.cores) as module:
+        assert isinstance(module, SelfContainedModule)
+        wrong = _wrong(module, batch.arguments)
+        rounds = _time(module, batch.arguments, seconds)
+    default, outcomes = judge(batch.places, wrong, rounds)
+    return BatchResult(default, outcomes, batch.seconds, time.perf_counter() - begin)
+
+
+def build_batch(
+    kernel: Kernel, candidates: Sequence[Decisions], spec: TargetSpec, folder: Path
+) -> BuiltBatch:
+    """Build `candidates` in the empty `folder`; those that schedule to the same code once.
+
+    Raises whatever building raises: then one of the candidates is at fault.
     """
     begin = time.perf_counter()
     template, match = match_template(kernel.function, spec)
@@ -110,31 +138,45 @@ def run_batch(
     if decisions_key(default) in failures:
         raise ValueError(failures[decisions_key(default)])
     distinct = list(scheduled)
-    arguments = _Arguments(kernel, len(distinct) + 1)
+    arguments = Arguments(kernel, len(distinct) + 1)
     # The first call follows a pause, in which threads fall asleep: it does not count.
     functions = [scheduled[key] for key in (distinct[0], *distinct)]
     lowered = _module_of(functions, arguments, spec)
     written = write_module(lowered, folder / "module", forms=("shared",), embed_weights=True)
     if written.manifest.form != "self-contained":
         raise ValueError("the kernel needs TVM's virtual machine")
-    built = time.perf_counter()
-    with load(written.path, threads=spec.cores) as module:
-        assert isinstance(module, SelfContainedModule)
-        wrong = _wrong(module, arguments)
-        times = _time(module, arguments, seconds)
-    by_slot = {
-        key: Outcome(failure=told) if told else Outcome(float(spent))
-        for key, told, spent in zip(distinct, wrong[1:], times[1:], strict=True)
-    }
-    outcomes = []
-    for decisions in candidates:
-        key = decisions_key(decisions)
-        failed = failures.get(key)
-        outcomes.append(Outcome(failure=failed) if failed else by_slot[slots[key]])
-    return BatchResult(float(times[1]), tuple(outcomes), built - begin, time.perf_counter() - built)
+    call_of = {key: call for call, key in enumerate(distinct, 1)}
+    keys = [decisions_key(decisions) for decisions in candidates]
+    places = tuple(failures[key] if key in failures else call_of[slots[key]] for key in keys)
+    return BuiltBatch(written.path, arguments, places, time.perf_counter() - begin)
 
 
-class _Arguments:
+def judge(
+    places: Sequence[int | str], wrong: Sequence[str], rounds: np.ndarray
+) -> tuple[float, tuple[Outcome, ...]]:
+    """Seconds of the default, and the outcome of each candidate.
+
+    `wrong` tells for each call how its results differ from the first's; `rounds` are seconds,
+    (rounds, calls).
+    """
+    times = np.quantile(rounds, _QUANTILE, axis=0)
+
+    def outcome(place: int | str) -> Outcome:
+        if isinstance(place, str):
+            return Outcome(failure=place)
+        if wrong[place]:
+            return Outcome(failure=f"computes something else than the default: {wrong[place]}")
+        return Outcome(float(times[place]))
+
+    return float(times[1]), tuple(outcome(place) for place in places)
+
+
+def tolerance_of(dtype: str) -> float:
+    """Largest deviation from the default's result, relative to its range."""
+    return _TOLERANCE.get(dtype, _FLOAT_TOLERANCE)
+
+
+class Arguments:
     """Arrays for `count` calls of a kernel: what each is given, and where it writes."""
 
     def __init__(self, kernel: Kernel, count: int) -> None:
@@ -191,7 +233,7 @@ def _in_small_pages(array: np.ndarray) -> np.ndarray:
 
 
 def _module_of(
-    functions: Sequence[PrimFunc], arguments: _Arguments, spec: TargetSpec
+    functions: Sequence[PrimFunc], arguments: Arguments, spec: TargetSpec
 ) -> LoweredModel:
     """A model that calls each of `functions` in turn and returns what they compute."""
     builder = relax.BlockBuilder()
@@ -221,7 +263,7 @@ def _module_of(
     )
 
 
-def _wrong(module: SelfContainedModule, arguments: _Arguments) -> list[str]:
+def _wrong(module: SelfContainedModule, arguments: Arguments) -> list[str]:
     """For each call, how its results differ from those of the first; empty if they agree."""
     results = [arguments.new_results() for _ in arguments.calls]
     module.run(arguments.arrays, [array for made in results for array in made])
@@ -229,11 +271,10 @@ def _wrong(module: SelfContainedModule, arguments: _Arguments) -> list[str]:
     for made in results:
         reason = ""
         for array, expected, (_, dtype) in zip(made, results[0], arguments.results, strict=True):
-            tolerance = _TOLERANCE.get(dtype, _FLOAT_TOLERANCE)
-            difference = compare("y", _floats(array, dtype), _floats(expected, dtype), tolerance)
+            actual, default = _floats(array, dtype), _floats(expected, dtype)
+            difference = compare("y", actual, default, tolerance_of(dtype))
             if not difference.agrees:
-                how = difference.detail or f"off by {difference.relative:.1e} of the range"
-                reason = f"computes something else than the default: {how}"
+                reason = difference.detail or f"off by {difference.relative:.1e} of the range"
         told.append(reason)
     return told
 
@@ -245,8 +286,8 @@ def _floats(array: np.ndarray, dtype: str) -> np.ndarray:
     return (array.astype(np.uint32) << 16).view(np.float32)
 
 
-def _time(module: SelfContainedModule, arguments: _Arguments, seconds: float) -> np.ndarray:
-    """Seconds of each call, over rounds of all calls in turn."""
+def _time(module: SelfContainedModule, arguments: Arguments, seconds: float) -> np.ndarray:
+    """Seconds of each call in rounds of all calls in turn: (rounds, calls)."""
     # One place for the results of all: a model's arena is as warm.
     shared = arguments.new_results() * len(arguments.calls)
     rounds: list[list[float]] = []
@@ -254,13 +295,13 @@ def _time(module: SelfContainedModule, arguments: _Arguments, seconds: float) ->
     try:
         context.profile(arguments.arrays, 1, shared)
         deadline = time.perf_counter() + seconds
-        least, most = _ROUNDS
+        least, most = ROUNDS
         while len(rounds) < least or (time.perf_counter() < deadline and len(rounds) < most):
             steps = context.profile(arguments.arrays, 1, shared)
             rounds.append([step.seconds for step in steps])
     finally:
         context.close()
-    return np.quantile(rounds, _QUANTILE, axis=0)
+    return np.array(rounds)
 
 
 def _last_line(error: Exception) -> str:

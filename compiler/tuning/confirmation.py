@@ -12,7 +12,7 @@ from compiler.tuning.acceptance import build
 from compiler.tuning.allocation import TaskState
 from compiler.tuning.lookup import ChosenRecords
 from compiler.tuning.records import Record, decisions_key
-from compiler.tuning.variants import step_seconds
+from compiler.tuning.runner import Runner
 from targets.cpu.schedule import RecordLookup
 from targets.cpu.template import Decisions
 
@@ -28,7 +28,7 @@ def confirm(
     prepared: Prepared,
     before: Path,
     old: RecordLookup | None,
-    threads: int,
+    runner: Runner,
     scratch: Path | None,
 ) -> bool:
     """Set the winners of `states`; False if the fastest candidates crash together.
@@ -53,7 +53,7 @@ def confirm(
             ]
             path = Path(folder) / f"variant{number}"
             paths.append(build(prepared, ChosenRecords(records, old), path))
-        steps = step_seconds(paths, threads, _SECONDS)
+        steps = runner.step_seconds(paths, _SECONDS)
     if steps is None:
         return False
     times = [_by_kernel(own) for own in steps]

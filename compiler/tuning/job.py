@@ -14,7 +14,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ import numpy as np
 
 from compiler.config import CompileConfig
 from compiler.errors import BuildError, ConfigError, TargetError
-from compiler.evaluate.roofline import cpu_name
 from compiler.module.base import StepTime
 from compiler.module.manifest import read_manifest
 from compiler.module.version import tinsmith_version
@@ -30,17 +29,20 @@ from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
 from compiler.tuning.allocation import BATCH, TaskState
+from compiler.tuning.boards.runner import BoardRunner
+from compiler.tuning.boards.tracker import Tracker
 from compiler.tuning.confirmation import confirm
 from compiler.tuning.identity import job_digest
 from compiler.tuning.learning import Lessons
 from compiler.tuning.lookup import StoredRecords, standing_stores, user_folder
-from compiler.tuning.measure import Ledger, Measurer
+from compiler.tuning.measure import Ledger
 from compiler.tuning.records import Record, Subject, Trial
 from compiler.tuning.report import JobView, TuneOptions, TuneReport
+from compiler.tuning.runner import BatchMeasurer, LocalRunner, NoDeviceError, Runner
 from compiler.tuning.search import Search
 from compiler.tuning.store import Shelf, Store
 from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
-from compiler.tuning.variants import step_seconds
+from targets.spec import TargetSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -51,6 +53,7 @@ Progress = Callable[[JobView], None]
 _ROUNDS = 30
 _SECONDS = (0.1, 0.8)
 _PROFILE_SECONDS = 1.5
+_BORROWED_LONGER_SECONDS = 1800
 
 
 def tune(
@@ -60,31 +63,45 @@ def tune(
     options: TuneOptions | None = None,
     progress: Progress | None = None,
 ) -> TuneReport:
-    """Search the decisions of a model's kernels on this machine, and remember the best.
+    """Search the decisions of a model's kernels where they run, and remember the best.
 
     `config` says how the model is compiled (target, shapes, threads, quantization), `options`
-    how long and where to search. `compiler.compile` uses what was found from then on. A job
-    that is interrupted loses nothing: the same call goes on.
+    how long and where to search: on this machine, or on boards. `compiler.compile` uses what was
+    found from then on. A job that is interrupted loses nothing: the same call goes on.
 
     Raises a subclass of TinsmithError: as `compiler.compile` does, TargetError for a target that
-    is not this machine, ConfigError for a folder that is no tuning log, is in use by another
-    job, or for a model without a kernel that leaves anything to decide.
+    is not this machine or for boards that cannot be used, ConfigError for a folder that is no
+    tuning log, is in use by another job, or for a model without a kernel that leaves anything to
+    decide.
     """
     config, options = config or CompileConfig(), options or TuneOptions()
     spec = target_of(config)
-    if local_spec(spec) is None:
-        raise TargetError(
-            f"target {config.target}: candidates are measured on this machine, which is another; "
-            "run the job there, or take --target native"
-        )
+    threads = config.threads or spec.cores
     store = Store(options.log or user_folder())
     others, unread = standing_stores()
-    shelf = store.shelf_to_write(spec)
-    with shelf.exclusive():
-        records = StoredRecords([store, *others], spec)
-        job = _Job(model, config, options, progress, store, shelf, records)
-        job.notes += unread
-        return job.run()
+    with _runner(config.target, spec, threads, options) as runner:
+        shelf = store.shelf_to_write(spec)
+        with shelf.exclusive():
+            records = StoredRecords([store, *others], spec)
+            job = _Job(model, config, options, progress, store, shelf, records, runner)
+            job.notes += unread
+            return job.run()
+
+
+def _runner(
+    target: str, spec: TargetSpec, threads: int, options: TuneOptions
+) -> AbstractContextManager[Runner]:
+    """Where the job measures. Raises TargetError if it cannot."""
+    if options.rpc is not None and options.key is not None:
+        # Searching takes the time that is asked for; lowering and comparing take more.
+        seconds = int(options.minutes * 60) + _BORROWED_LONGER_SECONDS
+        return BoardRunner(Tracker.parse(options.rpc), options.key, spec, threads, seconds)
+    if local_spec(spec) is None:
+        raise TargetError(
+            f"target {target}: candidates are measured on this machine, which is another; run the "
+            "job there, take --target native, or measure on boards with --rpc HOST:PORT --key NAME"
+        )
+    return nullcontext(LocalRunner(spec, threads))
 
 
 class _Job:
@@ -97,12 +114,13 @@ class _Job:
         store: Store,
         shelf: Shelf,
         records: StoredRecords,
+        runner: Runner,
     ) -> None:
         self.begin = time.monotonic()
         self.model, self.config, self.options = model, config, options
         self.store, self.shelf, self.records = store, shelf, records
         self.spec = target_of(config)
-        self.threads = config.threads or self.spec.cores
+        self.runner = runner
         self.scratch: Path | None = None
         self.deadline = self.begin + options.minutes * 60
         self.states: list[TaskState] = []
@@ -140,12 +158,16 @@ class _Job:
                 before = build(prepared, old, Path(folder) / "module")
                 tasks = with_times(list(tunable.values()), self._profile(before, prepared))
             self._choose(tasks)
-            if self.states:
-                self._search()
-            with self._whole_models():
+            try:
                 if self.states:
-                    self._confirm(prepared, before, old)
-                verdict = self._finish(prepared, before, old)
+                    self._search()
+                with self._whole_models():
+                    if self.states:
+                        self._confirm(prepared, before, old)
+                    verdict = self._finish(prepared, before, old)
+            except NoDeviceError as error:
+                self.notes.append(f"{error}; what was measured is kept, the same command goes on")
+                return self._report(name, Verdict(()))
         # Where time ran out before each kernel had its share, the next job gives it to the rest.
         if all(state.is_served for state in self.states if not state.abandoned):
             self.shelf.add_finished_jobs([d for d in (given, found) if d is not None])
@@ -188,7 +210,7 @@ class _Job:
                 f"{name}: cannot be tuned in the VM form ({manifest.vm_reason}): bind its shapes "
                 "with --shape"
             )
-        steps = step_seconds([module], self.threads, _PROFILE_SECONDS)
+        steps = self.runner.step_seconds([module], _PROFILE_SECONDS)
         if steps is None:
             raise BuildError(f"{name}: the module crashes when it is timed; see `tinsmith verify`")
         return steps[0]
@@ -229,8 +251,7 @@ class _Job:
         budget = self.deadline - self.begin
         reserved = min(0.25 * budget, 60.0)
         kernels = [state.task.kernel for state in self.states]
-        extensions = self.options.extensions
-        with Measurer(kernels, self.spec, extensions=extensions, scratch=self.scratch) as measurer:
+        with self.runner.measurer(kernels, self.options.extensions, self.scratch) as measurer:
             self.ledger = measurer.ledger
             while time.monotonic() < self.deadline - reserved:
                 open_states = [s for s in self.states if not s.is_done(self.options.trials)]
@@ -239,9 +260,9 @@ class _Job:
                 self.show("searching")
                 self._batch(measurer, max(open_states, key=lambda state: state.expected_gain))
 
-    def _batch(self, measurer: Measurer, state: TaskState) -> None:
+    def _batch(self, measurer: BatchMeasurer, state: TaskState) -> None:
         subject = state.task.subject
-        count = min(BATCH, self.options.trials - state.known - state.trials)
+        count = min(BATCH * measurer.lanes, self.options.trials - state.known - state.trials)
         proposed = state.search.propose(count, self.lessons.model(subject.template))
         try:
             measured = measurer.measure(state.index, proposed, self._seconds(state, len(proposed)))
@@ -256,6 +277,7 @@ class _Job:
             for decisions, outcome, default in zip(
                 proposed, measured.outcomes, measured.default_seconds, strict=True
             )
+            if outcome is not None
         ]
         self.shelf.add_trials(trials)
         state.add(trials)
@@ -265,7 +287,7 @@ class _Job:
     def _confirm(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> None:
         """Find the winners among the fastest, in the model."""
         self.show("confirming")
-        if not confirm(self.states, prepared, before, old, self.threads, self.scratch):
+        if not confirm(self.states, prepared, before, old, self.runner, self.scratch):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
 
     def _seconds(self, state: TaskState, count: int) -> float:
@@ -279,7 +301,7 @@ class _Job:
         winners = [s for s in searched if s.winner is not None]
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
         new = [self._record(s, prepared.lowered.source_name) for s in winners]
-        verdict = accept(prepared, before, new, old, self.threads, self.scratch)
+        verdict = accept(prepared, before, new, old, self.runner, self.scratch)
         self.notes += verdict.notes
         kept = {record.subject for record in verdict.kept}
         rest = [s for s in searched if s.task.subject not in kept]
@@ -296,7 +318,7 @@ class _Job:
         provenance = {
             "kernel": state.task.name,
             "model": model,
-            "processor": cpu_name(),
+            "processor": self.runner.processor,
             "date": datetime.date.today().isoformat(),
             "tinsmith": tinsmith_version(),
         }
@@ -321,5 +343,5 @@ class _Job:
             after_ms=verdict.after_ms,
             seconds=seconds,
             overhead=max(0.0, 1 - useful / seconds),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self.runner.notes),
         )

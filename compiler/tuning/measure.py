@@ -34,9 +34,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measured:
-    """Outcomes of candidates in the order given, and the default's seconds beside each."""
+    """Outcomes of candidates in the order given, and the default's seconds beside each.
 
-    outcomes: tuple[Outcome, ...]
+    None stands for a candidate that was not measured, because nothing is left to do so.
+    """
+
+    outcomes: tuple[Outcome | None, ...]
     default_seconds: tuple[float, ...]
 
 
@@ -80,6 +83,11 @@ class Measurer:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         write_kernels(Path(self._folder.name), list(kernels), spec)
 
+    @property
+    def lanes(self) -> int:
+        """Batches are measured one after the other."""
+        return 1
+
     def __enter__(self) -> Measurer:
         return self
 
@@ -97,7 +105,7 @@ class Measurer:
         A batch that fails is halved until the candidate at fault is alone; that one has failed.
         Raises BuildError if the worker cannot be started, or the default alone fails.
         """
-        answer = self._ask(kernel, candidates, seconds)
+        answer = self.ask(kernel, candidates, seconds)
         if "failure" not in answer:
             outcomes = tuple(Outcome(**outcome) for outcome in answer["outcomes"])
             return Measured(outcomes, (float(answer["default_seconds"]),) * len(outcomes))
@@ -114,7 +122,7 @@ class Measurer:
 
     def default_seconds(self, kernel: int, seconds: float) -> float:
         """Seconds of the default alone; raises BuildError if it fails."""
-        answer = self._ask(kernel, (), seconds)
+        answer = self.ask(kernel, (), seconds)
         if "failure" in answer:
             raise BuildError(f"its default decisions fail: {answer['failure']}")
         return float(answer["default_seconds"])
@@ -125,13 +133,21 @@ class Measurer:
         self._errors.close()
         self._folder.cleanup()
 
-    def _ask(self, kernel: int, candidates: Sequence[Decisions], seconds: float) -> dict[str, Any]:
+    def ask(
+        self,
+        kernel: int,
+        candidates: Sequence[Decisions],
+        seconds: float,
+        build_in: Path | None = None,
+    ) -> dict[str, Any]:
+        """The worker's answer, or `{"failure": reason}`; given a folder, it only builds there."""
         process = self._process or self._start()
         begin = time.perf_counter()
         order = {
             "kernel": kernel,
             "candidates": [dict(decisions) for decisions in candidates],
             "seconds": seconds,
+            "build_in": None if build_in is None else str(build_in),
             "limit_seconds": self._limits.seconds + 2 * seconds,
             "limit_bytes": self._limits.memory_bytes,
         }
@@ -143,7 +159,7 @@ class Measurer:
             ledger.failed_seconds += time.perf_counter() - begin
         else:
             ledger.build_seconds += answer["build_seconds"]
-            ledger.run_seconds += answer["run_seconds"]
+            ledger.run_seconds += answer.get("run_seconds", 0.0)
         return answer
 
     def _start(self) -> subprocess.Popen[str]:

@@ -24,6 +24,9 @@ class TuneOptions:
     fresh: search again what has records, and forget earlier trials.
     strategy: `model` (XGBoost) or `random`.
     extensions: modules that workers import, for templates that are not Tinsmith's own.
+    rpc: `HOST:PORT` of a tracker of TVM's RPC, to measure on the boards that it lends and not
+        on this machine. RPC is remote code execution without a password: docs/remote-boards.md.
+    key: the name under which the boards have registered with the tracker.
     """
 
     minutes: float = 10.0
@@ -35,6 +38,8 @@ class TuneOptions:
     fresh: bool = False
     strategy: str = "model"
     extensions: tuple[str, ...] = ()
+    rpc: str | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 10_000:
@@ -45,6 +50,8 @@ class TuneOptions:
                 raise ConfigError(f"{name} must be an integer of at least {low}, not {value!r}")
         if self.resume and self.fresh:
             raise ConfigError("to go on (resume) or to begin anew (fresh): choose one")
+        if (self.rpc is None) != (self.key is None):
+            raise ConfigError("--rpc HOST:PORT and --key NAME belong together: give both")
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}")
 

@@ -5,7 +5,8 @@
 It imports what a build needs, reads the kernels that `measure` has put into
 FOLDER, and then runs each batch in a fork of itself: whatever a candidate does,
 it does to the fork. Orders come as JSON lines on standard input, each is
-answered by one on standard output. When standard input ends, also while a batch
+answered by one on standard output; one with a folder `build_in` is for a board, and only built.
+When standard input ends, also while a batch
 runs, the batch is killed and the worker ends: it does not outlive its job.
 Each MODULE is imported first; it may bring templates of its own.
 """
@@ -31,6 +32,8 @@ import numpy as np
 import tvm
 
 from compiler.tuning.batch import Kernel, run_batch
+from compiler.tuning.boards.candidates import build_for_board
+from compiler.tuning.exit_status import describe_exit
 from targets.spec import TargetSpec
 
 _LONGEST_REASON = 300
@@ -74,6 +77,8 @@ def main(folder: Path) -> None:
 
         def batch(order: dict[str, Any] = order) -> dict[str, Any]:
             kernel = _read_kernel(folder, module, described, order["kernel"])
+            if order["build_in"]:
+                return build_for_board(kernel, order["candidates"], spec, Path(order["build_in"]))
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 result = run_batch(
                     kernel, order["candidates"], spec, Path(scratch), order["seconds"]
@@ -121,7 +126,7 @@ def _in_fork(batch: Any, limit_seconds: float, limit_bytes: int) -> dict[str, An
     try:
         return dict(json.loads(content))
     except ValueError:
-        return {"failure": _death(status)}
+        return {"failure": describe_exit(status)}
 
 
 def _run_child(batch: Any, sender: int, limit_seconds: float, limit_bytes: int) -> None:
@@ -167,13 +172,6 @@ def _collect(receiver: int, limit_seconds: float) -> tuple[bytes | None, bool]:
                     return content, False
                 content += part
     return content, True
-
-
-def _death(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        return f"died of {name}"
-    return f"ended with code {os.WEXITSTATUS(status)}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,7 @@ from compiler.tuning import acceptance
 from compiler.tuning.acceptance import Verdict, accept
 from compiler.tuning.lookup import ChosenRecords
 from compiler.tuning.records import Record, Subject
+from compiler.tuning.runner import Runner
 
 RECORDS = tuple(
     Record(Subject("convolution", 1, f"{i:016x}"), {"rows": i}, 1e-3, 2e-3) for i in range(1, 6)
@@ -28,11 +30,11 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
             return Path(str(len(records._records)))
 
         monkeypatch.setattr(acceptance, "build", build)
-        monkeypatch.setattr(acceptance, "agrees", lambda path, *_: int(str(path)) in right)
-        monkeypatch.setattr(
-            acceptance, "_race", lambda before, after, threads: (1.0, milliseconds[int(str(after))])
+        runner = SimpleNamespace(
+            agrees=lambda path: int(str(path)) in right,
+            race=lambda before, after: (1.0, milliseconds[int(str(after))]),
         )
-        return accept(cast(Prepared, None), Path("before"), RECORDS, None, 2)
+        return accept(cast(Prepared, None), Path("before"), RECORDS, None, cast(Runner, runner))
 
     return decide
 

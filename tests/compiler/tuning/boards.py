@@ -1,0 +1,79 @@
+"""A tracker and boards of TVM's RPC on loopback: processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from compiler.errors import TargetError
+from compiler.tuning.boards.tracker import Tracker
+
+KEY = "testboard"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Tool:
+    """A command of TVM's, with all processes that it starts."""
+
+    def __init__(self, name: str, *options: object) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", f"tvm.exec.{name}", "--host", "127.0.0.1"]
+        ports = ["--port", str(self.port), "--port-end", str(self.port + 1)]
+        self._process = subprocess.Popen(
+            [*command, *ports, *map(str, options)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """As if its machine lost power."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class Lab:
+    """A tracker, and as many boards as are added."""
+
+    def __init__(self) -> None:
+        self._tool = Tool("rpc_tracker")
+        self.tracker = Tracker("127.0.0.1", self._tool.port)
+        self.boards: list[Tool] = []
+
+    def add_board(self, key: str = KEY) -> Tool:
+        self.boards.append(Tool("rpc_server", "--tracker", self.tracker, "--key", key))
+        return self.boards[-1]
+
+    def free(self, key: str = KEY) -> int:
+        """How many boards can be borrowed now."""
+        try:
+            return self.tracker.free_boards(key)
+        except TargetError:
+            return 0
+
+    def wait_for_free(self, count: int, key: str = KEY, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.free(key) != count:
+            assert time.monotonic() < deadline, f"{self.free(key)} boards are free, not {count}"
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        for tool in (*self.boards, self._tool):
+            tool.kill()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
