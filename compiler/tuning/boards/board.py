@@ -46,7 +46,7 @@ class Order:
     expected: Sequence[Path] = ()
     warm: bool = False
     group: int = 0
-    limit_seconds: float = 60.0
+    limit_seconds: float = 300.0
     limit_bytes: int = 6 * 2**30
 
     def to_message(self) -> dict[str, Any]:

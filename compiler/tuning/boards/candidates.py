@@ -14,6 +14,7 @@ from compiler.tuning.boards.board import Findings, Order
 from targets.cpu.template import Decisions
 from targets.spec import TargetSpec
 
+LIMIT_SECONDS = 60.0
 # Integers of more bits are counts or indices, and equal or wrong.
 _CODES = ("int8", "uint8")
 
@@ -54,6 +55,7 @@ def order_for(built: Mapping[str, Any], seconds: float) -> Order:
         seconds=seconds,
         rounds=ROUNDS,
         group=len(built["results"]),
+        limit_seconds=LIMIT_SECONDS,
     )
 
 

@@ -21,8 +21,8 @@ from compiler.tuning.measure import Ledger, Measured, Measurer
 from targets.cpu.template import Decisions
 from targets.spec import TargetSpec
 
-# Candidates of one module: one core builds a part while a board measures another.
-_PART = 12
+# Most candidates of one module: while one board measures its part, another one's is built.
+_MOST_OF_A_PART = 12
 
 
 class BoardMeasurer:
@@ -70,8 +70,8 @@ class BoardMeasurer:
         """
         self._fleet.check()
         begin = time.perf_counter()
-        work = _Work(candidates)
         boards = self._fleet.boards
+        work = _Work(candidates, len(boards))
         with ThreadPoolExecutor(max_workers=len(boards)) as pool:
             try:
                 lanes = [pool.submit(self._lane, b, work, kernel, seconds) for b in boards]
@@ -118,12 +118,13 @@ class BoardMeasurer:
 class _Work:
     """Candidates in parts that several lanes take; what a lane gives back another one takes."""
 
-    def __init__(self, candidates: Sequence[Decisions]) -> None:
+    def __init__(self, candidates: Sequence[Decisions], lanes: int) -> None:
         self.candidates = candidates
         self.outcomes: list[Outcome | None] = [None] * len(candidates)
         self.default_seconds = [0.0] * len(candidates)
         indices = list(range(len(candidates)))
-        self._parts = deque(indices[i : i + _PART] for i in range(0, len(indices), _PART))
+        size = max(1, min(_MOST_OF_A_PART, -(-len(indices) // lanes)))
+        self._parts = deque(indices[i : i + size] for i in range(0, len(indices), size))
         self._busy = 0
         self._changed = threading.Condition()
 

@@ -30,8 +30,6 @@ from targets.spec import TargetSpec
 _QUANTILE = 0.25
 _ROUNDS = (9, 200)
 _RACE_SECONDS = 10.0
-# A model may take seconds on a small board.
-_LIMIT_SECONDS = 300.0
 
 
 class BoardRunner:
@@ -124,7 +122,6 @@ class BoardRunner:
                 seconds=seconds,
                 rounds=rounds,
                 warm=rounds[1] > 0,
-                limit_seconds=_LIMIT_SECONDS,
             )
             return self._fleet.measure(order)
 

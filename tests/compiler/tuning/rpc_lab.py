@@ -36,9 +36,13 @@ class Tool:
             start_new_session=True,
         )
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """As if its machine lost power."""
-        if self._process.poll() is None:
+        if self.is_alive:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
@@ -54,6 +58,13 @@ class Lab:
     def add_board(self, key: str = KEY) -> Tool:
         self.boards.append(Tool("rpc_server", "--tracker", self.tracker, "--key", key))
         return self.boards[-1]
+
+    def ensure(self, count: int) -> None:
+        """Have so many boards, all of them free."""
+        self.boards = [board for board in self.boards if board.is_alive]
+        for _ in range(count - len(self.boards)):
+            self.add_board()
+        self.wait_for_free(count)
 
     def free(self, key: str = KEY) -> int:
         """How many boards can be borrowed now."""
