@@ -24,7 +24,7 @@ _NUMPY_LIMITS = {name: np.iinfo(name) for name in ("int8", "uint8", "int16", "ui
 
 
 # Up to 2^22, a float32 to which 1.5 * 2^23 is added has a last place of 1.
-_ADDEND = np.float32(1.5 * 2**23)
+ROUNDING_ADDEND = np.float32(1.5 * 2**23)
 _MOST_ADDED = 2.0**22
 
 
@@ -60,8 +60,8 @@ def _quantize(bb: BlockBuilder, call: Call) -> Expr:
             scaled = data(*index) * factor
             if by_adding:
                 bounded = te.max(te.min(scaled, _f32(high) - shift), _f32(low) - shift)
-                bits = tirx.reinterpret("int32", bounded + _f32(_ADDEND))
-                codes = bits - int(_ADDEND.view(np.int32)) + shift.astype("int32")
+                bits = tirx.reinterpret("int32", bounded + _f32(ROUNDING_ADDEND))
+                codes = bits - int(ROUNDING_ADDEND.view(np.int32)) + shift.astype("int32")
             else:
                 rounded = tirx.nearbyint(scaled) + shift
                 codes = te.max(te.min(rounded, _f32(high)), _f32(low))

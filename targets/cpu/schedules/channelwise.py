@@ -17,17 +17,22 @@ from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_o
 from targets.cpu.arithmetic import vector as vector_type
 from targets.cpu.loops import Index, index
 from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
+from targets.cpu.schedules.depthwise_dots import DotEmitter, has_dots
 from targets.cpu.schedules.register_tile import least_sizes
 from targets.cpu.schedules.window import Window
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
+
+# The tile of dot products; the loads of a column are shared by all pixels.
+_DOT_PIXELS, _DOT_VECTORS = 8, 2
 
 
 class ChannelwiseTemplate(Template):
     """Depthwise convolution and pooling of floats; of 8-bit integers all but the average.
 
     Decisions: `pixels` (output pixels of a tile), `vectors` (channel vectors of a tile),
-    `chunks` (into how many tasks the channels of an output line are cut).
+    `chunks` (into how many tasks the channels of an output line are cut); for bytes where the
+    machine has the instructions `dots` (1: by dot products, see `depthwise_dots`).
     """
 
     name = "channelwise"
@@ -41,27 +46,33 @@ class ChannelwiseTemplate(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ChannelwiseWorkload = match.workload
+        dots = has_dots(w, spec)
         # Accumulators, the input columns they share, and one kernel row of weights.
         weights = w.kernel_width if w.operation == "multiply" else 0
         budget = spec.vector_registers - weights - 1
         reach = w.kernel_width * w.dilation_width
-        pixels = max(1, min(w.out_width, (budget - reach) // (1 + w.stride_width), 14))
+        most = _DOT_PIXELS if dots else min((budget - reach) // (1 + w.stride_width), 14)
+        pixels = max(1, min(w.out_width, most))
         tiles = -(-w.out_width // pixels)
         pixels = -(-w.out_width // tiles)
         lines = w.batch * w.out_height
         whole = w.channels // spec.float_lanes
+        vectors = min(_DOT_VECTORS, whole) if dots else 1
         chunks = 1
-        while lines * chunks < 8 * spec.cores and chunks * 2 <= whole:
+        while lines * chunks < 8 * spec.cores and chunks * 2 <= whole // vectors:
             chunks *= 2
-        return {"pixels": pixels, "vectors": 1, "chunks": chunks}
+        choice = {"dots": 1} if dots else {}
+        return {"pixels": pixels, "vectors": vectors, "chunks": chunks, **choice}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         w: ChannelwiseWorkload = match.workload
         whole = max(1, w.channels // spec.float_lanes)
+        choices = {"dots": (0, 1)} if has_dots(w, spec) else {}
         return {
             "pixels": least_sizes(w.out_width, 16),
             "vectors": tuple(range(1, min(whole, 4) + 1)),
             "chunks": tuple(c for c in (1, 2, 3, 4, 6, 8, 12, 16) if c <= whole),
+            **choices,
         }
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
@@ -73,7 +84,8 @@ class ChannelwiseTemplate(Template):
         anchor = find_anchor(function)
         if anchor is None:
             raise ValueError("what follows the window is not elementwise")
-        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+        emitter = DotEmitter if decisions.get("dots") else _Emitter
+        return anchor.rebuild(emitter(match, anchor, decisions, spec).body())
 
 
 class _Emitter:

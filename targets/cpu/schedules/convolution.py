@@ -368,6 +368,13 @@ class _Emitter:
         is_last: Expr | bool = tile.vectors != self.vectors
         if w.blocks % self.vectors == 0:
             is_last = self.tiles_of_group == 1 or tirx.EQ(column, index(self.tiles_of_group - 1))
+        spare = w.blocks * w.lanes - w.out_channels
+        whole = w.groups == 1 and spare == 0 and tile.vectors == w.blocks
         return tile.write_back(
-            self.epilogue, position, w.blocks * w.lanes - w.out_channels, is_last
+            self.epilogue,
+            position,
+            spare,
+            is_last,
+            spec=self.spec,
+            contiguous=whole and not self.column,
         )

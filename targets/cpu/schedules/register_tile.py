@@ -18,6 +18,7 @@ from tvm.tirx import Stmt, Var
 
 from targets.cpu.anchor import Epilogue
 from targets.cpu.arithmetic import Arithmetic, Float32
+from targets.cpu.byte_stores import Results, store_results
 from targets.cpu.loops import (
     Index,
     allocate,
@@ -26,8 +27,6 @@ from targets.cpu.loops import (
     ramp,
     sequence,
     splat,
-    store,
-    vectorized,
 )
 from targets.spec import TargetSpec
 
@@ -171,31 +170,40 @@ class RegisterTile:
         spare: int = 0,
         is_last: Expr | bool = True,
         rows: Iterable[Index] | None = None,
+        spec: TargetSpec | None = None,
+        contiguous: bool = False,
     ) -> Stmt:
         """The epilogue of every accumulator (of `rows`, if given), stored.
 
         `position(row, column)` gives the output indices of column `column` (counted from
         the tile's first) of a row. Where `is_last` holds, the last `spare` lanes of the
-        last vector lie outside the output and are not stored.
+        last vector lie outside the output and are not stored. With a `spec` bytes are packed
+        as `byte_stores` says, if columns are the last index; `contiguous` rows follow one
+        another in memory without a gap.
         """
         chosen = list(range(self.rows) if rows is None else rows)
 
-        def one(row: Index, vector: int, lanes: int) -> Stmt:
-            def lane(offset: Expr) -> Stmt:
-                indices = position(row, index(vector * self.lanes) + offset)
+        def one(row: Index, vector: int, lanes: int, run: int) -> Results:
+            def value(offset: Expr) -> Expr:
                 register = tirx.BufferLoad(
                     self.accumulators, [index(self._slot(row, vector)) + offset]
                 )
-                return store(epilogue.output, indices, epilogue.value(register, indices))
+                return epilogue.value(register, position(row, index(vector * self.lanes) + offset))
 
-            return vectorized("lane", lanes, lane)
+            return Results(lanes, position(row, index(vector * self.lanes)), value, run)
 
         def everything(last_lanes: int) -> Stmt:
-            return sequence(
-                one(r, v, last_lanes if v == self.vectors - 1 else self.lanes)
-                for r in chosen
+            results = [
+                one(
+                    r,
+                    v,
+                    last_lanes if v == self.vectors - 1 else self.lanes,
+                    0 if contiguous else i,
+                )
+                for i, r in enumerate(chosen)
                 for v in range(self.vectors)
-            )
+            ]
+            return store_results(epilogue, results, spec)
 
         if spare == 0 or is_last is False:
             return everything(self.lanes)

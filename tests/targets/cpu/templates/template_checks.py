@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from passes.graph import Legalize
 from targets.cpu.operators import legalize_map
 from targets.cpu.operators.algorithms import AlgorithmLookup
+from targets.cpu.operators.quantization import quantization_legalizers
 from targets.spec import TargetSpec
 
 Array = npt.NDArray[np.floating[Any]]
@@ -59,7 +60,7 @@ def fuse_module(
     own = legalize_map(spec, algorithms)
     lowered = tvm.transform.Sequential(
         [
-            Legalize(own, first=own),
+            Legalize({**own, **quantization_legalizers()}, first=own),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
