@@ -1,9 +1,10 @@
 """Which candidates of a task to measure next.
 
 Small spaces are tried as a whole. In larger ones the cost model ranks all that
-has not been tried, and most of a batch are its favourites; the rest are
-neighbours of the best (one decision changed, as evolutionary search mutates) and
-chance, so that what the model has wrong comes to light.
+has not been tried, and a batch are half its favourites, half those of the
+neighbours of the best (one decision changed, as evolutionary search mutates),
+which it ranks too; and some by chance, so that what the model has wrong comes to
+light. Shares and sizes are what `benchmarks/search.py` found best.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from targets.cpu.template import Decisions
 
 STRATEGIES = ("model", "random")
 # Shares of a batch: neighbours of the best, and chance.
-_NEIGHBOURS, _CHANCE = 0.25, 0.15
+_NEIGHBOURS, _CHANCE = 0.5, 0.1
 _PARENTS = 3
 
 Key = tuple[tuple[str, int], ...]
@@ -85,7 +86,7 @@ class Search:
         parents = sorted((k for k in self.tried if k in self._by_key), key=self.tried.__getitem__)
         parents = parents[:_PARENTS]
         near = [key for key in order if any(_is_neighbour(key, parent) for parent in parents)]
-        # Every fourth place for a neighbour, the model's favourites between them.
+        # A neighbour in every so many places, the model's favourites between them.
         period = round(1 / _NEIGHBOURS)
         merged: list[Key] = []
         for i, key in enumerate(order):
