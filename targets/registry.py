@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from targets.arm.specs import SPECS as ARM_SPECS
 from targets.spec import TargetSpec, UnknownTargetError
@@ -11,6 +12,8 @@ from targets.x86.specs import SPECS as X86_SPECS
 
 _SPECS = {spec.name: spec for spec in (*X86_SPECS, *ARM_SPECS)}
 NATIVE = "native"
+# How names of graphics processors begin: they deserve a better answer than a similar name.
+_GPU = re.compile(r"(cuda|gpu|nvptx|nvidia|rocm|opencl|vulkan|metal|sm_?\d)", re.IGNORECASE)
 
 
 def get_target(name: str) -> TargetSpec:
@@ -24,6 +27,11 @@ def get_target(name: str) -> TargetSpec:
             return detect_native()
         except DetectionError as error:
             raise UnknownTargetError(f"target 'native': {error}") from error
+    if _GPU.match(name):
+        raise UnknownTargetError(
+            f"target {name!r}: there are no kernels for GPUs, whether this machine has one or not; "
+            f"take a CPU as target: {', '.join(target_names())}"
+        )
     if name not in _SPECS:
         close = difflib.get_close_matches(name, target_names(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

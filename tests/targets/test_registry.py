@@ -37,3 +37,10 @@ def test_an_unknown_name_suggests_another() -> None:
         get_target("cortex-a71")
     with pytest.raises(UnknownTargetError, match=r"known: .*x86-64-v3"):
         get_target("")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "CUDA", "sm_90a", "nvptx64"])
+def test_a_gpu_is_told_to_be_none_of_them(name: str) -> None:
+    with pytest.raises(UnknownTargetError, match=r"no kernels for GPUs.*x86-64-v3") as error:
+        get_target(name)
+    assert "\n" not in str(error.value)

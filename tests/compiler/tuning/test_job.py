@@ -259,6 +259,7 @@ def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: P
     ("arguments", "message"),
     [
         (["--target", "pdp-11"], "unknown target 'pdp-11'"),
+        (["--target", "cuda"], "target 'cuda': there are no kernels for GPUs"),
         (["--minutes", "0"], "minutes must be more than 0"),
         (["--trials", "0"], "trials must be an integer of at least 1"),
         (["--calibration", "random"], "--calibration is for quantising"),
