@@ -5,9 +5,8 @@
 It borrows one board of the name KEY from the tracker at HOST:PORT, for SECONDS at most, and
 loads LIBRARY there. Orders come as JSON lines on standard input, each is answered by one on
 standard output. When standard input ends, it finishes what the board is doing and gives the
-board back: the session's connection closes, and the board registers anew. (TVM's server does
-not survive a connection that breaks in the middle of a call.) A board that does not answer
-ends this process.
+board back: the session's connection closes, and the board registers anew. A board that does
+not answer ends this process.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 from tvm import rpc
 
-from compiler.errors import TinsmithError
+from compiler.errors import TargetError, TinsmithError
 from compiler.tuning.boards.tracker import Tracker
 
 # So much stays on the board, for orders to come.
@@ -41,7 +40,12 @@ class _Session:
             address.host, address.port, address.match_key, session_timeout=seconds
         )
         self._remote.upload(str(library))
-        self._measure = self._remote.load_module(library.name)["measure"]
+        try:
+            self._measure = self._remote.load_module(library.name)["measure"]
+        except RuntimeError as error:
+            raise TargetError(
+                f"it cannot load code for that target, and may be another machine: {_line(error)}"
+            ) from error
         self._uploaded: dict[str, int] = {}
         _die_after(0)
 
@@ -91,9 +95,15 @@ def main(host: str, port: str, key: str, seconds: str, library: str) -> None:
         tell({"ready": session.name})
         for line in sys.stdin:
             tell(session.answer(json.loads(line)))
-    except (TinsmithError, RuntimeError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        tell({"lost": lines[-1][:300]})
+    except TinsmithError as error:
+        tell({"lost": str(error)})
+    except (RuntimeError, OSError) as error:
+        tell({"lost": f"its RPC server failed: {_line(error)}"})
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300]
 
 
 if __name__ == "__main__":

@@ -185,9 +185,7 @@ def test_boards_that_cannot_be_used_are_told(lab: Lab, small_model_file: Path) -
         compiler.tune(small_model_file, options=options)
     options = TuneOptions(rpc=str(lab.tracker), key=KEY)
     foreign = CompileConfig(target="cortex-a76")
-    with pytest.raises(
-        TargetError, match=r"no board can be used for target cortex-a76: .*board\.so"
-    ):
+    with pytest.raises(TargetError, match="for target cortex-a76: it cannot load code"):
         compiler.tune(small_model_file, config=foreign, options=options)
     lab.wait_for_free(2, seconds=10)
     with (
