@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import tvm
 
+from passes.prune.constants import constant_reads
 from passes.prune.groups import Channels, Group, Groups, Member
 from passes.prune.labels import FIXED, Traced
 from passes.prune.rules import RULES
@@ -34,29 +35,31 @@ class Analysis:
     """The groups of a module together with what is known of each tensor and constant."""
 
     def __init__(self, module: tvm.IRModule) -> None:
+        reads = constant_reads(module)
+        self._reads = list(reads.values())
+        self._arrays = tuple(constant.value.numpy() for constant in reads)
         self.tracer = Tracer(module, RULES)
-        self._arrays = tuple(constant.value.numpy() for constant in self.tracer.constants)
         self._make_rectangular()
         self._unite_shared_constants()
-        self._classes = self.tracer.labels.classes()
+        self.classes = self.tracer.labels.classes()
         # The group and the unit of each class that is in one.
         self._place: dict[int, tuple[int, int]] = {}
         self.groups = Groups(self._find_groups(), self._arrays)
 
-    def kept(self, labels: np.ndarray, keep: Mapping[int, np.ndarray]) -> tuple[int, np.ndarray]:
-        """The axis along which `labels` are removed, and which of its positions stay (bool).
+    def along(self, labels: np.ndarray) -> tuple[int, np.ndarray]:
+        """The axis along which `labels` are removed, and the class at each position."""
+        return _along(self.classes[labels])
 
-        `keep` has the units that stay of the groups that lose any.
-        """
-        axis, vector = _along(self._classes[labels])
-        stays = np.ones(len(self._classes), bool)
+    def stays(self, keep: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Which classes stay, as bool, if groups keep these units and all others are whole."""
+        stays = np.ones(len(self.classes), bool)
         for number, (group, unit) in self._place.items():
             stays[number] = group not in keep or unit in keep[group]
-        return axis, stays[vector]
+        return stays
 
     def located(self, use: Use) -> tuple[int, np.ndarray] | None:
         """The axis of the constant that a use runs through, and the labels along it."""
-        axis, _ = _along(self._classes[use.labels])
+        axis, _ = self.along(use.labels)
         constant_axis = axis - use.labels.ndim + self._arrays[use.constant].ndim
         if constant_axis < 0 or self._arrays[use.constant].shape[constant_axis] == 1:
             return None
@@ -71,27 +74,27 @@ class Analysis:
         group, as in a channel shuffle.
         """
         labels = self.tracer.labels
-        self._classes = labels.classes()
+        self.classes = labels.classes()
         for _, traced in self._tensors():
-            axes = _varying(self._classes[traced.labels])
+            axes = _varying(self.classes[traced.labels])
             if len(axes) > 1:
                 window = [slice(None)] * traced.labels.ndim
                 for axis in axes[:-1]:
                     window[axis] = slice(0, 1)
                 labels.unite(traced.labels, traced.labels[tuple(window)], "is split unevenly")
-                self._classes = labels.classes()
+                self.classes = labels.classes()
 
     def _unite_shared_constants(self) -> None:
         """A constant that is read several times loses the same channels everywhere."""
         shared: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
         for use in self.tracer.uses:
             place = self.located(use)
-            if place is not None and self.tracer.reads[use.constant] > 1:
+            if place is not None and self._reads[use.constant] > 1:
                 shared[use.constant, place[0]].append(place[1])
         for (constant, _), found in shared.items():
             for labels in found[1:]:
                 self.tracer.labels.unite(found[0], labels, "shares a constant")
-            if len(found) < self.tracer.reads[constant]:
+            if len(found) < self._reads[constant]:
                 self.tracer.labels.freeze(found[0], "shares a constant with something unlabelled")
 
     def _tensors(self) -> Iterator[tuple[str, Traced]]:
@@ -106,12 +109,12 @@ class Analysis:
             place = self.located(use)
             if place is None or (use.constant, place[0]) in members:
                 continue
-            positions = _positions(self._classes[place[1]])
+            positions = _positions(self.classes[place[1]])
             members[use.constant, place[0]] = (use, positions)
             for number, indices in positions.items():
                 of_class[number][use.constant, place[0]] = len(indices)
-        frozen = self.tracer.labels.frozen(self._classes)
-        inexact = self.tracer.labels.inexact(self._classes)
+        frozen = self.tracer.labels.frozen(self.classes)
+        inexact = self.tracer.labels.inexact(self.classes)
         # Classes that run through the same constants, and by as much, are units of one group.
         units: dict[object, list[int]] = defaultdict(list)
         for number in sorted(of_class):
@@ -120,7 +123,7 @@ class Analysis:
         tensors = [
             (name, axis, _positions(vector))
             for name, traced in self._tensors()
-            for axis, vector in (_along(self._classes[traced.labels]),)
+            for axis, vector in (self.along(traced.labels),)
         ]
         return tuple(
             self._group(

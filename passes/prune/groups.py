@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,3 +95,27 @@ class Groups:
     def prunable(self) -> tuple[Group, ...]:
         """The groups that are not frozen."""
         return tuple(group for group in self.groups if not group.frozen)
+
+
+def checked(groups: Groups, keep: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """The units to keep, sorted, of the groups that lose any.
+
+    Raises ValueError for a group that does not exist or is frozen, for units that it does not
+    have, and if none would be left.
+    """
+    found: dict[int, np.ndarray] = {}
+    for index, units in keep.items():
+        if not 0 <= index < len(groups):
+            raise ValueError(f"there is no group {index}: the module has {len(groups)}")
+        group = groups[index]
+        kept = np.unique(np.asarray(units, dtype=np.int64))
+        if kept.size == 0:
+            raise ValueError(f"group {index} ({group.name}) has to keep a unit")
+        if kept[0] < 0 or kept[-1] >= group.units:
+            raise ValueError(f"group {index} ({group.name}) has units 0 to {group.units - 1}")
+        if kept.size == group.units:
+            continue
+        if group.frozen:
+            raise ValueError(f"group {index} ({group.name}) cannot be pruned: {group.frozen}")
+        found[index] = kept
+    return found

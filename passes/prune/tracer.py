@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from tvm.ir import GenericConst
 from passes.graph.fused_groups import unique_names
 from passes.graph.rewriter import variables_in
 from passes.graph.tensors import operator_name, shape_values, static_shape
+from passes.prune.constants import constant_reads
 from passes.prune.groups import Role
 from passes.prune.labels import Labels, Traced, unlabelled
 
@@ -46,23 +46,27 @@ class Tracer:
     """
 
     def __init__(self, module: tvm.IRModule, rules: dict[str, Rule]) -> None:
+        self.constants = {constant: i for i, constant in enumerate(constant_reads(module))}
         function = module["main"]
-        if not isinstance(function, relax.Function) or not isinstance(function.body, relax.SeqExpr):
-            raise ValueError("the module has no Relax function `main` with a body of bindings")
         self.labels = Labels()
         self.traced: dict[relax.Var, Traced | tuple[Traced, ...]] = {}
         self.names = unique_names(function)
-        self.constants: dict[GenericConst, int] = {}
-        self.reads: Counter[int] = Counter()
         self.uses: list[Use] = []
         self._rules = rules
         self._variable: relax.Var | None = None
         for parameter in function.params:
             self.traced[parameter] = _untraced(parameter.ty)
+        outputs = set(variables_in(function.body.body))
         for block in function.body.blocks:
+            inside = isinstance(block, relax.DataflowBlock)
             for binding in block.bindings:
                 self._visit(binding)
-        self.freeze(function.body.body, "is a graph output")
+                if binding.var in outputs:
+                    self.freeze(binding.var, "is a graph output")
+                elif not isinstance(binding.var, relax.DataflowVar):
+                    self.freeze(binding.var, "leaves a dataflow block")
+                if not inside:
+                    self.freeze(binding.value, "is read outside dataflow blocks")
 
     def of(self, expr: relax.Expr) -> Traced:
         """What is known of an operand; nothing for constants and parameters."""
@@ -150,7 +154,6 @@ class Tracer:
     def _visit(self, binding: relax.Binding) -> None:
         self._variable = binding.var
         value = binding.value
-        self._number_constants(value)
         found = self._trace(value) if isinstance(binding, relax.VarBinding) else None
         if found is None:
             operator = operator_name(value) or type(value).__name__
@@ -176,16 +179,6 @@ class Tracer:
         if rule is None or not _static(value):
             return None
         return rule(self, value)
-
-    def _number_constants(self, value: relax.Expr) -> None:
-        if isinstance(value, GenericConst):
-            self.reads[self.constants.setdefault(value, len(self.constants))] += 1
-        elif isinstance(value, relax.Call):
-            for argument in value.args:
-                self._number_constants(argument)
-        elif isinstance(value, relax.Tuple):
-            for field in value.fields:
-                self._number_constants(field)
 
 
 def _untraced(ty: tvm.ir.Type) -> Traced | tuple[Traced, ...]:

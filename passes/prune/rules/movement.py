@@ -171,19 +171,6 @@ def _pad(tracer: Tracer, call: relax.Call) -> Traced | None:
     return Traced(labels, zero)
 
 
-def _pixel_shuffle(tracer: Tracer, call: relax.Call) -> Traced:
-    axis = len(static_shape(call) or ()) - 3
-    factor = int(call.attrs.upscale_factor) ** 2
-    reason = "is spread by relax.nn.pixel_shuffle"
-    traced = tracer.whole(tracer.of(call.args[0]), (axis,), reason)
-    if not traced.labelled:
-        return traced
-    blocks = traced.labels.reshape(-1, factor)
-    tracer.labels.unite(blocks, blocks[:, :1], reason)
-    shape = [-1 if position == axis else 1 for position in range(traced.labels.ndim)]
-    return Traced(blocks[:, 0].reshape(shape), traced.zero)
-
-
 def static_shape_of_field(ty: relax.TensorType) -> tuple[int, ...]:
     """The extents of one tensor of a tuple."""
     return tuple(int(extent) for extent in ty.shape.values)
@@ -206,5 +193,4 @@ RULES: dict[str, Rule] = {
     "relax.split": _split,
     "relax.strided_slice": _strided_slice,
     "relax.nn.pad": _pad,
-    "relax.nn.pixel_shuffle": _pixel_shuffle,
 }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import tvm
+from graph_checks import assert_same_interface, execute, random_inputs
 from tvm import relax
 
-from passes.prune import Group, Groups, find_groups
+from passes.prune import Group, Groups, find_groups, shrink, zero
 
 
 class Graph:
@@ -93,3 +94,25 @@ def free(module: tvm.IRModule) -> list[Group]:
             assert len(set(flat.tolist())) == flat.size
             assert flat.max() < groups.constants[member.constant].shape[member.axis]
     return list(groups.prunable)
+
+
+def drop(group: Group, share: float = 0.4, seed: int = 0) -> np.ndarray:
+    """Units to keep: a random choice without about that share of them, at least one."""
+    random = np.random.default_rng(seed + group.index)
+    count = max(1, group.units - max(1, round(share * group.units)))
+    return random.permutation(group.units)[:count]
+
+
+def assert_equivalent(module: tvm.IRModule, keep: dict[int, np.ndarray]) -> tvm.IRModule:
+    """Zeroing and removing give the same outputs; answers the smaller module."""
+    smaller, zeroed = shrink(module, keep), zero(module, keep)
+    assert_same_interface(module, smaller)
+    inputs = random_inputs(module)
+    whole, expected, actual = (execute(each, inputs) for each in (module, zeroed, smaller))
+    for before, one, other in zip(whole, expected, actual, strict=True):
+        scale = float(np.abs(one).max())
+        assert scale > 0
+        # The channels mattered.
+        assert np.abs(before - one).max() > 1e-3 * scale
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * scale)
+    return smaller
