@@ -279,7 +279,7 @@ def test_removed_is_zeroed(build: Callable[[Graph], relax.Var]) -> None:
         ({2: [0]}, "there is no group 2: the module has 2"),
         ({0: []}, r"group 0 \(v0\) has to keep a unit"),
         ({0: [3, 8]}, r"group 0 \(v0\) has units 0 to 7"),
-        ({1: [0]}, r"group 1 \(out\) cannot be pruned: is a graph output"),
+        ({1: [0]}, r"group 1 \(v2\) cannot be pruned: is a graph output"),
     ],
 )
 def test_refusals(step: Callable, keep: dict[int, list[int]], message: str) -> None:
