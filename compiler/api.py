@@ -27,6 +27,7 @@ from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
 from compiler.preparation import Clock, Progress, prepare, target_of
 from compiler.quantization.report import QuantizationReport
+from compiler.tuning.algorithms import StoredAlgorithms
 from compiler.tuning.lookup import StoredRecords, stores
 from targets.cpu.template import KernelReport
 
@@ -162,7 +163,8 @@ def compile_to(
     clock = Clock(progress)
     asked, unread = stores(config.log) if config.tuned else ((), ())
     records = StoredRecords(asked, spec) if config.tuned else None
-    prepared = prepare(model, config, spec, clock, records)
+    algorithms = StoredAlgorithms(records)
+    prepared = prepare(model, config, spec, clock, records, algorithms=algorithms)
     golden, notes = prepared.golden, [*unread, *prepared.notes]
     if records is not None and records.stale:
         notes.append(
@@ -190,6 +192,13 @@ def compile_to(
                     manifest = update_measured(written.path, latency=_latency(module, golden))
         if prepared.quantization is not None:
             manifest = update_measured(written.path, quantization=prepared.quantization.to_dict())
+    switched_on = algorithms.switched_on()
+    if switched_on and differences:
+        worst = max(difference.relative for difference in differences)
+        notes.append(
+            f"Winograd's algorithm in {switched_on} convolutions by tuning records: all in all "
+            f"the results differ from {prepared.reference} by {worst:.1e} of their range"
+        )
     return CompileReport(
         path=written.path,
         manifest=manifest,
@@ -200,7 +209,7 @@ def compile_to(
         differences=differences,
         notes=tuple(notes),
         quantization=prepared.quantization,
-        coverage=_coverage(prepared.pipeline.kernels),
+        coverage=_coverage(prepared.pipeline.kernels, algorithms),
     )
 
 
@@ -222,13 +231,14 @@ def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ..
     return differences
 
 
-def _coverage(kernels: Sequence[KernelReport]) -> str:
+def _coverage(kernels: Sequence[KernelReport], algorithms: StoredAlgorithms) -> str:
     """How many kernels have records, of those whose templates leave something to decide."""
     counted = [kernel for kernel in kernels if kernel.decisions]
     found = sum(kernel.source == "record" for kernel in counted)
     rest = len(counted) - found
     defaults = f"{rest} template default{'s' if rest != 1 else ''}"
-    return f"{found} of {len(counted)} kernels from records, {defaults}"
+    told = f"{found} of {len(counted)} kernels from records, {defaults}"
+    return f"{told}; {algorithms.coverage()}" if algorithms.asked else told
 
 
 def _latency(module: Module, golden: GoldenVectors) -> dict[str, Any]:

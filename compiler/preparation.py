@@ -20,7 +20,7 @@ from compiler.module.lowered import LoweredModel
 from compiler.pipeline import PipelineReport, lower
 from compiler.quantization.quantizer import Quantizer
 from compiler.quantization.report import QuantizationReport
-from targets.cpu.operators.algorithms import DirectOnly
+from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
 from targets.cpu.schedule import RecordLookup
 from targets.registry import get_target
 from targets.spec import TargetSpec, UnknownTargetError
@@ -57,10 +57,13 @@ def prepare(
     clock: Clock,
     records: RecordLookup | None,
     reported: bool = True,
+    algorithms: AlgorithmLookup | None = None,
 ) -> Prepared:
     """Import, quantise and lower a model, and run its reference.
 
-    Without `reported` nothing is found out about the accuracy of a quantised model.
+    `records` and `algorithms` are what earlier searches found; a configuration without
+    Winograd's algorithm has the last word. Without `reported` nothing is found out about the
+    accuracy of a quantised model.
 
     Raises ModelError, PassError and ConfigError as `compiler.compile` does.
     """
@@ -74,7 +77,7 @@ def prepare(
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
             records=records,
-            algorithms=None if config.winograd else DirectOnly(),
+            algorithms=algorithms if config.winograd else DirectOnly(),
             quantization=quantizer,
         )
     notes = [*imported.notes]

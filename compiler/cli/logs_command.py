@@ -126,9 +126,12 @@ def _existing(folder: Path) -> Store:
 
 
 def _versions() -> dict[str, int]:
+    from compiler.tuning.algorithms import TEMPLATE
+    from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
     from targets.cpu.schedule import TEMPLATES
 
-    return {template.name: template.version for template in TEMPLATES}
+    versions = {template.name: template.version for template in TEMPLATES}
+    return {**versions, TEMPLATE: ALGORITHMS_VERSION}
 
 
 def _is_stale(subject: Subject) -> bool:

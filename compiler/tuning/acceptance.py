@@ -37,16 +37,20 @@ def accept(
     old: RecordLookup | None,
     runner: Runner,
     scratch: Path | None = None,
+    even_none: bool = False,
 ) -> Verdict:
     """Which of `new`, the most valuable first, make the model faster than the module `before`.
 
     If all of them together do not, the less valuable half is dropped, until the rest does or
-    none is left. `old` are the records that `before` was compiled with; modules are built in a
-    folder inside `scratch`.
+    none is left; with `even_none` the model is also tried without them, because it has other
+    algorithms than `before`. `old` are the records that `before` was compiled with; modules are
+    built in a folder inside `scratch`.
     """
     chosen = tuple(new)
     notes: list[str] = []
-    while chosen:
+    attempts = [chosen] if chosen or even_none else []
+    while attempts:
+        chosen = attempts.pop()
         with tempfile.TemporaryDirectory(prefix="tinsmith-tuned-", dir=scratch) as folder:
             after = build(prepared, ChosenRecords(chosen, old), Path(folder) / "module")
             if runner.agrees(after):
@@ -57,7 +61,8 @@ def accept(
             else:
                 told = "the model crashes, or its results differ from the reference"
         notes.append(f"{len(chosen)} new records together do not help: {told}")
-        chosen = chosen[: len(chosen) // 2]
+        if len(chosen) > 1 or (chosen and even_none):
+            attempts.append(chosen[: len(chosen) // 2])
     return Verdict((), notes=tuple(notes))
 
 

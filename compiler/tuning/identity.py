@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.config import CompileConfig
 from compiler.frontends.onnx_files import all_tensors, read_model
 from compiler.module.version import tinsmith_version
+from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
 from targets.cpu.schedule import TEMPLATES
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ def job_digest(model: str | Path | ModelProto, config: CompileConfig, tasks: int
     data = _data_files(config)
     if data is None:
         return None
-    known = {"templates": sorted((t.name, t.version) for t in TEMPLATES)}
+    known = {
+        "templates": sorted((t.name, t.version) for t in TEMPLATES),
+        "algorithms": ALGORITHMS_VERSION,
+    }
     options = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT}
     said = [tinsmith_version(), known, options, data, tasks]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())

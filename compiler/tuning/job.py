@@ -28,6 +28,7 @@ from compiler.module.version import tinsmith_version
 from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
+from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
 from compiler.tuning.allocation import BATCH, TaskState
 from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
@@ -42,6 +43,7 @@ from compiler.tuning.runner import BatchMeasurer, LocalRunner, NoDeviceError, Ru
 from compiler.tuning.search import Search
 from compiler.tuning.store import Shelf, Store
 from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.spec import TargetSpec
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[JobView], None]
 
+# The search among algorithms ends when that share of the job's time is over.
+_ALGORITHMS_SHARE = 0.4
 # Rounds and seconds of a batch; seconds of the first profile of the model.
 _ROUNDS = 30
 _SECONDS = (0.1, 0.8)
@@ -121,6 +125,7 @@ class _Job:
         self.store, self.shelf, self.records = store, shelf, records
         self.spec = target_of(config)
         self.runner = runner
+        self.old = None if options.fresh else records
         self.scratch: Path | None = None
         self.deadline = self.begin + options.minutes * 60
         self.states: list[TaskState] = []
@@ -128,18 +133,19 @@ class _Job:
         self.notes: list[str] = []
         self.ledger = Ledger()
         self._seconds_of_models = 0.0
+        self._earlier_trials = self._earlier_failures = 0
         self._progress = progress
         self.lessons = Lessons(self.states, options.seed)
 
     def run(self) -> TuneReport:
         """The whole job."""
-        old = None if self.options.fresh else self.records
         self.show("reading")
         given = job_digest(self.model, self.config, self.options.tasks)
         if self._is_finished(given):
             return self._report(model_name(self.model), Verdict(()))
         self.show("lowering")
-        prepared = prepare(self.model, self.config, self.spec, Clock(None), old, reported=False)
+        algorithms = StoredAlgorithms(self.old)
+        prepared = self._lowered(algorithms)
         self.notes += prepared.notes
         kernels = distinct_kernels(prepared.pipeline.fused, self.spec)
         tunable = {subject: task for subject, task in kernels.items() if len(task.space) > 1}
@@ -149,28 +155,38 @@ class _Job:
         self.left_alone += [
             (task.name, "has nothing to decide") for s, task in kernels.items() if s not in tunable
         ]
-        found = self._digest(tunable)
-        if self._is_finished(found):
+        digest = self._digest(tunable)
+        if self._is_finished(digest):
             return self._report(name, Verdict(()))
         with self.shelf.scratch_folder() as self.scratch, self._folder() as folder:
             self.show("profiling")
             with self._whole_models():
-                before = build(prepared, old, Path(folder) / "module")
+                before = build(prepared, self.old, Path(folder) / "module")
                 tasks = with_times(list(tunable.values()), self._profile(before, prepared))
-            self._choose(tasks)
             try:
+                choice = self._choose_algorithms(prepared, algorithms, tasks)
+                start = before
+                if choice.is_new:
+                    with self._whole_models():
+                        start = build(choice.prepared, self.old, Path(folder) / "start")
+                        found = distinct_kernels(choice.prepared.pipeline.fused, self.spec)
+                        tasks = with_times(
+                            [task for task in found.values() if len(task.space) > 1],
+                            self._profile(start, choice.prepared),
+                        )
+                self._choose(tasks)
                 if self.states:
-                    self._search()
+                    self._search(self.deadline - self._reserve)
                 with self._whole_models():
                     if self.states:
-                        self._confirm(prepared, before, old)
-                    verdict = self._finish(prepared, before, old)
+                        self._confirm(choice.prepared, start)
+                    verdict = self._finish(prepared, before, choice)
             except NoDeviceError as error:
                 self.notes.append(f"{error}; what was measured is kept, the same command goes on")
                 return self._report(name, Verdict(()))
         # Where time ran out before each kernel had its share, the next job gives it to the rest.
         if all(state.is_served for state in self.states if not state.abandoned):
-            self.shelf.add_finished_jobs([d for d in (given, found) if d is not None])
+            self.shelf.add_finished_jobs([d for d in (given, digest) if d is not None])
         return self._report(name, verdict)
 
     def show(self, phase: str) -> None:
@@ -246,14 +262,58 @@ class _Job:
         if self.options.strategy == "model":
             self.lessons.warm_start(trials, self.shelf.workloads())
 
-    def _search(self) -> None:
-        # Confirmation and the comparison of whole models need their time too.
-        budget = self.deadline - self.begin
-        reserved = min(0.25 * budget, 60.0)
+    @property
+    def _reserve(self) -> float:
+        """Seconds that confirmation and the comparison of whole models need."""
+        return min(0.25 * (self.deadline - self.begin), 60.0)
+
+    def _lowered(self, algorithms: AlgorithmLookup) -> Prepared:
+        return prepare(
+            self.model,
+            self.config,
+            self.spec,
+            Clock(None),
+            self.old,
+            reported=False,
+            algorithms=algorithms,
+        )
+
+    def _choose_algorithms(
+        self, prepared: Prepared, known: StoredAlgorithms, tasks: list[Task]
+    ) -> Choice:
+        """The best algorithms of the convolutions that have no record.
+
+        Quantised models keep those of the rule: float convolutions are few in them.
+        """
+        search = AlgorithmSearch(
+            prepared, known, self._lowered, self.old, self.runner, self.scratch
+        )
+        as_it_is = Choice(prepared)
+        if self.config.quantization is not None or not search.restrict(tasks):
+            return as_it_is
+        self.show("comparing algorithms")
+        with self._whole_models():
+            if not search.measure():
+                self.notes.append("the model crashes with other algorithms; they are left alone")
+                return as_it_is
+        told = self.left_alone.copy()
+        self._choose(search.contenders())
+        if self.states:
+            self._search(self.begin + _ALGORITHMS_SHARE * (self.deadline - self.begin))
+        self.show("comparing algorithms")
+        with self._whole_models():
+            choice = search.decide(self.states, self._provenance(prepared.lowered.source_name))
+        self._earlier_trials = sum(state.trials for state in self.states)
+        self._earlier_failures = sum(state.failures for state in self.states)
+        # The kernels of the chosen go on from the trials in the log.
+        self.states, self.left_alone = [], told
+        return choice
+
+    def _search(self, deadline: float) -> None:
         kernels = [state.task.kernel for state in self.states]
         with self.runner.measurer(kernels, self.options.extensions, self.scratch) as measurer:
-            self.ledger = measurer.ledger
-            while time.monotonic() < self.deadline - reserved:
+            measurer.ledger = self.ledger
+            while time.monotonic() < deadline:
                 open_states = [s for s in self.states if not s.is_done(self.options.trials)]
                 if not open_states:
                     break
@@ -284,25 +344,35 @@ class _Job:
         if self.options.strategy == "model":
             self.lessons.learn(subject.template)
 
-    def _confirm(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> None:
+    def _confirm(self, prepared: Prepared, before: Path) -> None:
         """Find the winners among the fastest, in the model."""
         self.show("confirming")
-        if not confirm(self.states, prepared, before, old, self.runner, self.scratch):
+        if not confirm(self.states, prepared, before, self.old, self.runner, self.scratch):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
 
     def _seconds(self, state: TaskState, count: int) -> float:
         one_call = state.task.seconds / max(state.task.calls, 1)
         return float(np.clip(_ROUNDS * (count + 2) * one_call, *_SECONDS))
 
-    def _finish(self, prepared: Prepared, before: Path, old: StoredRecords | None) -> Verdict:
-        """Compare whole models, and write the records."""
+    def _finish(self, prepared: Prepared, before: Path, choice: Choice) -> Verdict:
+        """Compare whole models, and write the records; `prepared` has the old algorithms."""
         self.show("comparing whole models")
         searched = [s for s in self.states if not s.abandoned and s.is_served]
         winners = [s for s in searched if s.winner is not None]
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
         new = [self._record(s, prepared.lowered.source_name) for s in winners]
-        verdict = accept(prepared, before, new, old, self.runner, self.scratch)
+        verdict = accept(
+            choice.prepared, before, new, self.old, self.runner, self.scratch, choice.is_new
+        )
         self.notes += verdict.notes
+        is_kept = not choice.is_new or verdict.after_ms > 0
+        if not is_kept:
+            self.notes.append("other algorithms do not help the whole model")
+            known = distinct_kernels(prepared.pipeline.fused, self.spec)
+            searched = [s for s in searched if s.task.subject in known]
+            new = [record for record in new if record.subject in known]
+            verdict = accept(prepared, before, new, self.old, self.runner, self.scratch)
+        self.shelf.add_records(choice.records if is_kept else choice.rejected)
         kept = {record.subject for record in verdict.kept}
         rest = [s for s in searched if s.task.subject not in kept]
         for state in rest:
@@ -312,24 +382,26 @@ class _Job:
         self.shelf.add_records([*verdict.kept, *defaults])
         return verdict
 
-    def _record(self, state: TaskState, model: str) -> Record:
-        one_call = state.task.seconds / max(state.task.calls, 1)
-        decisions, seconds, default = state.winner or (state.task.default, one_call, one_call)
-        provenance = {
-            "kernel": state.task.name,
+    def _provenance(self, model: str) -> dict[str, str]:
+        return {
             "model": model,
             "processor": self.runner.processor,
             "date": datetime.date.today().isoformat(),
             "tinsmith": tinsmith_version(),
         }
+
+    def _record(self, state: TaskState, model: str) -> Record:
+        one_call = state.task.seconds / max(state.task.calls, 1)
+        decisions, seconds, default = state.winner or (state.task.default, one_call, one_call)
+        provenance = {"kernel": state.task.name, **self._provenance(model)}
         trials = state.known + state.trials
         return Record(state.task.subject, decisions, seconds, default, trials, provenance)
 
     def _report(self, name: str, verdict: Verdict) -> TuneReport:
         seconds = time.monotonic() - self.begin
         useful = self.ledger.seconds + self._seconds_of_models
-        if self.ledger.crashes:
-            failed = sum(state.failures for state in self.states)
+        failed = self._earlier_failures + sum(state.failures for state in self.states)
+        if failed:
             self.notes.append(f"{failed} candidates failed; see `tinsmith logs show`")
         return TuneReport(
             model=name,
@@ -337,7 +409,7 @@ class _Job:
             folder=self.shelf.folder,
             rows=tuple(state.row(self.options.trials) for state in self.states),
             left_alone=tuple(self.left_alone),
-            trials=sum(state.trials for state in self.states),
+            trials=self._earlier_trials + sum(state.trials for state in self.states),
             kept=len(verdict.kept),
             before_ms=verdict.before_ms,
             after_ms=verdict.after_ms,

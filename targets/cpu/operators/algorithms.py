@@ -13,6 +13,8 @@ DIRECT = "direct"
 # Height and width of the output tile by the name of the algorithm.
 WINOGRAD_TILES = {"winograd2": 2, "winograd4": 4}
 ALGORITHMS = (DIRECT, *WINOGRAD_TILES)
+# To be raised when an algorithm becomes so much faster that earlier choices mean nothing.
+ALGORITHMS_VERSION = 1
 # By how much the estimate must be better than that of the direct algorithm.
 _MARGIN = 1.25
 _FEWEST_CHANNELS = 16

@@ -25,7 +25,9 @@ RECORDS = tuple(
 def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
     """What is kept of five records, given the milliseconds and the correctness of so many."""
 
-    def decide(milliseconds: dict[int, float], right: tuple[int, ...] = (1, 2, 5)) -> Verdict:
+    def decide(
+        milliseconds: dict[int, float], right: tuple[int, ...] = (0, 1, 2, 5), **options: bool
+    ) -> Verdict:
         def build(prepared: Any, records: ChosenRecords, folder: Path) -> Path:
             return Path(str(len(records._records)))
 
@@ -34,7 +36,9 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
             agrees=lambda path: int(str(path)) in right,
             race=lambda before, after: (1.0, milliseconds[int(str(after))]),
         )
-        return accept(cast(Prepared, None), Path("before"), RECORDS, None, cast(Runner, runner))
+        return accept(
+            cast(Prepared, None), Path("before"), RECORDS, None, cast(Runner, runner), **options
+        )
 
     return decide
 
@@ -61,3 +65,11 @@ def test_wrong_results_are_not_kept(verdict: Callable[..., Verdict]) -> None:
     found = verdict({5: 0.5, 2: 0.9}, right=(2,))
     assert found.kept == RECORDS[:2]
     assert "differ from the reference" in found.notes[0]
+
+
+def test_new_algorithms_may_help_without_records(verdict: Callable[..., Verdict]) -> None:
+    slower = {5: 1.0, 2: 1.2, 1: 1.01}
+    found = verdict(slower | {0: 0.8}, even_none=True)
+    assert (found.kept, found.after_ms) == ((), 0.8)
+    assert verdict(slower | {0: 1.1}, even_none=True).after_ms == 0
+    assert verdict(slower | {0: 0.8}).after_ms == 0
