@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from compiler.errors import ConfigError
+from compiler.sample_options import SampleOptions
 
 # Only weights have fewer bits; all arithmetic is float32.
 WEIGHT_FORMATS = ("int8-weights", "int4-weights", "kmeans4-weights", "powers4-weights")
@@ -21,8 +21,8 @@ OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 
 
 @dataclass(frozen=True)
-class QuantizationConfig:
-    """How a model is quantised.
+class QuantizationConfig(SampleOptions):
+    """How a model is quantised, beside the samples of `SampleOptions`.
 
     format: `int8`: 8-bit weights (symmetric, a scale per output channel) and activations
         (affine, a scale per tensor), computed in integers. `bf16`: products in bfloat16, sums
@@ -31,13 +31,8 @@ class QuantizationConfig:
         `int8-weights`, `int4-weights`: even levels for weights, a scale for each group;
         `kmeans4-weights`, `powers4-weights`: 16 levels found by k-means, or powers of two.
         Kernels decompress them, and compute in float32.
-    calibration: what `compiler.calibration.open_calibration` takes: a folder of pictures, an
-        .npz or .npy file, arrays, an iterable of samples, or "random". Only `int8` needs it; the
-        others are compared with float on it, by default on a few random inputs. Weights of 4
-        bits are rounded to suit it, unless it is random.
-    samples: how many samples are read at most; None reads all.
-    mean, std, pixel_range, layout, resize: how pixels become input, see
-        `compiler.calibration.Preprocessing`.
+    calibration: only `int8` needs samples; the others are compared with float on them, by default
+        on a few random inputs. Weights of 4 bits are rounded to suit them, unless they are random.
     observer: how ranges are found from the values seen: `minmax`, `moving_average`,
         `percentile`, `entropy` or `mse`.
     equalize: cross-layer equalisation, which evens out the channels of neighbouring layers:
@@ -55,23 +50,12 @@ class QuantizationConfig:
         labels. The most sensitive layers stay in float until this holds.
     min_agreement: percent of the samples, such as 99.5, for which the model must choose the same
         class as in float32; needs no labels. Both are for models that answer a row of scores.
-    labels: the class index of each sample of `evaluation`, or of `calibration` without that: a
-        .npy, .csv or .txt file, "from-names" for pictures, or an array, see
-        `compiler.calibration.read_labels`. An .npz may hold them itself, as `labels`.
-    evaluation: held-out data, in the forms of `calibration`, on which agreement and accuracy are
-        measured; all of them. None takes the samples of `calibration`.
     fallback: let layers that are slower in integers compute in float, if that makes the model
         faster on this machine.
     """
 
     format: str = "int8"
-    calibration: Any = None
     samples: int | None = 100
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    pixel_range: float = 1.0
-    layout: str | None = None
-    resize: int | tuple[int, int] | None = None
     observer: str = "percentile"
     equalize: bool | str = AUTO
     smooth: bool | str = AUTO
@@ -82,8 +66,6 @@ class QuantizationConfig:
     min_weights: int = 2048
     max_drop: float | None = None
     min_agreement: float | None = None
-    labels: Any = None
-    evaluation: Any = None
     fallback: bool = True
 
     def __post_init__(self) -> None:
@@ -108,22 +90,6 @@ class QuantizationConfig:
 
         _check_bound("--max-drop", self.max_drop, "points of top-1 accuracy from 0 to 100", 0)
         _check_bound("--min-agreement", self.min_agreement, "a percentage, such as 99.5", 1)
-
-    @property
-    def has_data(self) -> bool:
-        """Whether there are real samples."""
-        return self.calibration is not None and not (
-            isinstance(self.calibration, str) and self.calibration == "random"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; data that lie in memory are named by their type only."""
-        result = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("calibration", "evaluation", "labels"):
-            if result[name] is not None and not isinstance(result[name], str):
-                path = str(result[name]) if hasattr(result[name], "__fspath__") else None
-                result[name] = path or type(result[name]).__name__
-        return result
 
 
 def _check_bound(option: str, value: float | None, meaning: str, least: float) -> None:

@@ -19,6 +19,7 @@ from compiler.calibration import (
 )
 from compiler.errors import ConfigError, InputError, ModelError
 from compiler.quantization.config import QuantizationConfig
+from compiler.sample_options import SampleOptions
 from passes.graph.tensors import element_type, static_shape
 
 Progress = Callable[[str, float], None]
@@ -142,15 +143,37 @@ def open_evaluation(
     Held-out data are read whole; without them, the calibration samples serve.
     Raises ConfigError and InputError for data or labels that cannot be used.
     """
-    held_out = config.evaluation is not None
-    source, data = calibration, config.calibration
+    found = judging_samples(config, signature, calibration, bounds, seed)
+    labels = found.labels
+    if config.max_drop is not None and labels is None:
+        raise ConfigError(
+            "--max-drop needs the classes of the samples: pass --labels FILE, --labels from-names "
+            "for pictures, or an .npz with an array `labels`; without any, use --min-agreement"
+        )
+    bound = Bounds(config.min_agreement, config.max_drop)
+    return found if found.held_out or config.labels is not None or bound else None
+
+
+def judging_samples(
+    options: SampleOptions,
+    signature: Mapping[str, tuple[tuple[int, ...], str]],
+    calibration: CalibrationSource,
+    bounds: Mapping[str, int],
+    seed: int,
+) -> Evaluation:
+    """The held-out samples of the options, or those of `calibration`, with labels if there are any.
+
+    Raises ConfigError and InputError for data or labels that cannot be used.
+    """
+    held_out = options.evaluation is not None
+    source, data = calibration, options.calibration
     if held_out:
-        data = config.evaluation
+        data = options.evaluation
         source = open_calibration(
             data,
             signature,
             preprocessing=Preprocessing(
-                config.mean, config.std, config.pixel_range, config.layout, config.resize
+                options.mean, options.std, options.pixel_range, options.layout, options.resize
             ),
             bounds=bounds,
             seed=seed,
@@ -158,11 +181,4 @@ def open_evaluation(
         )
         if isinstance(source, RandomSource):
             raise ConfigError("--evaluation random: accuracy on random data means nothing")
-    labels = read_labels(config.labels, data, source)
-    if config.max_drop is not None and labels is None:
-        raise ConfigError(
-            "--max-drop needs the classes of the samples: pass --labels FILE, --labels from-names "
-            "for pictures, or an .npz with an array `labels`; without any, use --min-agreement"
-        )
-    wanted = held_out or config.labels is not None or Bounds(config.min_agreement, config.max_drop)
-    return Evaluation(source, labels, held_out) if wanted else None
+    return Evaluation(source, read_labels(options.labels, data, source), held_out)

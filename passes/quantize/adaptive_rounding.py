@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 
 from passes.quantize.numbers import IntegerRange
+from passes.quantize.windows import Windows
 
 # Inputs whose errors are carried to the far ones by one matrix product, as in the paper.
 _BLOCK = 128
@@ -38,9 +39,11 @@ class GramObserver:
         dilation: Sequence[int] = (1, 1),
         windows: int = 512,
     ) -> None:
-        self._kernel = tuple(kernel)
-        self._strides, self._dilation = tuple(strides), tuple(dilation)
-        self._padding = tuple(padding)
+        self._convolution = (
+            Windows(tuple(kernel), tuple(strides), tuple(padding), tuple(dilation))
+            if kernel
+            else None
+        )
         self._windows = windows
         self._gram: np.ndarray | None = None
         self._pending: list[np.ndarray] = []
@@ -74,26 +77,11 @@ class GramObserver:
             self._gram += gram
 
     def _rows(self, array: np.ndarray) -> np.ndarray:
-        if not self._kernel:
+        if self._convolution is None:
             rows = array.reshape(-1, array.shape[-1])
             return rows[:: max(1, len(rows) // self._windows)]
-        top, left, bottom, right = self._padding
-        array = np.pad(array, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        extent = [(k - 1) * d + 1 for k, d in zip(self._kernel, self._dilation, strict=True)]
-        positions = [
-            np.arange(0, size - reach + 1, stride)
-            for size, reach, stride in zip(array.shape[1:3], extent, self._strides, strict=True)
-        ]
-        every = np.stack(
-            np.meshgrid(np.arange(array.shape[0]), *positions, indexing="ij"), -1
-        ).reshape(-1, 3)
-        image, row, column = every[:: max(1, len(every) // self._windows)].T
-        taps = [
-            array[image, row + i * self._dilation[0], column + j * self._dilation[1]]
-            for i in range(self._kernel[0])
-            for j in range(self._kernel[1])
-        ]
-        return np.concatenate(taps, axis=1)
+        every = self._convolution.places(array.shape)
+        return self._convolution.at(array, every[:: max(1, len(every) // self._windows)])
 
 
 def adaptively_rounded(

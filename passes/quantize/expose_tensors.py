@@ -26,12 +26,14 @@ class ExposeTensors:
         y = conv2d(a, const w)
         return (y, a)
 
-    Parameters among the names are left out: who calls the function has them.
-    Names are those of `Dataflow`. Raises ValueError for a name that no tensor has.
+    With `only`, the tensors take the place of the results. Parameters among the names are left
+    out: who calls the function has them. Names are those of `Dataflow`. Raises ValueError for
+    a name that no tensor has.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], only: bool = False) -> None:
         self.names = tuple(names)
+        self.only = only
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
@@ -42,6 +44,8 @@ class ExposeTensors:
         if bound is not None and isinstance(bound.value, relax.Tuple):
             result = bound.value
         results = list(result.fields) if isinstance(result, relax.Tuple) else [result]
+        if self.only:
+            results = []
         for name in self.names:
             node = graph.named(name)
             if node is None:

@@ -10,9 +10,6 @@ from scipy.linalg import solve
 
 from passes.quantize.adaptive_rounding import positive_definite_inverse
 
-# Rows of the inverse that are updated together: of all at once, the product would fill memory.
-_ROWS = 256
-
 
 @dataclass(frozen=True)
 class Consumer:
@@ -35,22 +32,23 @@ class _Elimination:
         order = consumer.rows.ravel()
         hessian = consumer.covariance[np.ix_(order, order)].astype(np.float64)
         weights = consumer.weights[order].astype(np.float64)
+        # W W^T is all that is needed of the weights W, however many outputs there are.
+        self._products = weights @ weights.T
         # Relative to the whole output, so that consumers of one group weigh the same.
-        energy = float(np.sum(weights * (hessian @ weights)))
+        energy = float(np.sum(self._products * hessian))
         self._energy = energy if energy > 0 else 1.0
         mean = float(np.diag(hessian).mean())
         # Inputs that never vary cost nothing; the constant keeps the matrix invertible.
         hessian[np.diag_indices(len(order))] += damping * mean if mean > 0 else 1.0
         self._inverse = positive_definite_inverse(hessian)
-        self._weights = weights
         self._left = units
 
     def errors(self) -> np.ndarray:
         """The relative error that each unit's removal would add, all others adapting, `[left]`."""
         rows = np.arange(self._left * self._values).reshape(self._left, self._values)
-        blocks = self._inverse[rows[:, :, None], rows[:, None, :]]
-        weights = self._weights[rows]
-        return np.asarray((weights * np.linalg.solve(blocks, weights)).sum((1, 2)) / self._energy)
+        blocks = (rows[:, :, None], rows[:, None, :])
+        solved = np.linalg.solve(self._inverse[blocks], self._products[blocks])
+        return np.asarray(np.trace(solved, axis1=1, axis2=2) / self._energy)
 
     def remove(self, position: int) -> None:
         """Remove the unit at a position; the others adapt, and the last one takes its place."""
@@ -59,13 +57,13 @@ class _Elimination:
         last = slice(size - values, size)
         column = self._inverse[:size, gone].copy()
         spread = solve(column[gone], column.T, assume_a="pos").T
-        self._weights[:size] -= spread @ self._weights[gone]
-        for begin in range(0, size, _ROWS):
-            part = slice(begin, min(begin + _ROWS, size))
-            self._inverse[part, :size] -= spread[part] @ column.T
-        self._weights[gone] = self._weights[last]
-        self._inverse[gone, :size] = self._inverse[last, :size]
-        self._inverse[:size, gone] = self._inverse[:size, last]
+        shared = spread @ self._products[gone, :size]
+        inner = spread @ self._products[gone, gone] @ spread.T
+        self._products[:size, :size] += inner - shared - shared.T
+        self._inverse[:size, :size] -= spread @ column.T
+        for matrix in (self._inverse, self._products):
+            matrix[gone, :size] = matrix[last, :size]
+            matrix[:size, gone] = matrix[:size, last]
         self._left -= 1
 
 

@@ -1,0 +1,1 @@
+"""Pruning a model while it is compiled: options, measurement, recovery, report."""

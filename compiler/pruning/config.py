@@ -1,0 +1,142 @@
+"""The options of pruning: frozen data that checks itself, without TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.errors import ConfigError
+from compiler.sample_options import SampleOptions
+
+AUTO = "auto"
+# Those that look at data, and those that look at weights alone.
+DATA_CRITERIA = ("reconstruction", "activation", "apoz")
+CRITERIA = (*DATA_CRITERIA, "l1", "l2", "geometric-median", "batch-norm", "random")
+# What the goal may be a share of; latency is measured.
+GOALS = ("ratio", "flops", "params", "latency")
+ALLOCATIONS = ("uniform", "global", "sensitivity")
+NORMALIZATIONS = ("none", "mean", "max", "sum", "lamp")
+SCHEDULES = ("linear", "polynomial")
+RECOVERIES = ("none", "batch-norm", "least-squares")
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class PruneConfig(SampleOptions):
+    """How much of a model goes, which part of it, and what the rest learns; exactly one goal.
+
+    ratio: the share of the channels that goes, such as 0.3; how it is spread, `allocation` says:
+        the same share of every group ("uniform"), one threshold for all scores ("global"), or
+        by curves of accuracy or agreement measured group by group ("sensitivity", needs data).
+    flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
+        then chosen so that the least importance is lost. Latency is measured on this machine.
+    criterion: how units are ranked: `reconstruction`, the error that is left when a layer is
+        solved for anew, `activation`, `apoz` (these need data), `l1`, `l2`, `geometric-median`,
+        `batch-norm`, or `random`. "auto" takes `reconstruction` with data, `l2` without.
+    normalization: how scores of different groups are made comparable: `none`, `mean`, `max`, `sum`
+        or `lamp`. Errors of reconstruction are comparable as they are.
+    alignment: widths are multiples of so many channels; None takes the lanes of the target's
+        vectors, so that no channel is kept that costs as much as one more.
+    steps, schedule: pruning in one step or in several, with recovery after each; what goes is
+        spread evenly ("linear") or over a falling cubic ("polynomial").
+    recovery: what the rest learns from data without labels: `least-squares`, the weights of every
+        layer solved for; `batch-norm`, statistics of batch normalisations measured anew
+        (least-squares begins with that); `none`. "auto" takes `least-squares` with data.
+    ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance.
+    places: results of a layer that each sample counts with in least squares, at random.
+    keep: names of groups, as the report tells them, that stay whole.
+    """
+
+    ratio: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    criterion: str = AUTO
+    allocation: str = "uniform"
+    normalization: str = "mean"
+    alignment: int | None = None
+    steps: int = 1
+    schedule: str = "polynomial"
+    recovery: str = AUTO
+    ridge: float = 1e-3
+    places: int = 64
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [name for name in GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                "pruning needs exactly one goal: a ratio of channels that go, or a share of "
+                f"flops, params or latency that stays; given are {', '.join(given) or 'none'}"
+            )
+        _check_share(given[0], getattr(self, given[0]))
+        for name, choices in (
+            ("criterion", (AUTO, *CRITERIA)),
+            ("allocation", ALLOCATIONS),
+            ("normalization", NORMALIZATIONS),
+            ("schedule", SCHEDULES),
+            ("recovery", (AUTO, *RECOVERIES)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"pruning {name} {getattr(self, name)}: choose from {', '.join(choices)}"
+                )
+        for name, most in (("alignment", 1024), ("steps", MAX_STEPS), ("places", 2**20)):
+            value = getattr(self, name)
+            if value is None and name == "alignment":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ConfigError(f"pruning {name} {value!r}: expected an integer from 1 to {most}")
+        if not _is_number(self.ridge) or self.ridge <= 0:
+            raise ConfigError(f"pruning ridge {self.ridge!r}: expected a number above 0")
+        self._check_data()
+
+    @property
+    def goal_name(self) -> str:
+        """Which of `GOALS` is given."""
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    @property
+    def goal(self) -> float:
+        """The value of the goal."""
+        return float(getattr(self, self.goal_name))
+
+    @property
+    def chosen_criterion(self) -> str:
+        """The criterion that "auto" stands for."""
+        if self.criterion != AUTO:
+            return self.criterion
+        return "reconstruction" if self.has_data else "l2"
+
+    @property
+    def chosen_recovery(self) -> str:
+        """The recovery that "auto" stands for."""
+        if self.recovery != AUTO:
+            return self.recovery
+        return "least-squares" if self.has_data else "none"
+
+    def _check_data(self) -> None:
+        if self.calibration is not None:
+            return
+        needs = {
+            f"criterion {self.criterion}": self.criterion in DATA_CRITERIA,
+            f"recovery by {self.recovery}": self.recovery in ("batch-norm", "least-squares"),
+            "allocation by sensitivity": self.allocation == "sensitivity"
+            and self.evaluation is None,
+        }
+        for what, missing in needs.items():
+            if missing:
+                raise ConfigError(
+                    f"pruning: {what} needs data: pass --calibration with a folder of pictures, "
+                    "an .npz or .npy file"
+                )
+
+
+def _check_share(goal: str, value: Any) -> None:
+    if not _is_number(value) or not 0 < value < 1:
+        option = "--prune" if goal == "ratio" else f"--prune-{goal}"
+        raise ConfigError(f"{option} {value}: expected a number between 0 and 1, both excluded")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,75 @@
+"""How a pruned graph's classes compare with those of the whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tvm
+
+from compiler.calibration import CalibrationSource
+from compiler.errors import ModelError
+from compiler.pruning.observed import compile_graph
+from compiler.quantization.evaluation import Evaluation, Verdict, judging_samples
+from compiler.sample_options import SampleOptions
+from targets.registry import get_target
+
+Progress = Callable[[str, float], None]
+
+
+class Judge:
+    """Runs graphs on the samples to judge by; without samples or scores it has no verdict.
+
+    `notes` are for the report.
+    """
+
+    def __init__(
+        self,
+        options: SampleOptions,
+        signature: Mapping[str, tuple[tuple[int, ...], str]],
+        calibration: CalibrationSource | None,
+        bounds: Mapping[str, int],
+        seed: int = 0,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Raises ConfigError and InputError for samples or labels that cannot be used."""
+        self.evaluation: Evaluation | None = None
+        if calibration is not None:
+            self.evaluation = judging_samples(options, signature, calibration, bounds, seed)
+        self.notes: tuple[str, ...] = ()
+        self._threads = threads
+        self._progress = progress
+        self._classes: np.ndarray | None = None
+
+    @property
+    def label(self) -> str | None:
+        """What the samples are called."""
+        return None if self.evaluation is None else self.evaluation.source.label
+
+    def set_reference(self, whole: tvm.IRModule) -> Verdict | None:
+        """Take the classes of the unpruned graph as those to agree with; the verdict on itself."""
+        if self.evaluation is None:
+            return None
+        try:
+            self.evaluation.check(whole)
+        except ModelError:
+            self.notes = ("the first output is no row of scores: agreement was not measured",)
+            return None
+        if not self.evaluation.held_out:
+            self.notes = (
+                "warning: agreement and accuracy were measured on the samples that the recovery "
+                "has seen, and may be lower on others; pass --evaluation with held-out data",
+            )
+        self._classes = self._chosen(self.evaluation, whole)
+        return self.evaluation.judge(self._classes, self._classes)
+
+    def verdict(self, module: tvm.IRModule) -> Verdict | None:
+        """How often the graph chooses the class of the unpruned one, and the right one."""
+        if self.evaluation is None or self._classes is None:
+            return None
+        return self.evaluation.judge(self._classes, self._chosen(self.evaluation, module))
+
+    def _chosen(self, evaluation: Evaluation, module: tvm.IRModule) -> np.ndarray:
+        with compile_graph(module, get_target("native"), self._threads) as compiled:
+            return evaluation.classes(compiled, self._progress)

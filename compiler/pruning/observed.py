@@ -1,0 +1,67 @@
+"""Inner tensors of a graph that the graph passes have not seen yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tvm
+
+from compiler.calibration import ObservedModule
+from compiler.calibration.source import Sample
+from compiler.pipeline import PassRunner, graph_passes
+from passes.quantize.dataflow import Dataflow
+from passes.quantize.expose_tensors import ExposeTensors
+from targets.spec import TargetSpec
+
+
+def compile_graph(
+    module: tvm.IRModule, spec: TargetSpec, threads: int = 0, name: str = "pruning"
+) -> ObservedModule:
+    """A graph as it was imported, compiled for this machine with nothing observed."""
+    runner = PassRunner()
+    for step_name, step in graph_passes():
+        module = runner.run(step_name, step, module)
+    return ObservedModule(module, spec, [], threads, name)
+
+
+class ObservedGraph:
+    """Runs a graph as it was imported, and answers tensors of it by name.
+
+    Unlike `ObservedModule` it takes a graph before the graph passes, whose tensors have the
+    model's own layout. What is not needed for `tensors` is not computed. A context
+    manager: it holds a module in a temporary folder.
+    """
+
+    def __init__(
+        self, module: tvm.IRModule, spec: TargetSpec, tensors: Sequence[str], threads: int = 0
+    ) -> None:
+        """`tensors` are names as `Dataflow` gives them, parameters included.
+
+        `spec` describes the machine at hand. Raises what `ObservedModule` raises.
+        """
+        parameters = [node.name for node in Dataflow(module).nodes[: len(module["main"].params)]]
+        self._position = {name: i for i, name in enumerate(parameters)}
+        names = tuple(dict.fromkeys(tensors))
+        self._given = tuple(name for name in names if name in self._position)
+        self._computed = tuple(name for name in names if name not in self._position)
+        self._module: ObservedModule | None = None
+        if self._computed:
+            exposed = ExposeTensors(self._computed, only=True)(module)
+            self._module = compile_graph(exposed, spec, threads)
+
+    def __enter__(self) -> ObservedGraph:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._module is not None:
+            self._module.close()
+
+    def run(self, sample: Sample) -> Mapping[str, np.ndarray]:
+        """The tensors for one sample. The next run overwrites the arrays."""
+        inputs = list(sample.values())
+        found = {name: inputs[self._position[name]] for name in self._given}
+        if self._module is not None:
+            outputs = self._module.run(inputs).outputs
+            found.update(zip(self._computed, outputs, strict=True))
+        return found

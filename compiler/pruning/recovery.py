@@ -1,0 +1,95 @@
+"""What a pruned graph learns from samples without labels, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+
+from compiler.calibration import CalibrationSource
+from compiler.pruning.config import PruneConfig
+from compiler.pruning.observed import ObservedGraph
+from compiler.pruning.reconstruction import LayerError, Reconstruction
+from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
+from passes.prune.recovery.positions import Positions
+from passes.prune.recovery.replace_operands import ReplaceOperands
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+
+# The statistics of a layer depend on those of the layers before it: a few sweeps settle them.
+_SWEEPS = 2
+
+
+class Recovery:
+    """Runs the recovery that the options choose; `spec` describes the machine at hand."""
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        whole: tvm.IRModule,
+        source: CalibrationSource | None,
+        spec: TargetSpec,
+        seed: int = 0,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._source = source
+        self._spec = spec
+        self._threads = threads
+        self._progress = progress
+        self._method = config.chosen_recovery
+        self._reconstruction: Reconstruction | None = None
+        if source is not None and self._method == "least-squares":
+            self._reconstruction = Reconstruction(
+                whole,
+                source,
+                spec,
+                ridge=config.ridge,
+                places=config.places,
+                seed=seed,
+                threads=threads,
+                progress=progress,
+            )
+
+    def recovered(
+        self, pruned: tvm.IRModule, positions: Positions
+    ) -> tuple[tvm.IRModule, tuple[LayerError, ...]]:
+        """The graph with new constants, and the errors of the layers that were solved for."""
+        if self._source is None or self._method == "none":
+            return pruned, ()
+        pruned = estimate_batch_norms(
+            pruned, self._source, self._spec, self._threads, self._progress
+        )
+        if self._reconstruction is None:
+            return pruned, ()
+        return self._reconstruction.recovered(pruned, positions)
+
+
+def estimate_batch_norms(
+    module: tvm.IRModule,
+    source: CalibrationSource,
+    spec: TargetSpec,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> tvm.IRModule:
+    """The graph with the statistics of its batch normalisations measured on the samples."""
+    norms = find_batch_norms(module)
+    if not norms:
+        return module
+    for sweep in range(_SWEEPS):
+        statistics = {norm.name: ChannelStatistics(norm.axis) for norm in norms}
+        with ObservedGraph(module, spec, [norm.data for norm in norms], threads) as observed:
+            for index, sample in enumerate(source):
+                if progress is not None:
+                    share = index / (source.count or index + 1)
+                    progress("batch normalisation", (sweep + share) / _SWEEPS)
+                tensors = observed.run(sample)
+                for norm in norms:
+                    statistics[norm.name].update(tensors[norm.data])
+        values: dict[tuple[str, int], np.ndarray] = {}
+        for norm in norms:
+            values |= statistics[norm.name].operands(norm)
+        module = ReplaceOperands(values)(module)
+    return module

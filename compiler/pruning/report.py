@@ -1,0 +1,111 @@
+"""What pruning did to a model, group by group and step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Channels that go together: how many units there were and are.
+
+    `name` is the tensor that the first producer computes. `importance_kept` is the share of
+    the summed scores that is left, in the last step; None where nothing was scored. `reason`
+    says why the group is whole, if none of it may go.
+    """
+
+    name: str
+    before: int
+    after: int
+    importance_kept: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step: what it left, as shares of the unpruned model, and how that judges samples."""
+
+    channels: float
+    flops: float
+    params: float
+    shrunk_agreement: float | None = None
+    shrunk_top1: float | None = None
+    agreement: float | None = None
+    top1: float | None = None
+    layers_solved: int = 0
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """The whole model.
+
+    `flops` and `params` are (before, after). `float_seconds` and `seconds` are the latencies of
+    the unpruned and of the pruned module on this machine, measured in turns (None where they
+    were not), `predicted_seconds` what the table of latencies had foretold. `agreement` is the
+    share of the `evaluated_samples` samples of `evaluated_on` for which both choose the same
+    class, `top1` and `float_top1` the shares of right ones, if there are labels.
+    """
+
+    goal: str
+    criterion: str
+    recovery: str
+    groups: tuple[GroupReport, ...]
+    steps: tuple[StepReport, ...]
+    flops: tuple[float, float]
+    params: tuple[int, int]
+    float_seconds: float | None = None
+    seconds: float | None = None
+    predicted_seconds: float | None = None
+    agreement: float | None = None
+    top1: float | None = None
+    float_top1: float | None = None
+    evaluated_on: str | None = None
+    evaluated_samples: int = 0
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> float:
+        """The share of the channels that is left."""
+        return sum(g.after for g in self.groups) / sum(g.before for g in self.groups)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast the pruned module is."""
+        if self.seconds is None or self.float_seconds is None:
+            return None
+        return self.float_seconds / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruneReport:
+        """The report that a module's manifest holds; KeyError or TypeError for other data."""
+        known = dict(data)
+        known["groups"] = tuple(GroupReport(**group) for group in known["groups"])
+        known["steps"] = tuple(StepReport(**step) for step in known["steps"])
+        for name in ("flops", "params", "notes"):
+            known[name] = tuple(known[name])
+        return cls(**known)
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [
+            f"pruned by {self.criterion}: {self.channels:.0%} of the channels, "
+            f"{self.params[1] / self.params[0]:.0%} of the parameters, "
+            f"{self.flops[1] / self.flops[0]:.0%} of the operations left"
+        ]
+        if self.agreement is not None:
+            parts.append(f"same top-1 on {self.agreement:.2%} of {self.evaluated_samples}")
+        if self.top1 is not None and self.float_top1 is not None:
+            parts.append(f"top-1 {self.top1:.2%} (unpruned {self.float_top1:.2%})")
+        if self.seconds is not None and self.float_seconds is not None:
+            parts.append(
+                f"{self.seconds * 1e3:.3f} ms (unpruned {self.float_seconds * 1e3:.3f} ms, "
+                f"{self.float_seconds / self.seconds:.2f} times as fast)"
+            )
+        return ", ".join(parts)

@@ -1,0 +1,253 @@
+"""Recovery in closed form: against numpy's least squares and convolutions written out."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from passes.graph.tensors import constant, constant_array
+from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
+from passes.prune.recovery.layers import Layer, find_layers
+from passes.prune.recovery.least_squares import Moments, solve_layer
+from passes.prune.recovery.replace_operands import ReplaceOperands
+from passes.quantize.dataflow import Dataflow
+from passes.quantize.windows import Windows
+
+
+def rows(groups: int, count: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((groups, count, inputs)) + 1
+    y = generator.standard_normal((groups, count, outputs)) + x[:, :, :1]
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def moments_of(x: np.ndarray, y: np.ndarray, parts: int = 3) -> Moments:
+    moments = Moments()
+    for inputs, targets in zip(
+        np.array_split(x, parts, 1), np.array_split(y, parts, 1), strict=True
+    ):
+        moments.update(inputs, targets)
+    return moments
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_solution_is_that_of_least_squares(groups: int) -> None:
+    x, y = rows(groups, 5000, 7, 4)
+    old = np.zeros((groups, 7, 4))
+    solution = solve_layer(moments_of(x, y), old, ridge=1e-9)
+    for g in range(groups):
+        design = np.concatenate([x[g], np.ones((len(x[g]), 1))], axis=1)
+        expected, residual, *_ = np.linalg.lstsq(design, y[g].astype(np.float64), rcond=None)
+        np.testing.assert_allclose(solution.weights[g], expected[:-1], atol=1e-4)
+        np.testing.assert_allclose(solution.intercept[g], expected[-1], atol=1e-4)
+    assert solution.before == pytest.approx(1.0)
+    assert solution.after < 0.9
+    if groups == 1:
+        square = np.square(y[0] - y[0].mean(0)).sum()
+        assert solution.after == pytest.approx(residual.sum() / square, rel=1e-4)
+
+
+def test_without_intercept_nothing_is_centred() -> None:
+    x, y = rows(1, 3000, 5, 2)
+    solution = solve_layer(moments_of(x, y), np.zeros((1, 5, 2)), ridge=1e-9, intercept=False)
+    expected = np.linalg.lstsq(x[0].astype(np.float64), y[0], rcond=None)[0]
+    assert solution.intercept is None
+    np.testing.assert_allclose(solution.weights[0], expected, atol=1e-4)
+
+
+def test_what_the_data_do_not_determine_stays() -> None:
+    """Fewer rows than inputs, and an input that never varies."""
+    x, y = rows(1, 4, 6, 3)
+    x[..., 5] = 2.0
+    old = np.random.default_rng(1).standard_normal((1, 6, 3))
+    solution = solve_layer(moments_of(x, y, 1), old)
+    np.testing.assert_allclose(solution.weights[0, 5], old[0, 5], rtol=0.01)
+    assert solution.after < 0.05
+    constant_inputs = moments_of(np.ones((1, 10, 6), np.float32), y[:, [0] * 10])
+    np.testing.assert_allclose(solve_layer(constant_inputs, old).weights, old, rtol=1e-3)
+
+
+def test_exact_weights_are_found_again() -> None:
+    x, _ = rows(1, 400, 6, 1)
+    weights = np.random.default_rng(1).standard_normal((1, 6, 2))
+    solution = solve_layer(moments_of(x, (x @ weights + 3).astype(np.float32)), weights)
+    np.testing.assert_allclose(solution.weights, weights, atol=1e-4)
+    assert solution.before < 1e-9
+
+
+def test_sums_refuse_what_does_not_fit() -> None:
+    moments = Moments()
+    with pytest.raises(ValueError, match="no sample"):
+        moments.means()
+    with pytest.raises(ValueError, match="inputs of"):
+        moments.update(np.ones((1, 3, 2)), np.ones((1, 4, 2)))
+    moments.update(np.ones((1, 3, 2)), np.ones((1, 3, 2)))
+    with pytest.raises(ValueError, match="do not fit"):
+        solve_layer(moments, np.ones((1, 3, 2)))
+
+
+def convolved(data: np.ndarray, weights: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
+    """A convolution of NCHW data and OIHW weights, written out."""
+    top, left, bottom, right = windows.padding
+    padded = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    (kh, kw), (sh, sw), (dh, dw) = windows.kernel, windows.strides, windows.dilation
+    oh = (padded.shape[2] - (kh - 1) * dh - 1) // sh + 1
+    ow = (padded.shape[3] - (kw - 1) * dw - 1) // sw + 1
+    out = np.zeros((data.shape[0], weights.shape[0], oh, ow))
+    inputs, outputs = weights.shape[1], weights.shape[0] // groups
+    for g, y, x in itertools.product(range(groups), range(oh), range(ow)):
+        window = padded[
+            :,
+            g * inputs : (g + 1) * inputs,
+            y * sh : y * sh + (kh - 1) * dh + 1 : dh,
+            x * sw : x * sw + (kw - 1) * dw + 1 : dw,
+        ]
+        own = weights[g * outputs : (g + 1) * outputs]
+        out[:, g * outputs : (g + 1) * outputs, y, x] = np.einsum("nihw,oihw->no", window, own)
+    return out
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("windows", "groups"),
+    [
+        (Windows((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), 1),
+        (Windows((3, 2), (2, 1), (0, 1, 2, 0), (1, 2)), 1),
+        (Windows((1, 1), (2, 2), (0, 0, 0, 0), (1, 1)), 2),
+        (Windows((3, 3), (1, 2), (1, 1, 1, 1), (1, 1)), 6),
+    ],
+)
+def test_rows_times_matrix_is_the_convolution(windows: Windows, groups: int, layout: str) -> None:
+    generator = np.random.default_rng(0)
+    data = generator.standard_normal((2, 6, 7, 9))
+    weights = generator.standard_normal((12, 6 // groups, *windows.kernel))
+    result = convolved(data, weights, windows, groups)
+    kernel_layout = "OIHW"
+    if layout == "NHWC":
+        data, result = data.transpose(0, 2, 3, 1), result.transpose(0, 2, 3, 1)
+        weights, kernel_layout = weights.transpose(2, 3, 1, 0), "HWIO"
+    layer = Layer(
+        "y", "x", weights, "y", windows=windows, groups=groups,
+        layout=layout, out_layout=layout, kernel_layout=kernel_layout,
+    )  # fmt: skip
+    places = layer.places(data)
+    assert len(places) == result.size / 12
+    chosen = places[generator.permutation(len(places))[:5]]
+    matrix = layer.matrix(weights)
+    np.testing.assert_allclose(layer.rows(data, chosen) @ matrix, layer.values(result, chosen))
+    np.testing.assert_allclose(layer.unflattened(matrix), weights, rtol=1e-6)
+
+
+def residual_block() -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
+    """x -> conv a, bias, relu, conv b, bias -> + projection of x -> relu -> mean -> matmul."""
+    generator = np.random.default_rng(0)
+    shapes = {
+        "a": (4, 3, 3, 3), "ba": (1, 4, 1, 1), "b": (5, 4, 3, 3), "bb": (5, 1, 1),
+        "p": (5, 3, 1, 1), "f": (5, 2),
+    }  # fmt: skip
+    values = {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 3, 6, 6), "float32"))
+    with builder.function("main", [x]):
+
+        def emit(value: relax.Expr, name: str) -> relax.Var:
+            return builder.emit(value, name)
+
+        def conv(data: relax.Expr, name: str, pad: int) -> relax.Var:
+            return emit(relax.op.nn.conv2d(data, constant(values[name]), padding=pad), name)
+
+        with builder.dataflow():
+            first = emit(relax.op.add(conv(x, "a", 1), constant(values["ba"])), "a_sum")
+            active = emit(relax.op.nn.relu(first), "active")
+            projected = conv(x, "p", 0)
+            second = emit(relax.op.add(constant(values["bb"]), conv(active, "b", 1)), "b_sum")
+            joined = emit(relax.op.add(second, projected), "joined")
+            pooled = emit(relax.op.mean(emit(relax.op.nn.relu(joined), "out"), [2, 3]), "pooled")
+            scores = relax.op.matmul(pooled, constant(values["f"]))
+            output = builder.emit_output(scores, "scores")
+        builder.emit_func_output(output)
+    return builder.get(), values
+
+
+def test_layers_and_what_they_reproduce() -> None:
+    module, _ = residual_block()
+    layers = {layer.name: layer for layer in find_layers(module)}
+    assert list(layers) == ["a", "p", "b", "scores"]
+    assert (layers["a"].target, layers["a"].bias, layers["a"].addend) == ("a_sum", "a_sum", "")
+    # The larger of the two layers that are added makes up for the other one.
+    assert (layers["b"].target, layers["b"].bias, layers["b"].addend) == ("joined", "b_sum", "p")
+    assert (layers["p"].target, layers["p"].bias, layers["p"].addend) == ("p", "", "")
+    assert layers["scores"].data == "pooled" and layers["scores"].windows is None
+
+
+def test_operands_are_replaced_where_asked() -> None:
+    module, values = residual_block()
+    after = ReplaceOperands({("b", 1): 2 * values["b"], ("b_sum", 0): 3 * values["bb"]})(module)
+    graph = Dataflow(after)
+    np.testing.assert_array_equal(constant_array(graph.named("b").value.args[1]), 2 * values["b"])
+    np.testing.assert_array_equal(
+        constant_array(graph.named("b_sum").value.args[0]), 3 * values["bb"]
+    )
+    for name, value in (("a", "a"), ("p", "p"), ("scores", "f")):
+        array = constant_array(graph.named(name).value.args[1])
+        np.testing.assert_array_equal(array, values[value])
+    tvm.ir.assert_structural_equal(ReplaceOperands({})(module), module)
+
+
+@pytest.mark.parametrize(
+    ("place", "array", "message"),
+    [
+        (("nowhere", 1), np.zeros(3, np.float32), "no operator computes"),
+        (("b", 0), np.zeros(3, np.float32), "is no constant"),
+        (("b", 1), np.zeros((5, 4, 3, 3)), "is float32"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(
+    place: tuple[str, int], array: np.ndarray, message: str
+) -> None:
+    module, _ = residual_block()
+    with pytest.raises(ValueError, match=message):
+        ReplaceOperands({place: array})(module)
+
+
+def test_statistics_of_a_stream_are_those_of_all_arrays() -> None:
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal((n, 4, 5, 5)) + 1000 for n in (1, 3, 2)]
+    statistics = ChannelStatistics(axis=1)
+    for array in arrays:
+        statistics.update(array.astype(np.float32))
+    whole = np.concatenate(arrays)
+    [norm] = find_batch_norms(normalised())
+    found = statistics.operands(norm)
+    np.testing.assert_allclose(found[norm.name, 3], whole.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found[norm.name, 4], whole.var((0, 2, 3)), rtol=1e-3)
+    with pytest.raises(ValueError, match="no sample"):
+        ChannelStatistics(axis=1).operands(norm)
+
+
+def normalised() -> tvm.IRModule:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 4, 5, 5), "float32"))
+    ones = constant(np.ones(4, np.float32))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            norm = builder.emit(relax.op.nn.batch_norm(x, ones, ones, ones, ones, axis=1), "norm")
+            output = builder.emit_output(norm[0], "y")
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def test_batch_norms_are_found_and_get_new_statistics() -> None:
+    module = normalised()
+    [norm] = find_batch_norms(module)
+    assert (norm.data, norm.axis) == ("x", 1)
+    statistics = ChannelStatistics(norm.axis)
+    statistics.update(np.full((2, 4, 5, 5), 3.0, np.float32))
+    after = Dataflow(ReplaceOperands(statistics.operands(norm))(module))
+    operands = after.named(norm.name).value.args
+    np.testing.assert_array_equal(constant_array(operands[3]), np.full(4, 3.0))
+    np.testing.assert_array_equal(constant_array(operands[4]), np.zeros(4))
