@@ -47,8 +47,8 @@ class ObservedGraph:
         self._computed = tuple(name for name in names if name not in self._position)
         self._module: ObservedModule | None = None
         if self._computed:
-            exposed = ExposeTensors(self._computed, only=True)(module)
-            self._module = compile_graph(exposed, spec, threads)
+            expose: tvm.transform.Pass = ExposeTensors(self._computed, only=True)
+            self._module = compile_graph(expose(module), spec, threads)
 
     def __enter__(self) -> ObservedGraph:
         return self

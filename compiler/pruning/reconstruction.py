@@ -18,7 +18,7 @@ from compiler.calibration import CalibrationSource
 from compiler.pruning.observed import ObservedGraph
 from passes.prune.recovery.layers import Layer, find_layers
 from passes.prune.recovery.least_squares import Moments, Solution, solve_layer
-from passes.prune.recovery.replace_operands import ReplaceOperands
+from passes.prune.recovery.replace_operands import replace_operands
 from passes.quantize.dataflow import Dataflow, Node
 from targets.spec import TargetSpec
 
@@ -96,7 +96,7 @@ class Reconstruction:
                     )
                     values |= _new_operands(pruned, layer, solution)
                     errors.append(LayerError(layer.name, solution.before, solution.after))
-                pruned = ReplaceOperands(values)(pruned)
+                pruned = replace_operands(pruned, values)
         return pruned, tuple(errors)
 
     def _observed(

@@ -13,7 +13,7 @@ from compiler.pruning.observed import ObservedGraph
 from compiler.pruning.reconstruction import LayerError, Reconstruction
 from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from passes.prune.recovery.positions import Positions
-from passes.prune.recovery.replace_operands import ReplaceOperands
+from passes.prune.recovery.replace_operands import replace_operands
 from targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
@@ -91,5 +91,5 @@ def estimate_batch_norms(
         values: dict[tuple[str, int], np.ndarray] = {}
         for norm in norms:
             values |= statistics[norm.name].operands(norm)
-        module = ReplaceOperands(values)(module)
+        module = replace_operands(module, values)
     return module

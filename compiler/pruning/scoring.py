@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,12 +134,12 @@ class Scoring:
     def _observe(
         self,
         module: tvm.IRModule,
-        tensors: Sequence[str] | object,
+        tensors: Iterable[str],
         update: Callable[[Mapping[str, np.ndarray]], None],
     ) -> None:
         if self.source is None:
             raise ValueError(f"{self.criterion} needs samples")
-        names = list(tensors)  # type: ignore[call-overload]
+        names = list(tensors)
         if not names:
             return
         with ObservedGraph(module, self.spec, names, self.threads) as observed:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
 import tvm
 
-from passes.prune.analysis import Analysis
-from passes.prune.labels import Traced
+from passes.graph.tensors import static_shape
+from passes.prune.groups import Groups
+from passes.quantize.dataflow import Dataflow
 
 # By tensor and axis (from 0), int64: positions of the whole tensor, in order.
 Positions = Mapping[tuple[str, int], np.ndarray]
 
 
-def positions_left(module: tvm.IRModule, keep: Mapping[int, np.ndarray]) -> Positions:
-    """The positions that stay of all tensors that lose any, if groups keep only these units."""
-    analysis = Analysis(module)
-    left: dict[tuple[str, int], np.ndarray] = {}
-    for variable, traced in analysis.tracer.traced.items():
-        if isinstance(traced, Traced) and traced.axes:
-            axis, stays = analysis.kept(traced.labels, keep)
-            if not stays.all():
-                left[analysis.tracer.names[variable], axis] = np.flatnonzero(stays)
-    return left
+def positions_left(
+    module: tvm.IRModule, groups: Groups, keep: Mapping[int, np.ndarray]
+) -> Positions:
+    """The positions that stay of the tensors that groups run through, if they keep these units.
+
+    `groups` are those of `module`; those that `keep` does not name stay whole. Tensors that
+    lose nothing are not named.
+    """
+    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    for group in groups:
+        if group.index not in keep:
+            continue
+        removed = np.setdiff1d(np.arange(group.units), keep[group.index])
+        for channels in group.tensors if removed.size else ():
+            gone[channels.tensor, channels.axis].append(channels.indices[removed].ravel())
+    shapes = {node.name: static_shape(node.variable) for node in Dataflow(module).nodes}
+    return {
+        (name, axis): np.delete(np.arange(shape[axis]), np.concatenate(parts))
+        for (name, axis), parts in gone.items()
+        if (shape := shapes.get(name)) is not None
+    }
 
 
 def composed(first: Positions, then: Positions) -> Positions:

@@ -38,21 +38,28 @@ class ReplaceOperands:
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
-        graph = Dataflow(module)
-        chosen: dict[relax.Var, dict[int, np.ndarray]] = {}
-        for (name, position), array in self.values.items():
-            node = graph.named(name)
-            call: Any = None if node is None else node.value
-            if node is None or not isinstance(call, relax.Call):
-                raise ValueError(f"no operator computes a tensor {name}")
-            old = constant_array(call.args[position])
-            if old is None or old.shape != array.shape or old.dtype != array.dtype:
-                kind = "is no constant" if old is None else f"is {old.dtype} {old.shape}"
-                raise ValueError(
-                    f"operand {position} of {name} {kind}, not {array.dtype} {array.shape}"
-                )
-            chosen.setdefault(node.variable, {})[position] = array
-        return _Replacer(module, chosen).run()
+        return replace_operands(module, self.values)
+
+
+def replace_operands(
+    module: tvm.IRModule, values: Mapping[tuple[str, int], np.ndarray]
+) -> tvm.IRModule:
+    """`ReplaceOperands(values)` of a module."""
+    graph = Dataflow(module)
+    chosen: dict[relax.Var, dict[int, np.ndarray]] = {}
+    for (name, position), array in values.items():
+        node = graph.named(name)
+        call: Any = None if node is None else node.value
+        if node is None or not isinstance(call, relax.Call):
+            raise ValueError(f"no operator computes a tensor {name}")
+        old = constant_array(call.args[position])
+        if old is None or old.shape != array.shape or old.dtype != array.dtype:
+            kind = "is no constant" if old is None else f"is {old.dtype} {old.shape}"
+            raise ValueError(
+                f"operand {position} of {name} {kind}, not {array.dtype} {array.shape}"
+            )
+        chosen.setdefault(node.variable, {})[position] = array
+    return _Replacer(module, chosen).run()
 
 
 class _Replacer(BlockRewriter):

@@ -10,9 +10,11 @@ import tvm
 from tvm import relax
 
 from passes.graph.tensors import constant, constant_array
+from passes.prune import find_groups
 from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from passes.prune.recovery.layers import Layer, find_layers
 from passes.prune.recovery.least_squares import Moments, solve_layer
+from passes.prune.recovery.positions import composed, positions_left
 from passes.prune.recovery.replace_operands import ReplaceOperands
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.windows import Windows
@@ -251,3 +253,20 @@ def test_batch_norms_are_found_and_get_new_statistics() -> None:
     operands = after.named(norm.name).value.args
     np.testing.assert_array_equal(constant_array(operands[3]), np.full(4, 3.0))
     np.testing.assert_array_equal(constant_array(operands[4]), np.zeros(4))
+
+
+def test_positions_that_are_left_after_two_steps() -> None:
+    module, _ = residual_block()
+    groups = find_groups(module)
+    by_name = {group.name: group for group in groups}
+    inner, stream = by_name["a"], by_name["p"]
+    first = positions_left(module, groups, {inner.index: np.array([0, 2, 3])})
+    assert {name for name, _ in first} == {"a", "a_sum", "active"}
+    np.testing.assert_array_equal(first["active", 1], [0, 2, 3])
+    both = positions_left(
+        module, groups, {inner.index: np.array([1]), stream.index: np.array([4, 0])}
+    )
+    np.testing.assert_array_equal(both["pooled", 1], [0, 4])
+    then = {("active", 1): np.array([0, 2]), ("out", 1): np.array([1])}
+    np.testing.assert_array_equal(composed(first, then)["active", 1], [0, 3])
+    np.testing.assert_array_equal(composed(first, then)["out", 1], [1])
