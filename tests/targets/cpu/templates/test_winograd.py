@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from template_checks import fuse, run
 from test_convolution import reference
-from tvm import relax
+from tvm import relax, tirx
+from tvm.ir import Call
+from tvm.sym import Analyzer
 
 from targets.arm.specs import CORTEX_A7, CORTEX_A72
 from targets.cpu.operators.algorithms import WINOGRAD_TILES, DirectOnly
@@ -16,6 +21,7 @@ from targets.cpu.schedule import match_template, schedule_function
 from targets.cpu.schedules.convolution import ConvolutionTemplate
 from targets.cpu.schedules.winograd import WinogradTemplate
 from targets.spec import TargetSpec
+from targets.x86.specs import X86_64_V4
 
 TILES = tuple(WINOGRAD_TILES.values())
 
@@ -124,6 +130,39 @@ def test_the_definition_is_a_convolution(tile, spec):
     assert deviation(run(function, spec, arguments), expected) < 1e-5
 
 
+def test_asks_for_the_weights_of_every_next_position(spec, schedule):
+    """All but those of the very first position, and nothing outside."""
+    weights = np.ones((3, 3, 3, 4 * spec.float_lanes), "float32")
+    function = kernel({"x": (1, 4, 8, 3)}, weights, 1, spec, winograd(2))
+    decisions = {"tiles": 8, "rows": 4, "vectors": 2, "chunks": 1}
+    body = schedule(WinogradTemplate(), function, decisions).body
+    loops, places = {}, []
+    tvm_ffi.structural_walk(body, (tirx.For, lambda f: loops.update({f.loop_var: int(f.extent)})))
+
+    def visit(call):
+        if call.op.name == "tirx.address_of":
+            places.append(call.args[0].indices)
+
+    tvm_ffi.structural_walk(body, (Call, visit))
+    analyzer = Analyzer()
+
+    def value(expression, at):
+        known = tvm_ffi.structural_map(expression, ((tirx.Var, lambda v: at.get(v, v)),))
+        return int(analyzer.simplify(known))
+
+    (place,) = places
+    found: set[tirx.Var] = set()
+    for part in place:
+        tvm_ffi.structural_walk(part, (tirx.Var, found.add))
+    variables = list(found)
+    asked = set()
+    for values in product(*(range(loops[v]) for v in variables)):
+        at = {v: tirx.const(i, "int32") for v, i in zip(variables, values, strict=True)}
+        asked.add(tuple(value(part, at) for part in place))
+    every = set(product(range(4), range(16), range(3), [0]))
+    assert asked == every - set(product(range(2), [0], range(3), [0]))
+
+
 def test_other_epilogues(spec, schedule):
     random = np.random.default_rng(0)
     data = random.standard_normal((1, 10, 10, 8)).astype("float32")
@@ -204,6 +243,15 @@ def test_the_lookup_decides(spec):
     # What the lookup does not know goes by the rule.
     unknown = kernel(shapes, weights, 1, spec, Always(None))
     assert match_template(unknown, spec)[1] == match_template(by_rule, spec)[1]
+
+
+@pytest.mark.parametrize(("size", "channels", "tile"), [(28, 128, 4), (7, 512, 2)])
+def test_the_rule_takes_the_tile_that_fits(size, channels, tile):
+    """Few pixels: the weights of larger tiles would take longer to read than they save."""
+    weights = np.ones((3, 3, channels, channels), "float32")
+    function = kernel({"x": (1, size, size, channels)}, weights, 1, X86_64_V4, None)
+    match = match_template(function, X86_64_V4)[1]
+    assert match.arithmetic == f"float32 F({tile}x{tile})"
 
 
 @pytest.mark.parametrize("channels", [(8, 64), (64, 8), (64, 64)])
