@@ -1,7 +1,8 @@
-"""Which task gets the next batch: the one from which the most time is expected to be saved."""
+"""Which task gets the next batch: the one that is expected to save most, for what it takes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.tuning.records import Record, Trial, decisions_key
@@ -25,6 +26,7 @@ class TaskState:
     """A task with its search. `trials` counts those of this job, `known` those before it.
 
     `record` is what the kernel runs with now, None for the template's default.
+    `batch_seconds` is how long the last batch took, to build above all; 0 before the first.
     """
 
     index: int
@@ -36,6 +38,7 @@ class TaskState:
     failures: int = 0
     idle: int = 0
     last_gain: float = 0.0
+    batch_seconds: float = 0.0
     abandoned: str = ""
     ratio: float | None = None
     winner: tuple[Decisions, float, float] | None = None
@@ -91,3 +94,13 @@ class TaskState:
             failures=self.failures,
             state=self.abandoned or state,
         )
+
+
+def next_task(states: Sequence[TaskState]) -> TaskState:
+    """The task whose next batch is expected to save most for every second that it takes.
+
+    A kernel that was not built yet is expected to take as long as the others on average.
+    """
+    known = [state.batch_seconds for state in states if state.batch_seconds]
+    usual = sum(known) / len(known) if known else 1.0
+    return max(states, key=lambda state: state.expected_gain / (state.batch_seconds or usual))

@@ -29,7 +29,7 @@ from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
 from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
-from compiler.tuning.allocation import BATCH, TaskState
+from compiler.tuning.allocation import BATCH, TaskState, next_task
 from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
 from compiler.tuning.confirmation import confirm
@@ -318,11 +318,12 @@ class _Job:
                 if not open_states:
                     break
                 self.show("searching")
-                self._batch(measurer, max(open_states, key=lambda state: state.expected_gain))
+                self._batch(measurer, next_task(open_states))
 
     def _batch(self, measurer: BatchMeasurer, state: TaskState) -> None:
         subject = state.task.subject
         count = min(BATCH * measurer.lanes, self.options.trials - state.known - state.trials)
+        begin = time.monotonic()
         proposed = state.search.propose(count, self.lessons.model(subject.template))
         try:
             measured = measurer.measure(state.index, proposed, self._seconds(state, len(proposed)))
@@ -341,6 +342,7 @@ class _Job:
         ]
         self.shelf.add_trials(trials)
         state.add(trials)
+        state.batch_seconds = time.monotonic() - begin
         if self.options.strategy == "model":
             self.lessons.learn(subject.template)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.module.base import StepTime
-from compiler.tuning.allocation import TaskState
+from compiler.tuning.allocation import TaskState, next_task
 from compiler.tuning.features import feature_matrix
 from compiler.tuning.records import Trial, decisions_key
 from compiler.tuning.search import Search
@@ -70,7 +70,7 @@ def test_times_and_shares(small_tasks: tuple[Task, ...]) -> None:
 
 def state(task: Task, seconds: float) -> TaskState:
     space = tuple({"rows": rows} for rows in range(1, 101))
-    return TaskState(0, replace(task, seconds=seconds), Search(space, {}))
+    return TaskState(0, replace(task, seconds=seconds, share=seconds / 3), Search(space, {}))
 
 
 def test_batches_go_where_time_is_and_gains_are(small_tasks: tuple[Task, ...]) -> None:
@@ -87,6 +87,17 @@ def test_batches_go_where_time_is_and_gains_are(small_tasks: tuple[Task, ...]) -
     assert not short.is_done(most_trials=100)
     assert short.is_done(most_trials=1)
     assert short.row(100).ratio == 0.6
+    # What takes little time is not worth another batch.
+    assert replace(short, task=replace(short.task, share=5e-4)).is_done(most_trials=100)
+
+
+def test_batches_that_take_long_must_save_more(small_tasks: tuple[Task, ...]) -> None:
+    long, short = state(small_tasks[0], 2.0), state(small_tasks[0], 1.0)
+    assert next_task([short, long]) is long
+    long.batch_seconds = 3.0
+    assert next_task([short, long]) is long
+    short.batch_seconds = 1.0
+    assert next_task([short, long]) is short
 
 
 def test_failures_count_as_trials(small_tasks: tuple[Task, ...]) -> None:
