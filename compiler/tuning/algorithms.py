@@ -30,6 +30,7 @@ from targets.cpu.operators.algorithms import (
     ALGORITHMS,
     ALGORITHMS_VERSION,
     DIRECT,
+    FEWEST_CHANNELS,
     WINOGRAD_TILES,
     AlgorithmLookup,
 )
@@ -66,10 +67,14 @@ class StoredAlgorithms:
         self.asked: dict[ConvolutionWorkload, str | None] = {}
 
     def find(self, workload: ConvolutionWorkload, spec: TargetSpec) -> str | None:
-        """The algorithm of the first record for this convolution and version."""
-        if self._records is None:
-            record = None
-        else:
+        """The algorithm of the first record for this convolution and version.
+
+        Few channels leave no choice: the rule computes them directly.
+        """
+        if min(workload.in_channels, workload.out_channels) < FEWEST_CHANNELS:
+            return None
+        record = None
+        if self._records is not None:
             record = self._records.record(algorithm_subject(workload))
         names = {tile: name for name, tile in _TILES.items()}
         known = record is not None and set(record.decisions) == {"tile"}

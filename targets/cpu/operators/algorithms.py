@@ -17,7 +17,8 @@ ALGORITHMS = (DIRECT, *WINOGRAD_TILES)
 ALGORITHMS_VERSION = 1
 # By how much the estimate must be better than that of the direct algorithm.
 _MARGIN = 1.25
-_FEWEST_CHANNELS = 16
+# With fewer, the transforms have not enough products between them.
+FEWEST_CHANNELS = 16
 
 
 class AlgorithmLookup(Protocol):
@@ -53,7 +54,7 @@ def default_algorithm(w: ConvolutionWorkload, spec: TargetSpec) -> str:
     Few channels leave the transforms without enough products between them. Off x86-64
     nothing was measured.
     """
-    if spec.architecture != "x86_64" or min(w.in_channels, w.out_channels) < _FEWEST_CHANNELS:
+    if spec.architecture != "x86_64" or min(w.in_channels, w.out_channels) < FEWEST_CHANNELS:
         return DIRECT
     estimates = {name: _winograd_cycles(w, tile, spec) for name, tile in WINOGRAD_TILES.items()}
     best = min(estimates, key=lambda name: estimates[name])
