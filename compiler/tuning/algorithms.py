@@ -126,6 +126,16 @@ class Choice:
     rejected: tuple[Record, ...] = ()
     is_new: bool = False
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """A line for each convolution that is computed by another algorithm than the rule's."""
+        return tuple(
+            f"{new.provenance['kernel']}: {new.provenance['algorithm']} instead of "
+            f"{old.provenance['algorithm']}, {new.ratio:.2f} of its time in the model"
+            for new, old in zip(self.records, self.rejected, strict=True)
+            if new.decisions != old.decisions
+        )
+
 
 @dataclass(frozen=True)
 class _Variant:

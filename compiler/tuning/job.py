@@ -374,6 +374,8 @@ class _Job:
             searched = [s for s in searched if s.task.subject in known]
             new = [record for record in new if record.subject in known]
             verdict = accept(prepared, before, new, self.old, self.runner, self.scratch)
+        elif choice.is_new:
+            self.notes += choice.told
         self.shelf.add_records(choice.records if is_kept else choice.rejected)
         kept = {record.subject for record in verdict.kept}
         rest = [s for s in searched if s.task.subject not in kept]

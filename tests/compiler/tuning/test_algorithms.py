@@ -207,6 +207,8 @@ def test_the_fastest_algorithm_is_chosen(search: Callable[..., AlgorithmSearch])
         assert record.provenance["kernel"] == "3x3 32->32 on 14x14"
         assert record.seconds == pytest.approx(2.0)  # of both kernels
         assert record.ratio == pytest.approx(0.5 if choice.is_new else 1.0)
+        assert len(choice.told) == choice.is_new
+        assert all(f"14x14: {name} instead of" in line for line in choice.told)
 
 
 def test_hardly_faster_is_not_enough(
