@@ -55,6 +55,7 @@ def trials(log: Path) -> list[tuple[object, ...]]:
     return [(e["workload"], decisions_key(e["decisions"])) for e in entries]
 
 
+@pytest.mark.slow
 def test_a_job_on_two_boards(lab: Lab, small_model_file: Path, tmp_path: Path) -> None:
     lab.ensure(2)
     options = TuneOptions(minutes=4, trials=8, log=tmp_path, rpc=str(lab.tracker), key=KEY)
@@ -137,6 +138,7 @@ def test_a_board_that_dies_leaves_its_candidates_to_the_other(
     lab.wait_for_free(1, seconds=10)
 
 
+@pytest.mark.slow
 def test_a_job_without_a_board_left_ends(lab: Lab, small_model_file: Path, tmp_path: Path) -> None:
     lab.ensure(1)
 
