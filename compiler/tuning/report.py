@@ -50,6 +50,10 @@ class TuneOptions:
                 raise ConfigError(f"{name} must be an integer of at least {low}, not {value!r}")
         if self.resume and self.fresh:
             raise ConfigError("to go on (resume) or to begin anew (fresh): choose one")
+        for name in ("rpc", "key"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ConfigError(f"{name} must be text, not {value!r}")
         if (self.rpc is None) != (self.key is None):
             raise ConfigError("--rpc HOST:PORT and --key NAME belong together: give both")
         if self.strategy not in STRATEGIES:

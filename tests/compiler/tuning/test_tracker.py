@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +105,26 @@ def test_one_option_without_the_other_is_refused() -> None:
     for options in ({"rpc": "127.0.0.1:9190"}, {"key": "pi5"}):
         with pytest.raises(ConfigError, match="belong together"):
             TuneOptions(**options)  # type: ignore[arg-type]
+
+
+def test_options_are_text() -> None:
+    for options in ({"rpc": 9190, "key": "pi5"}, {"rpc": "127.0.0.1:9190", "key": ""}):
+        with pytest.raises(ConfigError, match="must be text"):
+            TuneOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_job_file_may_name_boards(small_model_file: Path, tmp_path: Path) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reading TOML needs Python 3.11")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    model = os.path.relpath(small_model_file, tmp_path)
+    jobs = tmp_path / "jobs.toml"
+    jobs.write_text(f'[[job]]\nmodel = "{model}"\nrpc = "127.0.0.1:{port}"\nkey = "pi5"\n')
+    log = ["--log", str(tmp_path / "log"), "--json"]
+    result = CliRunner().invoke(app, ["tune", "--job", str(jobs), *log])
+    assert result.exit_code == 2
+    assert "no RPC tracker there" in result.stdout
 
 
 def test_an_unreachable_tracker_ends_the_command_at_once(
