@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from compiler.module.loader import Module, load
+    from compiler.pruning.config import PruneConfig
     from compiler.quantization.config import QuantizationConfig
     from compiler.tuning.job import tune
     from compiler.tuning.report import TuneOptions, TuneReport
@@ -47,6 +48,7 @@ __all__ = [
     "ModelError",
     "Module",
     "PassError",
+    "PruneConfig",
     "QuantizationConfig",
     "ShapeError",
     "TargetError",
@@ -64,6 +66,7 @@ __all__ = [
 
 _HOMES = {
     "CompileConfig": "compiler.config",
+    "PruneConfig": "compiler.pruning.config",
     "QuantizationConfig": "compiler.quantization.config",
     "CompileReport": "compiler.api",
     "Module": "compiler.module.loader",

@@ -26,6 +26,7 @@ from compiler.module.loader import Module, load
 from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
 from compiler.preparation import Clock, Progress, prepare, target_of
+from compiler.pruning.report import PruneReport
 from compiler.quantization.report import QuantizationReport
 from compiler.tuning.algorithms import StoredAlgorithms
 from compiler.tuning.lookup import StoredRecords, stores
@@ -57,6 +58,7 @@ class CompileReport:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
     quantization: QuantizationReport | None = None
+    pruning: PruneReport | None = None
     coverage: str = ""
 
     @property
@@ -100,6 +102,7 @@ class CompileReport:
             "notes": list(self.notes),
             "coverage": self.coverage,
             "quantization": None if self.quantization is None else self.quantization.to_dict(),
+            "pruning": None if self.pruning is None else self.pruning.to_dict(),
         }
 
 
@@ -160,7 +163,7 @@ def compile_to(
         options["target"] = target
     config = (config or CompileConfig()).with_options(**options)
     spec = target_of(config)
-    clock = Clock(progress)
+    clock = Clock(progress, config.pruning is not None)
     asked, unread = stores(config.log) if config.tuned else ((), ())
     records = StoredRecords(asked, spec) if config.tuned else None
     algorithms = StoredAlgorithms(records)
@@ -192,6 +195,8 @@ def compile_to(
                     manifest = update_measured(written.path, latency=_latency(module, golden))
         if prepared.quantization is not None:
             manifest = update_measured(written.path, quantization=prepared.quantization.to_dict())
+        if prepared.pruning is not None:
+            manifest = update_measured(written.path, pruning=prepared.pruning.to_dict())
     switched_on = algorithms.switched_on()
     if switched_on and differences:
         worst = max(difference.relative for difference in differences)
@@ -209,6 +214,7 @@ def compile_to(
         differences=differences,
         notes=tuple(notes),
         quantization=prepared.quantization,
+        pruning=prepared.pruning,
         coverage=_coverage(prepared.pipeline.kernels, algorithms),
     )
 

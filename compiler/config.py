@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.pruning.config import PruneConfig
 from compiler.quantization.config import QuantizationConfig
 
 # A number, or nested tuples of numbers.
@@ -39,6 +40,7 @@ class CompileConfig:
         output), with which it can prove itself where it is deployed.
     seed: for the random input of the golden vectors.
     dump: a folder to write the graph to after each pass, or None.
+    pruning: how much of the model goes before all else; None leaves it whole.
     quantization: how the model is quantised; None leaves it in floating point.
     log: a folder with tuning records to ask before the user's and the packaged ones, or None.
     tuned: whether tuning records are used at all, or every kernel gets its template's default.
@@ -62,6 +64,7 @@ class CompileConfig:
     log: Path | None = None
     tuned: bool = True
     quantization: QuantizationConfig | None = None
+    pruning: PruneConfig | None = None
     winograd: bool = True
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class CompileConfig:
             raise ConfigError(
                 f"quantization must be a QuantizationConfig, not {self.quantization!r}"
             )
+        if self.pruning is not None and not isinstance(self.pruning, PruneConfig):
+            raise ConfigError(f"pruning must be a PruneConfig, not {self.pruning!r}")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> CompileConfig:
@@ -111,6 +116,8 @@ class CompileConfig:
             result[name] = None if result[name] is None else str(result[name])
         if self.quantization is not None:
             result["quantization"] = self.quantization.to_dict()
+        if self.pruning is not None:
+            result["pruning"] = self.pruning.to_dict()
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:

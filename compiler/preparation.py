@@ -9,15 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tvm
+
 from compiler.config import CompileConfig
 from compiler.errors import ModelError, TargetError
 from compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from compiler.evaluate.inputs import index_bounds, random_inputs
 from compiler.evaluate.reference import Reference
+from compiler.evaluate.stages import run_stage
 from compiler.frontends.onnx import ImportedModel, import_onnx
 from compiler.module.golden import GoldenVectors
 from compiler.module.lowered import LoweredModel
 from compiler.pipeline import PipelineReport, lower
+from compiler.pruning.config import PruneConfig
+from compiler.pruning.pruner import Pruner
+from compiler.pruning.report import PruneReport
 from compiler.quantization.quantizer import Quantizer
 from compiler.quantization.report import QuantizationReport
 from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
@@ -32,6 +38,8 @@ Progress = Callable[[str, float], None]
 
 # About where each phase begins, as a share of the whole: for the progress bar.
 _BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
+_BEGIN_PRUNING = {"import": 0.0, "prune": 0.02, "lower": 0.8, "reference": 0.85, "build": 0.88,
+                  "prove": 0.98}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Prepared:
     reference: str
     notes: tuple[str, ...]
     quantization: QuantizationReport | None
+    pruning: PruneReport | None
 
 
 def prepare(
@@ -59,7 +68,7 @@ def prepare(
     reported: bool = True,
     algorithms: AlgorithmLookup | None = None,
 ) -> Prepared:
-    """Import, quantise and lower a model, and run its reference.
+    """Import, prune, quantise and lower a model, and run its reference.
 
     `records` and `algorithms` are what earlier searches found; a configuration without
     Winograd's algorithm has the last word. Without `reported` nothing is found out about the
@@ -69,10 +78,15 @@ def prepare(
     """
     with clock.phase("import"):
         imported = import_onnx(model, config.shapes, config.constants)
+    module, pruner = imported.module, None
+    if config.pruning is not None:
+        with clock.phase("prune"):
+            pruner = _pruner(config.pruning, imported, config, spec, clock)
+            module = pruner(module)
     with clock.phase("lower"):
         quantizer = _quantizer(imported, config, spec, clock, records, reported)
         scheduled, pipeline = lower(
-            imported.module,
+            module,
             spec,
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
@@ -93,12 +107,21 @@ def prepare(
         config=config.to_dict(),
     )
     with clock.phase("reference"):
-        if quantizer is None:
-            golden, reference = _golden(imported, config, notes)
-        else:
+        if quantizer is not None:
             golden, reference = _quantized_golden(quantizer, config, notes)
-    report = None if quantizer is None else quantizer.report
-    return Prepared(lowered, pipeline, golden, reference, tuple(notes), report)
+        elif pruner is not None:
+            golden, reference = _pruned_golden(pruner, module, config, notes)
+        else:
+            golden, reference = _golden(imported, config, notes)
+    return Prepared(
+        lowered,
+        pipeline,
+        golden,
+        reference,
+        tuple(notes),
+        None if quantizer is None else quantizer.report,
+        None if pruner is None else pruner.report,
+    )
 
 
 def target_of(config: CompileConfig) -> TargetSpec:
@@ -121,9 +144,10 @@ def target_named(name: str) -> TargetSpec:
 class Clock:
     """Times the phases and tells the progress callback when one begins."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, pruning: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self._progress = progress
+        self._begin = _BEGIN_PRUNING if pruning else _BEGIN
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -134,9 +158,9 @@ class Clock:
 
     def show(self, name: str, share_of_phase: float, step: str = "") -> None:
         if self._progress is not None:
-            names = list(_BEGIN)
+            names = list(self._begin)
             later = names[names.index(name) + 1 :]
-            begin, end = _BEGIN[name], _BEGIN[later[0]] if later else 1.0
+            begin, end = self._begin[name], self._begin[later[0]] if later else 1.0
             self._progress(step or name, begin + (end - begin) * share_of_phase)
 
 
@@ -179,6 +203,40 @@ def _quantizer(
         records=records,
         reported=reported,
     )
+
+
+def _pruner(
+    options: PruneConfig,
+    imported: ImportedModel,
+    config: CompileConfig,
+    spec: TargetSpec,
+    clock: Clock,
+) -> Pruner:
+    """What prunes the imported graph."""
+    return Pruner(
+        options,
+        spec,
+        _signature(imported),
+        index_bounds(imported.reference),
+        config.threads,
+        config.seed,
+        progress=lambda step, share: clock.show("prune", share, step),
+    )
+
+
+def _pruned_golden(
+    pruner: Pruner, module: tvm.IRModule, config: CompileConfig, notes: list[str]
+) -> tuple[GoldenVectors | None, str]:
+    """A sample with the outputs of the pruned graph, computed by TVM's own definitions.
+
+    The ONNX model computes something else; what pruning costs stands in the pruning report.
+    """
+    notes += pruner.source.notes if pruner.source is not None else ()
+    if not config.golden:
+        return None, ""
+    inputs = tuple(pruner.first_sample().values())
+    outputs = run_stage(module, inputs, get_target("native"))
+    return GoldenVectors(inputs, tuple(outputs)), "the pruned graph"
 
 
 def _quantized_golden(

@@ -19,6 +19,7 @@ PUBLIC = [
     "ModelError",
     "Module",
     "PassError",
+    "PruneConfig",
     "QuantizationConfig",
     "ShapeError",
     "TargetError",

@@ -1,0 +1,280 @@
+"""Makes a graph smaller: scores its channels, chooses widths, shrinks it and lets it recover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
+from compiler.errors import ConfigError, ModelError
+from compiler.evaluate.inputs import random_inputs
+from compiler.pipeline import PassRunner, graph_passes
+from compiler.pruning.allocation import widths_by_count, widths_by_ratio
+from compiler.pruning.config import PruneConfig
+from compiler.pruning.judge import Judge
+from compiler.pruning.observed import compile_graph
+from compiler.pruning.recovery import Recovery
+from compiler.pruning.report import GroupReport, PruneReport, StepReport
+from compiler.pruning.scoring import Scores, Scoring
+from compiler.quantization.evaluation import Verdict
+from compiler.quantization.timing import Timing, local_spec, measure
+from passes.prune import Groups, find_groups
+from passes.prune.allocation.flops import flops_model
+from passes.prune.allocation.parameters import parameter_model
+from passes.prune.allocation.ranking import Ranking, rank
+from passes.prune.recovery.positions import Positions, composed, positions_left
+from passes.prune.schedule import progress_of_steps
+from passes.prune.shrink import shrink
+from targets.registry import get_target
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+Signature = Mapping[str, tuple[tuple[int, ...], str]]
+
+# Kernels for registers of fewer lanes compute two at a time.
+_LEAST_LANES = 8
+# The first pass after those that only make the imported graph readable.
+_AFTER_READABLE = "recognize_composites"
+
+
+def readable(module: tvm.IRModule) -> tvm.IRModule:
+    """An imported module in canonical form, its layouts and batch normalisations as they were."""
+    runner = PassRunner()
+    for name, step in graph_passes():
+        if name == _AFTER_READABLE:
+            break
+        module = runner.run(name, step, module)
+    return module
+
+
+@dataclass(frozen=True)
+class _State:
+    """A graph on its way: which positions of the whole graph's tensors it still has."""
+
+    module: tvm.IRModule
+    groups: Groups
+    positions: Positions
+
+    @property
+    def flops(self) -> float:
+        return flops_model(self.module, self.groups).total({})
+
+    @property
+    def params(self) -> float:
+        return parameter_model(self.groups).total({})
+
+    @property
+    def units(self) -> dict[int, int]:
+        return {group.index: group.units for group in self.groups}
+
+
+class Pruner:
+    """Callable on an imported module; answers a smaller one, still before the graph passes.
+
+    After the call, `report` says what was done. Samples run on this machine, whatever the target.
+    """
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        spec: TargetSpec,
+        signature: Signature,
+        bounds: Mapping[str, int],
+        threads: int = 0,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """`threads` run what is timed, 0: one for each core.
+
+        Raises ConfigError and InputError for data that cannot be used.
+        """
+        self._config = config
+        self._spec = spec
+        self._signature = signature
+        self._bounds = bounds
+        self._threads = threads
+        self._seed = seed
+        self._progress = progress
+        self.source: CalibrationSource | None = None
+        if config.calibration is not None:
+            self.source = open_calibration(
+                config.calibration,
+                signature,
+                preprocessing=Preprocessing(
+                    config.mean, config.std, config.pixel_range, config.layout, config.resize
+                ),
+                limit=config.samples,
+                bounds=bounds,
+                seed=seed,
+            )
+        self._judge = Judge(config, signature, self.source, bounds, seed, threads, progress)
+        self.report: PruneReport | None = None
+
+    def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
+        """The pruned module.
+
+        Raises ModelError if there is nothing to prune, and ConfigError for a goal that cannot be
+        reached (naming the least that can) and for names of groups that there are not.
+        """
+        module = readable(module)
+        groups = find_groups(module)
+        self._check(groups)
+        whole = current = _State(module, groups, {})
+        reference = self._judge.set_reference(module)
+        native = get_target("native")
+        recovery = Recovery(
+            self._config, module, self.source, native, self._seed, self._threads, self._progress
+        )
+        scoring = Scoring(
+            self._config.chosen_criterion,
+            self._config.normalization,
+            native,
+            self.source,
+            self._seed,
+            self._progress,
+            self._threads,
+        )
+        steps: list[StepReport] = []
+        for done in progress_of_steps(self._config.schedule, self._config.steps):
+            scores = scoring.scores(current.module, current.groups)
+            rankings = self._rankings(whole, current, scores)
+            widths = self._widths(whole, current, rankings, done)
+            importance = {r.group: _importance_kept(r, widths[r.group]) for r in rankings}
+            current, step, verdict = self._step(whole, current, rankings, widths, recovery)
+            steps.append(step)
+        timings = self._timings(whole.module, current.module)
+        self.report = PruneReport(
+            goal=f"{self._config.goal_name} {self._config.goal:g}",
+            criterion=self._config.chosen_criterion,
+            recovery=self._config.chosen_recovery,
+            groups=_described(whole, current, importance),
+            steps=tuple(steps),
+            flops=(whole.flops, current.flops),
+            params=(int(whole.params), int(current.params)),
+            float_seconds=timings[0].total if timings else None,
+            seconds=timings[1].total if timings else None,
+            agreement=verdict.agreement if verdict else None,
+            top1=verdict.top1 if verdict else None,
+            float_top1=reference.top1 if reference else None,
+            evaluated_on=self._judge.label if verdict else None,
+            evaluated_samples=verdict.samples if verdict else 0,
+            notes=(*self._judge.notes, *scores.notes, *self._notes(timings, current, widths)),
+            options=self._config.to_dict(),
+        )
+        return current.module
+
+    def _check(self, groups: Groups) -> None:
+        if not groups.prunable:
+            reasons = dict.fromkeys(f"{group.name} {group.frozen}" for group in groups)
+            told = "; ".join([*reasons][:3]) or "there is no convolution or matrix product"
+            raise ModelError(f"nothing to prune: {told}")
+        known = {group.name for group in groups}
+        for name in self._config.keep:
+            if name not in known:
+                listed = ", ".join(group.name for group in groups.prunable[:4])
+                raise ConfigError(f"--keep-group {name}: no such group; there are {listed}, ...")
+
+    def _rankings(self, whole: _State, current: _State, scores: Scores) -> list[Ranking]:
+        """Of the groups that may get narrower; whatever else is fixed keeps its width."""
+        alignment = self._config.alignment or max(self._spec.float_lanes, _LEAST_LANES)
+        return [
+            rank(group, scores.of[group.index], alignment, scores.kind, whole.units[group.index])
+            for group in current.groups.prunable
+            if group.name not in self._config.keep
+        ]
+
+    def _widths(
+        self, whole: _State, current: _State, rankings: Sequence[Ranking], done: float
+    ) -> dict[int, int]:
+        config = self._config
+        if config.goal_name == "ratio":
+            return widths_by_ratio(config, rankings, done)
+        total = whole.params if config.goal_name == "params" else whole.flops
+        return widths_by_count(config, current.module, current.groups, rankings, total, done)
+
+    def _step(
+        self,
+        whole: _State,
+        current: _State,
+        rankings: Sequence[Ranking],
+        widths: Mapping[int, int],
+        recovery: Recovery,
+    ) -> tuple[_State, StepReport, Verdict | None]:
+        """Shrink, recover, judge before and after."""
+        keep = {r.group: r.kept(widths[r.group]) for r in rankings if widths[r.group] < r.units}
+        positions = composed(
+            current.positions, positions_left(current.module, current.groups, keep)
+        )
+        shrunk = shrink(current.module, keep)
+        raw = self._judge.verdict(shrunk)
+        module, layers = recovery.recovered(shrunk, positions)
+        verdict = raw if module is shrunk else self._judge.verdict(module)
+        after = _State(module, find_groups(module), positions)
+        report = StepReport(
+            channels=sum(after.units.values()) / sum(whole.units.values()),
+            flops=after.flops / whole.flops,
+            params=after.params / whole.params,
+            shrunk_agreement=raw.agreement if raw else None,
+            shrunk_top1=raw.top1 if raw else None,
+            agreement=verdict.agreement if verdict else None,
+            top1=verdict.top1 if verdict else None,
+            layers_solved=len(layers),
+        )
+        return after, report, verdict
+
+    def _timings(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[Timing, ...]:
+        """Latencies before and after, measured in turns; none for another machine."""
+        spec = local_spec(self._spec)
+        if spec is None:
+            return ()
+        if self._progress is not None:
+            self._progress("time before and after", 0.95)
+        inputs = self.first_sample()
+        with (
+            compile_graph(whole, spec, self._threads) as before,
+            compile_graph(pruned, spec, self._threads) as after,
+        ):
+            return measure([before, after], (), (), list(inputs.values()))
+
+    def first_sample(self) -> dict[str, np.ndarray]:
+        """The first sample of the data, or a random one without."""
+        if self.source is None:
+            return random_inputs(self._signature, self._bounds, self._seed)
+        return {name: np.array(value) for name, value in next(iter(self.source)).items()}
+
+    def _notes(
+        self, timings: Sequence[Timing], current: _State, widths: Mapping[int, int]
+    ) -> tuple[str, ...]:
+        notes = []
+        if not timings:
+            notes.append("latency not measured: the module is for another machine")
+        if self.source is None:
+            notes.append("pruned without data: nothing was recovered; pass --calibration")
+        elif isinstance(self.source, RandomSource):
+            notes.append("warning: random data say nothing of what channels are worth")
+        frozen = [group for group in current.groups if group.frozen]
+        reasons = dict.fromkeys(group.frozen for group in frozen)
+        if frozen:
+            notes.append(f"{len(frozen)} groups stay whole: {'; '.join([*reasons][:3])}")
+        return tuple(notes)
+
+
+def _importance_kept(ranking: Ranking, width: int) -> float:
+    """The share of the loss of all units that is not lost."""
+    everything = float(ranking.losses[-1])
+    return 1.0 - ranking.loss(width) / everything if everything > 0 else 1.0
+
+
+def _described(
+    whole: _State, current: _State, importance: Mapping[int, float]
+) -> tuple[GroupReport, ...]:
+    after = current.units
+    return tuple(
+        GroupReport(
+            group.name, group.units, after[group.index], importance.get(group.index), group.frozen
+        )
+        for group in whole.groups
+    )

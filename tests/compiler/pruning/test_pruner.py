@@ -1,0 +1,163 @@
+"""The demo network, pruned: smaller, faster to read, and computing what its graph says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compiler
+from compiler.demo import IMAGES, MODEL
+from compiler.errors import ConfigError, InputError, ModelError
+from compiler.evaluate.accuracy import LabelledImages
+from compiler.evaluate.inputs import index_bounds
+from compiler.frontends.onnx import import_onnx
+from compiler.pruning.config import PruneConfig
+from compiler.pruning.pruner import Pruner
+from compiler.pruning.report import PruneReport
+from passes.prune import find_groups
+from targets.registry import get_target
+
+SHAPE = {"image": (1, 1, 28, 28)}
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """The demo's test images as the network takes them, float32 `[1000, 1, 28, 28]`."""
+    return LabelledImages.read(IMAGES).images[:, None].astype("float32") / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def imported():
+    return import_onnx(MODEL, SHAPE)
+
+
+def prune(imported, target: str = "native", **options):
+    """The pruned module and the report."""
+    signature = {"image": (SHAPE["image"], "float32")}
+    pruner = Pruner(
+        PruneConfig(**options),
+        get_target(target),
+        signature,
+        index_bounds(imported.reference),
+        threads=1,
+    )
+    module = pruner(imported.module)
+    assert pruner.report is not None
+    return module, pruner.report
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
+    """Compiled at ratio 0.3, judged on other samples than it was recovered with."""
+    options = PruneConfig(
+        ratio=0.3,
+        calibration=images[:150],
+        evaluation=images[150:650],
+        labels=LabelledImages.read(IMAGES).labels[150:650],
+    )
+    return compiler.compile_to(
+        MODEL,
+        tmp_path_factory.mktemp("pruned") / "module",
+        shapes=SHAPE,
+        pruning=options,
+        runner=False,
+        static_library=False,
+        threads=1,
+    )
+
+
+def test_the_module_is_smaller_and_computes_the_pruned_graph(compiled) -> None:
+    report = compiled.pruning
+    lanes = get_target("native").float_lanes
+    assert all(group.after % lanes == 0 for group in report.groups if not group.reason)
+    assert report.params[1] < 0.75 * report.params[0]
+    assert report.flops[1] < 0.75 * report.flops[0]
+    assert compiled.differences[0].relative < 1e-4
+    assert compiled.reference == "the pruned graph"
+
+
+def test_recovery_wins_back_what_shrinking_lost(compiled) -> None:
+    report, [step] = compiled.pruning, compiled.pruning.steps
+    assert step.layers_solved > 5
+    assert report.agreement == step.agreement > step.shrunk_agreement
+    assert report.top1 > report.float_top1 - 0.05
+    assert report.evaluated_samples == 500
+
+
+def test_the_report_is_in_the_manifest(compiled) -> None:
+    manifest = json.loads((compiled.path / "manifest.json").read_text())
+    read = PruneReport.from_dict(manifest["measured"]["pruning"])
+    assert replace(read, options={}) == replace(compiled.pruning, options={})
+    assert manifest["config"]["pruning"]["ratio"] == 0.3
+    assert compiled.pruning.speedup > 0
+    assert "of the parameters" in compiled.pruning.summary()
+
+
+def test_without_data_weights_decide_and_nothing_is_recovered(imported) -> None:
+    module, report = prune(imported, target="cortex-a76", ratio=0.5)
+    assert (report.criterion, report.recovery, report.agreement) == ("l2", "none", None)
+    assert [g.after for g in report.groups if not g.reason] == [16, 16, 16, 32, 32, 32, 48, 48]
+    assert any("without data" in note for note in report.notes)
+    assert any("another machine" in note for note in report.notes)
+    assert [group.units for group in find_groups(module)] == [g.after for g in report.groups]
+
+
+@pytest.mark.parametrize("goal", ["flops", "params"])
+def test_a_budget_is_kept_and_nearly_used_up(imported, goal: str) -> None:
+    _, report = prune(imported, target="cortex-a76", **{goal: 0.5})
+    before, after = getattr(report, goal)
+    assert 0.4 * before < after <= 0.5 * before
+    # Not all groups lose the same share.
+    assert len({group.after / group.before for group in report.groups if not group.reason}) > 1
+
+
+def test_steps_lead_to_the_same_widths_as_one(imported) -> None:
+    _, report = prune(imported, target="cortex-a76", ratio=0.5, steps=2)
+    assert len(report.steps) == 2
+    assert report.steps[0].params > report.steps[1].params
+    assert [g.after for g in report.groups if not g.reason] == [16, 16, 16, 32, 32, 32, 48, 48]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "geometric-median", "random", "batch-norm"])
+def test_every_criterion_on_weights_scores_all_groups(imported, criterion: str) -> None:
+    options = {"target": "cortex-a76", "ratio": 0.3, "allocation": "global"}
+    if criterion == "batch-norm" and "batch_norm" not in imported.module.script(show_meta=False):
+        with pytest.raises(ModelError, match="no batch normalisation"):
+            prune(imported, criterion=criterion, **options)
+        return
+    _, report = prune(imported, criterion=criterion, **options)
+    assert 0.5 < report.channels < 0.9
+
+
+def test_a_group_may_be_kept_whole(imported) -> None:
+    _, report = prune(imported, target="cortex-a76", ratio=0.5, keep=("stem_norm",))
+    assert {g.name: g.after for g in report.groups}["stem_norm"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"flops": 0.001}, ConfigError, "cannot be reached; with all groups at their narrowest"),
+        ({"ratio": 0.5, "keep": ("nothing",)}, ConfigError, "--keep-group nothing"),
+        ({"ratio": 0.5, "calibration": np.zeros((4, 3, 28, 28))}, InputError, "image"),
+    ],
+)
+def test_user_errors_are_one_line(imported, options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        prune(imported, target="cortex-a76", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_nothing_to_prune_is_refused(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Relu", ["image"], ["y"])
+    kind = [helper.make_tensor_value_info(n, TensorProto.FLOAT, SHAPE["image"]) for n in "xy"]
+    kind[0].name = "image"
+    model = helper.make_model(helper.make_graph([node], "relu", kind[:1], kind[1:]))
+    with pytest.raises(ModelError, match="nothing to prune"):
+        prune(import_onnx(model), ratio=0.3)
