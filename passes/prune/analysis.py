@@ -113,27 +113,27 @@ class Analysis:
             members[use.constant, place[0]] = (use, positions)
             for number, indices in positions.items():
                 of_class[number][use.constant, place[0]] = len(indices)
+        tensors: dict[str, tuple[int, dict[int, np.ndarray]]] = {}
+        through: dict[int, dict[str, int]] = defaultdict(dict)
+        for name, traced in self._tensors():
+            axis, vector = self.along(traced.labels)
+            tensors[name] = axis, _positions(vector)
+            for number, indices in tensors[name][1].items():
+                through[number][name] = len(indices)
         frozen = self.tracer.labels.frozen(self.classes)
         inexact = self.tracer.labels.inexact(self.classes)
-        # Classes that run through the same constants, and by as much, are units of one group.
+        # Classes that run through the same constants and tensors, by as much, are units of one
+        # group: as long as one of them is left, none of these is empty.
         units: dict[object, list[int]] = defaultdict(list)
         for number in sorted(of_class):
-            key = (tuple(of_class[number].items()), frozen.get(number), inexact.get(number))
-            units[key].append(number)
-        tensors = [
-            (name, axis, _positions(vector))
-            for name, traced in self._tensors()
-            for axis, vector in (self.along(traced.labels),)
-        ]
+            runs = tuple(of_class[number].items()), tuple(through[number].items())
+            units[runs, frozen.get(number), inexact.get(number)].append(number)
         return tuple(
             self._group(
                 index,
                 numbers,
-                [
-                    (key, *members[key])
-                    for key in dict.fromkeys(m[:2] for m in of_class[numbers[0]])
-                ],
-                tensors,
+                [(key, *members[key]) for key in of_class[numbers[0]]],
+                [(name, *tensors[name]) for name in through[numbers[0]]],
                 frozen.get(numbers[0], ""),
                 inexact.get(numbers[0], ""),
             )
@@ -163,12 +163,9 @@ class Analysis:
             )
             for (constant, axis), use, positions in members
         )
-        # Tensors in which only some of the units occur are left out.
         through = tuple(
             Channels(name, axis, np.stack([positions[number] for number in classes]))
             for name, axis, positions in tensors
-            if classes[0] in positions
-            and len({len(positions.get(number, ())) for number in classes}) == 1
         )
         if len(classes) == 1 and not frozen:
             frozen = "is one unit: nothing would be left"

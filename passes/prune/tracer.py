@@ -157,12 +157,21 @@ class Tracer:
         found = self._trace(value) if isinstance(binding, relax.VarBinding) else None
         if found is None:
             operator = operator_name(value) or type(value).__name__
-            self.freeze(value, f"is read by {operator} of {binding.var.name}, not understood")
+            known = operator in self._rules
+            what = "needs all of it" if known else "is not understood"
+            self.freeze(value, f"{operator} ({binding.var.name}) {what}")
             found = _untraced(binding.var.ty)
-        self.traced[binding.var] = found
-        for traced in found if isinstance(found, tuple) else (found,):
-            if not traced.axes:
-                self.labels.freeze(traced.labels, f"is picked alone for {binding.var.name}")
+        if isinstance(found, tuple):
+            self.traced[binding.var] = tuple(self._several(traced) for traced in found)
+        else:
+            self.traced[binding.var] = self._several(found)
+
+    def _several(self, traced: Traced) -> Traced:
+        """The tensor without a label if there is but one position to remove."""
+        if traced.axes:
+            return traced
+        self.labels.freeze(traced.labels, "is picked alone")
+        return unlabelled(traced.labels.ndim)
 
     def _trace(self, value: relax.Expr) -> Traced | tuple[Traced, ...] | None:
         if isinstance(value, relax.Var):

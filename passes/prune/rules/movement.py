@@ -13,7 +13,12 @@ from passes.prune.tracer import Rule, Tracer
 
 
 def without_constant_axes(labels: np.ndarray) -> np.ndarray:
-    """The labels with extent 1 along every axis where they do not differ."""
+    """The labels with extent 1 along every axis where they do not differ.
+
+    If they do not differ at all, positions along some axis still are what goes together.
+    """
+    if (labels == labels.flat[0]).all() and labels.any():
+        return labels
     for axis in range(labels.ndim):
         first = labels.take([0], axis=axis)
         if labels.shape[axis] > 1 and (labels == first).all():
@@ -162,10 +167,8 @@ def _pad(tracer: Tracer, call: relax.Call) -> Traced | None:
         if not constant or len(traced.axes) > 1:
             return None
         # What is added becomes channels of its own, free to go with what it meets.
-        before, after = (
-            tracer.labels.fresh(int(width)) if width else np.zeros(0, np.int64)
-            for width in widths[axis]
-        )
+        added = tracer.labels.fresh(int(widths[axis].sum()))
+        before, after = np.split(added, [widths[axis][0]])
         joined = np.concatenate([before, labels.reshape(-1), after])
         labels = joined.reshape([-1 if i == axis else 1 for i in range(labels.ndim)])
     return Traced(labels, zero)

@@ -23,6 +23,11 @@ class Graph:
             relax.Var(name, relax.TensorType(shape, "float32")) for name, shape in inputs.items()
         ]
 
+    @property
+    def last(self) -> relax.Var:
+        """What was bound last."""
+        return self._bindings[-1].var
+
     def array(self, *shape: int) -> np.ndarray:
         return self._random.standard_normal(shape).astype(np.float32) / np.float32(
             np.sqrt(max(np.prod(shape[1:], dtype=int), 1))
@@ -61,15 +66,9 @@ class Graph:
 
     def module(self, *results: relax.Var) -> tvm.IRModule:
         value = results[0] if len(results) == 1 else relax.Tuple(list(results))
-        out = relax.Var("out", value.ty if len(results) == 1 else None)
-        if len(results) == 1:
-            last = next(b for b in self._bindings if b.var.same_as(value))
-            # The last binding is handed out; the block keeps its variable.
-            bindings = [*self._bindings, relax.VarBinding(out, last.var)]
-        else:
-            value = self._builder.normalize(value)
-            out = relax.Var("out", value.ty)
-            bindings = [*self._bindings, relax.VarBinding(out, value)]
+        value = self._builder.normalize(value)
+        out = relax.Var("out", value.ty)
+        bindings = [*self._bindings, relax.VarBinding(out, value)]
         body = relax.SeqExpr([relax.DataflowBlock(bindings)], out)
         function = relax.Function(self.inputs, body, out.ty)
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
