@@ -32,7 +32,8 @@ from models import (
 
 from compiler.errors import TinsmithError
 from compiler.frontends.onnx import ImportedModel, import_onnx
-from compiler.pipeline import graph_passes
+from compiler.pruning.pruner import readable
+from passes.graph import FoldBatchNorm
 from passes.prune import Group, Groups, find_groups, shrink, zero
 
 BAR = 1e-5
@@ -58,14 +59,9 @@ class Outcome:
 
 
 def graph_of(imported: ImportedModel, folded: bool) -> tvm.IRModule:
-    """The graph where batch normalisations are still there, or already folded."""
-    end = "convert_layout" if folded else "fold_batch_norm"
-    module = imported.module
-    for name, step in graph_passes():
-        if name == end:
-            break
-        module = step(module)
-    return module
+    """The graph as it is pruned, or with batch normalisations folded."""
+    module = readable(imported.module)
+    return FoldBatchNorm()(module) if folded else module
 
 
 def random_keep(group: Group, share: float) -> np.ndarray:

@@ -169,7 +169,10 @@ class Analysis:
         )
         if len(classes) == 1 and not frozen:
             frozen = "is one unit: nothing would be left"
-        produced = next((member for member in found if member.role == "produces"), found[0]).tensor
+        producers = [member for member in found if member.role == "produces"]
+        if not producers and not frozen:
+            frozen = "is padding: nothing produces it"
+        produced = (producers or found)[0].tensor
         # Converters make up names for products whose bias is added next.
         names = [produced, *(channels.tensor for channels in through)]
         name = next((name for name in names if not MADE_UP.fullmatch(name)), produced)

@@ -25,8 +25,8 @@ class Member:
 
     `operator` reads the constant and computes `tensor` from `data`; both are names as
     `passes.graph.fused_groups.unique_names` gives them (`data` is empty for a table of
-    embeddings). `data_axis` is the axis of `data` for a consumer and of `tensor` for the
-    others. `reads_zero` tells a consumer whose channel is 0 once the producers are.
+    embeddings). Where the channel lies in them, `Group.tensors` tells. `reads_zero` tells a
+    consumer whose channel is 0 once the producers are.
     """
 
     constant: int
