@@ -2,20 +2,24 @@
 
     python benchmarks/search.py measure TABLE.json [--models resnet18 ...] [--most 384]
     python benchmarks/search.py replay TABLE.json [--trials 64] [--seeds 20]
-    python benchmarks/search.py live [--models mobilenetv2] [--kernels 1] [--seeds 3]
+    python benchmarks/search.py live FOUND.json [--models mobilenetv2] [--seeds 3]
+    python benchmarks/search.py judge FOUND.json [--models mobilenetv2]
 
 `measure` times a random part of the space of the slowest kernels whose spaces are large; what is
 in the file already is not measured again. `replay` lets both strategies search that part, with the
 times of the table as answers: that is exact, and the same for every seed. `live` lets both search
-whole spaces on this machine, and times what they found in one batch. Each is followed as a job
-would: batch by batch, kernels in turn, with what was learnt of one kernel at the service of the
-next. The figure is the geometric mean, over kernels and seeds, of the best time found relative to
-the template's default. Exit status 1 if the guided search does not win.
+whole spaces on this machine and writes down what they found; what is in the file already is not
+searched again, so that it can be run in parts (`--strategies model --seeds 1`). `judge` then
+times what all have found side by side. Each search goes as a job's would: batch by batch, kernels
+in turn, with what was learnt of one kernel at the service of the next. The figure is the geometric
+mean, over kernels and seeds, of the best time found relative to the template's default. Exit
+status 1 if the guided search does not win.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -42,6 +46,8 @@ from targets.cpu.template import Decisions
 from targets.spec import TargetSpec
 
 Table = dict[str, dict[str, Any]]
+# Model, strategy with seed, workload: the best decisions.
+Found = dict[str, dict[str, dict[str, dict[str, int]]]]
 Answer = Callable[[int, Sequence[Decisions]], Sequence[float | None]]
 
 
@@ -107,7 +113,7 @@ def chosen(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Task], Tar
 
 def measure(arguments: argparse.Namespace) -> None:
     """Add kernels to the table."""
-    table: Table = json.loads(arguments.table.read_text()) if arguments.table.is_file() else {}
+    table: Table = read(arguments.table)
     for name, tasks, spec in chosen(arguments):
         for task in tasks:
             entry = table.setdefault(task.subject.workload, described(task, name))
@@ -173,33 +179,56 @@ def replay(table: Table, strategy: str, trials: int, seed: int) -> list[float]:
     return [state.search.best[1] for state in states]
 
 
-def live(arguments: argparse.Namespace) -> bool:
-    """Let both strategies search on this machine, and time what they found side by side."""
+def timed(measurer: Measurer, seconds: float) -> Answer:
+    """Answers with measurements on this machine."""
+
+    def answer(index: int, proposed: Sequence[Decisions]) -> list[float | None]:
+        result = measurer.measure(index, proposed, seconds)
+        pairs = zip(result.outcomes, result.default_seconds, strict=True)
+        return [None if o.failure else o.seconds / default for o, default in pairs]
+
+    return answer
+
+
+def live(arguments: argparse.Namespace) -> None:
+    """Add to the file what each strategy finds with each seed on this machine."""
+    found: Found = read(arguments.table)
+    for name, tasks, spec in chosen(arguments):
+        with Measurer([task.kernel for task in tasks], spec) as measurer:
+            for seed, strategy in itertools.product(range(arguments.seeds), arguments.strategies):
+                if f"{strategy} {seed}" in found.get(name, {}):
+                    continue
+                answer = timed(measurer, arguments.seconds)
+                states = search(tasks, strategy, arguments.trials, seed, answer)
+                found.setdefault(name, {})[f"{strategy} {seed}"] = {
+                    state.task.subject.workload: dict(state.search.best[0]) for state in states
+                }
+                arguments.table.write_text(json.dumps(found) + "\n")
+                print(f"{name}: {strategy}, seed {seed}: {len(states)} kernels", flush=True)
+
+
+def judge(arguments: argparse.Namespace) -> bool:
+    """Time side by side what the searches of the file found; whether the guided one wins."""
+    found: Found = read(arguments.table)
     logarithms: dict[str, list[float]] = {strategy: [] for strategy in STRATEGIES}
     for name, tasks, spec in chosen(arguments):
         with Measurer([task.kernel for task in tasks], spec) as measurer:
-
-            def answer(
-                index: int, proposed: Sequence[Decisions], measurer: Measurer = measurer
-            ) -> list[float | None]:
-                result = measurer.measure(index, proposed, arguments.seconds)
-                pairs = zip(result.outcomes, result.default_seconds, strict=True)
-                return [None if o.failure else o.seconds / default for o, default in pairs]
-
-            found = {
-                (strategy, seed): search(tasks, strategy, arguments.trials, seed, answer)
-                for seed in range(arguments.seeds)
-                for strategy in STRATEGIES
-            }
             for index, task in enumerate(tasks):
-                best = [states[index].search.best[0] for states in found.values()]
-                ratios = answer(index, best)
-                for (strategy, seed), ratio in zip(found, ratios, strict=True):
-                    print(f"{name} {task.name}: {strategy}, seed {seed}: {ratio:.4f}", flush=True)
-                    logarithms[strategy].append(math.log(ratio or math.inf))
+                runs = [run for run, best in found[name].items() if task.subject.workload in best]
+                best = [found[name][run][task.subject.workload] for run in runs]
+                ratios = timed(measurer, 4 * arguments.seconds)(index, best)
+                print(f"{name} {task.name}, {len(task.space)} candidates", flush=True)
+                for run, ratio in zip(runs, ratios, strict=True):
+                    logarithms[run.split()[0]].append(math.log(ratio or math.inf))
+                    print(f"  {run}: {ratio or math.inf:.4f}", flush=True)
     means = {strategy: math.exp(float(np.mean(v))) for strategy, v in logarithms.items()}
     print(f"geometric means: model {means['model']:.4f}, random {means['random']:.4f}")
     return means["model"] < means["random"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file that may not be there yet."""
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def compare(table: Table, trials: int, seeds: int) -> bool:
@@ -233,8 +262,8 @@ def compare(table: Table, trials: int, seeds: int) -> bool:
 def main() -> int:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("measure", "replay", "live"))
-    parser.add_argument("table", type=Path, nargs="?", help="a file; not for `live`")
+    parser.add_argument("command", choices=("measure", "replay", "live", "judge"))
+    parser.add_argument("table", type=Path, help="TABLE.json, or FOUND.json of `live`")
     parser.add_argument("--models", nargs="*", default=["resnet18", "mobilenetv2", "minilm-l3"])
     parser.add_argument("--quantize", help="int8: kernels of the quantised models")
     parser.add_argument("--kernels", type=int, default=3, help="of each model")
@@ -243,14 +272,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="of timing for a batch")
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--strategies", nargs="*", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
-    if arguments.command == "live":
-        return 0 if live(arguments) else 1
-    if arguments.table is None:
-        parser.error("TABLE.json is missing")
-    if arguments.command == "measure":
-        measure(arguments)
+    if arguments.command == "judge":
+        return 0 if judge(arguments) else 1
+    if arguments.command in ("measure", "live"):
+        measure(arguments) if arguments.command == "measure" else live(arguments)
         return 0
     table = {
         workload: entry
