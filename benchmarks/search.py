@@ -36,6 +36,7 @@ from compiler import CompileConfig, QuantizationConfig
 from compiler.preparation import Clock, Prepared, prepare, target_of
 from compiler.tuning.acceptance import build
 from compiler.tuning.allocation import BATCH, TaskState
+from compiler.tuning.learner import Learner
 from compiler.tuning.learning import Lessons
 from compiler.tuning.measure import Measurer
 from compiler.tuning.records import Subject, Trial, decisions_key
@@ -125,14 +126,19 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def search(
-    tasks: Sequence[Task], strategy: str, trials: int, seed: int, answer: Answer
+    tasks: Sequence[Task],
+    strategy: str,
+    trials: int,
+    seed: int,
+    learner: Learner,
+    answer: Answer,
 ) -> list[TaskState]:
     """What a job finds with so many trials of each kernel; `answer` gives ratios, by task."""
     states = [
         TaskState(i, task, Search(task.space, task.numbers, 1000 * seed + i, strategy))
         for i, task in enumerate(tasks)
     ]
-    lessons = Lessons(states, seed)
+    lessons = Lessons(states, learner, seed)
     for _ in range(math.ceil(trials / BATCH)):
         for state in states:
             subject = state.task.subject
@@ -153,7 +159,7 @@ def search(
     return states
 
 
-def replay(table: Table, strategy: str, trials: int, seed: int) -> list[float]:
+def replay(table: Table, strategy: str, trials: int, seed: int, learner: Learner) -> list[float]:
     """The best ratio of each kernel of the table after so many trials of it."""
     known = [
         {decisions_key(c["decisions"]): c["ratio"] for c in entry["candidates"]}
@@ -175,7 +181,7 @@ def replay(table: Table, strategy: str, trials: int, seed: int) -> list[float]:
     def answer(index: int, proposed: Sequence[Decisions]) -> list[float | None]:
         return [known[index][decisions_key(decisions)] for decisions in proposed]
 
-    states = search(tasks, strategy, trials, seed, answer)
+    states = search(tasks, strategy, trials, seed, learner, answer)
     return [state.search.best[1] for state in states]
 
 
@@ -194,12 +200,12 @@ def live(arguments: argparse.Namespace) -> None:
     """Add to the file what each strategy finds with each seed on this machine."""
     found: Found = read(arguments.table)
     for name, tasks, spec in chosen(arguments):
-        with Measurer([task.kernel for task in tasks], spec) as measurer:
+        with Measurer([task.kernel for task in tasks], spec) as measurer, Learner() as learner:
             for seed, strategy in itertools.product(range(arguments.seeds), arguments.strategies):
                 if f"{strategy} {seed}" in found.get(name, {}):
                     continue
                 answer = timed(measurer, arguments.seconds)
-                states = search(tasks, strategy, arguments.trials, seed, answer)
+                states = search(tasks, strategy, arguments.trials, seed, learner, answer)
                 found.setdefault(name, {})[f"{strategy} {seed}"] = {
                     state.task.subject.workload: dict(state.search.best[0]) for state in states
                 }
@@ -233,10 +239,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def compare(table: Table, trials: int, seeds: int) -> bool:
     """Print what either strategy finds; whether the guided search wins."""
-    found = {
-        strategy: np.array([replay(table, strategy, trials, seed) for seed in range(seeds)])
-        for strategy in STRATEGIES
-    }
+    with Learner() as learner:
+        found = {
+            strategy: np.array(
+                [replay(table, strategy, trials, seed, learner) for seed in range(seeds)]
+            )
+            for strategy in STRATEGIES
+        }
     optimum = [
         min([1.0, *(c["ratio"] for c in entry["candidates"] if c["ratio"])])
         for entry in table.values()

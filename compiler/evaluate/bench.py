@@ -8,7 +8,6 @@ Short bursts in turn spread the machine's moods evenly over all of them.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from compiler.errors import BuildError, ConfigError
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
 from compiler.module.loader import load
+from compiler.processes import child_environment
 
 MODULE_LABEL = "Tinsmith"
 BURST = 5
@@ -211,7 +211,7 @@ class _Contestant:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(part or "." for part in sys.path)},
+            env=child_environment(),
         )
         order = {
             "runtime": runtime,

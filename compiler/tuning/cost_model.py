@@ -1,10 +1,9 @@
 """Learns, from what was measured, how fast candidates will be.
 
-Gradient-boosted trees on the features of a candidate (Chen and Guestrin,
-"XGBoost: A Scalable Tree Boosting System", KDD 2016), as in Chen et al.,
-"Learning to Optimize Tensor Programs" (NeurIPS 2018). The target is the
-logarithm of the time relative to the template's default, so that kernels of all
-sizes teach one model, and a new task begins with what is known of others.
+Gradient-boosted trees on the features of a candidate, as in Chen et al., "Learning to Optimize
+Tensor Programs" (NeurIPS 2018). The target is the logarithm of the time relative to the
+template's default, so that kernels of all sizes teach one model, and a new task begins with what
+is known of others. They grow in a process of their own, see `learner`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.tuning.features import feature_matrix
+from compiler.tuning.learner import Learner
 from targets.cpu.template import Decisions
 
 # With fewer samples predictions are worse than chance.
 _FEWEST = 12
 # A candidate that failed, or is worse than that, is bad all the same.
 _WORST_RATIO = 4.0
-_ROUNDS = 60
 
 
 @dataclass(frozen=True)
@@ -34,46 +33,33 @@ class Samples:
 
 
 class CostModel:
-    """Predicts the logarithm of the time relative to the default."""
+    """Predicts the logarithm of the time relative to the default; `learner` does the work."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self, learner: Learner, seed: int = 0) -> None:
+        self._learner, self._seed = learner, seed
         self._names: tuple[str, ...] = ()
-        self._booster: object | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has learnt anything."""
-        return self._booster is not None
+        self._known: tuple[np.ndarray, np.ndarray] | None = None
 
     def fit(self, samples: Sequence[Samples]) -> None:
-        """Learn anew from all samples; they are of one template."""
-        import xgboost
-
+        """Know all samples, and nothing else; they are of one template."""
         self._names = tuple(sorted({name for s in samples for name in s.numbers}))
         known = [s for s in samples if s.candidates]
         if sum(len(s.candidates) for s in known) < _FEWEST:
-            self._booster = None
+            self._known = None
             return
         features = np.vstack([feature_matrix(s.numbers, self._names, s.candidates) for s in known])
         ratios = np.concatenate([np.asarray(s.ratios, np.float64) for s in known])
-        data = xgboost.DMatrix(features, np.log(np.minimum(ratios, _WORST_RATIO)), nthread=1)
-        options = {
-            "max_depth": 6,
-            "eta": 0.2,
-            "min_child_weight": 1.0,
-            "subsample": 0.9,
-            "nthread": 1,
-            "seed": self._seed,
-            "verbosity": 0,
-        }
-        self._booster = xgboost.train(options, data, num_boost_round=_ROUNDS)
+        targets = np.log(np.minimum(ratios, _WORST_RATIO)).astype(np.float32)
+        self._known = features, targets
 
-    def predict(self, numbers: Mapping[str, int], candidates: Sequence[Decisions]) -> np.ndarray:
-        """The expected logarithm of each candidate's ratio; all 0 before anything is learnt."""
-        import xgboost
+    def predict(
+        self, numbers: Mapping[str, int], candidates: Sequence[Decisions]
+    ) -> np.ndarray | None:
+        """The expected logarithm of each candidate's ratio.
 
-        if self._booster is None or not candidates:
-            return np.zeros(len(candidates))
-        features = feature_matrix(numbers, self._names, candidates)
-        return np.asarray(self._booster.predict(xgboost.DMatrix(features, nthread=1)))  # type: ignore[attr-defined]
+        None if too little is known to tell, or if learning fails.
+        """
+        if self._known is None:
+            return None
+        wanted = feature_matrix(numbers, self._names, candidates)
+        return self._learner.predict(*self._known, wanted, self._seed)

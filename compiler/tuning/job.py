@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from compiler.config import CompileConfig
 from compiler.errors import BuildError, ConfigError, TargetError
 from compiler.module.base import StepTime
@@ -29,20 +27,22 @@ from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
 from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
-from compiler.tuning.allocation import BATCH, TaskState, next_task
+from compiler.tuning.allocation import TaskState
 from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
 from compiler.tuning.confirmation import confirm
 from compiler.tuning.identity import job_digest
+from compiler.tuning.learner import Learner
 from compiler.tuning.learning import Lessons
 from compiler.tuning.lookup import StoredRecords, standing_stores, user_folder
 from compiler.tuning.measure import Ledger
-from compiler.tuning.records import Record, Subject, Trial
+from compiler.tuning.records import Record, Subject
 from compiler.tuning.report import JobView, TuneOptions, TuneReport
-from compiler.tuning.runner import BatchMeasurer, LocalRunner, NoDeviceError, Runner
-from compiler.tuning.search import Search
+from compiler.tuning.runner import LocalRunner, NoDeviceError, Runner
+from compiler.tuning.selection import select
 from compiler.tuning.store import Shelf, Store
-from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
+from compiler.tuning.tasks import Task, distinct_kernels, with_times
+from compiler.tuning.trials import TrialLoop
 from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.spec import TargetSpec
 
@@ -53,9 +53,7 @@ Progress = Callable[[JobView], None]
 
 # The search among algorithms ends when that share of the job's time is over.
 _ALGORITHMS_SHARE = 0.4
-# Rounds and seconds of a batch; seconds of the first profile of the model.
-_ROUNDS = 30
-_SECONDS = (0.1, 0.8)
+# Seconds of the first profile of the model.
 _PROFILE_SECONDS = 1.5
 _BORROWED_LONGER_SECONDS = 1800
 
@@ -85,9 +83,9 @@ def tune(
     others, unread = standing_stores()
     with _runner(config.target, spec, threads, options) as runner:
         shelf = store.shelf_to_write(spec)
-        with shelf.exclusive():
+        with shelf.exclusive(), Learner() as learner:
             records = StoredRecords([store, *others], spec)
-            job = _Job(model, config, options, progress, store, shelf, records, runner)
+            job = _Job(model, config, options, progress, store, shelf, records, runner, learner)
             job.notes += unread
             return job.run()
 
@@ -119,6 +117,7 @@ class _Job:
         shelf: Shelf,
         records: StoredRecords,
         runner: Runner,
+        learner: Learner,
     ) -> None:
         self.begin = time.monotonic()
         self.model, self.config, self.options = model, config, options
@@ -135,7 +134,8 @@ class _Job:
         self._seconds_of_models = 0.0
         self._earlier_trials = self._earlier_failures = 0
         self._progress = progress
-        self.lessons = Lessons(self.states, options.seed)
+        self.learner = learner
+        self.lessons = Lessons(self.states, learner, options.seed)
 
     def run(self) -> TuneReport:
         """The whole job."""
@@ -235,30 +235,11 @@ class _Job:
         """Make the states of the tasks that are searched, and say why others are not."""
         trials = {} if self.options.fresh else self.shelf.trials()
         near = [shelf.records() for shelf in self.store.near(self.spec)]
-        for task in tasks:
-            known = None if self.options.fresh else self.records.record(task.subject)
-            if known is not None and not self.options.resume:
-                self.left_alone.append((task.name, "has a record"))
-            elif task.share < LEAST_SHARE:
-                self.left_alone.append((task.name, f"takes {task.share:.2%} of the time"))
-            elif self.options.tasks and len(self.states) >= self.options.tasks:
-                self.left_alone.append((task.name, f"--tasks {self.options.tasks}"))
-            else:
-                tried = {key: t.ratio for key, t in trials.get(task.subject, {}).items()}
-                starts = [known] if known is not None else []
-                starts += [shelf[task.subject] for shelf in near if task.subject in shelf]
-                index = len(self.states)
-                search = Search(
-                    task.space,
-                    task.numbers,
-                    self.options.seed + index,
-                    self.options.strategy,
-                    [record.decisions for record in starts],
-                    tried,
-                )
-                self.states.append(TaskState(index, task, search, len(tried) - 1, known))
+        selection = select(tasks, self.options, self.records, trials, near)
+        self.states += selection.states
+        self.left_alone += selection.left_alone
         self.shelf.add_workloads({s.task.subject.workload: s.task.numbers for s in self.states})
-        self.lessons = Lessons(self.states, self.options.seed)
+        self.lessons = Lessons(self.states, self.learner, self.options.seed)
         if self.options.strategy == "model":
             self.lessons.warm_start(trials, self.shelf.workloads())
 
@@ -313,48 +294,21 @@ class _Job:
         kernels = [state.task.kernel for state in self.states]
         with self.runner.measurer(kernels, self.options.extensions, self.scratch) as measurer:
             measurer.ledger = self.ledger
-            while time.monotonic() < deadline:
-                open_states = [s for s in self.states if not s.is_done(self.options.trials)]
-                if not open_states:
-                    break
-                self.show("searching")
-                self._batch(measurer, next_task(open_states))
-
-    def _batch(self, measurer: BatchMeasurer, state: TaskState) -> None:
-        subject = state.task.subject
-        count = min(BATCH * measurer.lanes, self.options.trials - state.known - state.trials)
-        begin = time.monotonic()
-        proposed = state.search.propose(count, self.lessons.model(subject.template))
-        try:
-            measured = measurer.measure(state.index, proposed, self._seconds(state, len(proposed)))
-        except BuildError as error:
-            state.abandoned = "failed"
-            self.notes.append(f"kernel {state.task.name} is left alone: {error}")
-            return
-        trials = [
-            Trial(subject, decisions, failure=outcome.failure)
-            if outcome.failure
-            else Trial(subject, decisions, outcome.seconds, default)
-            for decisions, outcome, default in zip(
-                proposed, measured.outcomes, measured.default_seconds, strict=True
+            loop = TrialLoop(
+                self.states,
+                self.options.trials,
+                self.lessons,
+                self.options.strategy == "model",
+                self.shelf,
+                lambda: self.show("searching"),
             )
-            if outcome is not None
-        ]
-        self.shelf.add_trials(trials)
-        state.add(trials)
-        state.batch_seconds = time.monotonic() - begin
-        if self.options.strategy == "model":
-            self.lessons.learn(subject.template)
+            self.notes += loop.run(measurer, deadline)
 
     def _confirm(self, prepared: Prepared, before: Path) -> None:
         """Find the winners among the fastest, in the model."""
         self.show("confirming")
         if not confirm(self.states, prepared, before, self.old, self.runner, self.scratch):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
-
-    def _seconds(self, state: TaskState, count: int) -> float:
-        one_call = state.task.seconds / max(state.task.calls, 1)
-        return float(np.clip(_ROUNDS * (count + 2) * one_call, *_SECONDS))
 
     def _finish(self, prepared: Prepared, before: Path, choice: Choice) -> Verdict:
         """Compare whole models, and write the records; `prepared` has the old algorithms."""
@@ -407,6 +361,8 @@ class _Job:
         failed = self._earlier_failures + sum(state.failures for state in self.states)
         if failed:
             self.notes.append(f"{failed} candidates failed; see `tinsmith logs show`")
+        if self.learner.note:
+            self.notes.append(self.learner.note)
         return TuneReport(
             model=name,
             target=self.config.target,

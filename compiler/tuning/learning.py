@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from compiler.tuning.allocation import TaskState
 from compiler.tuning.cost_model import CostModel, Samples
+from compiler.tuning.learner import Learner
 from compiler.tuning.records import Subject, Trial, decisions_key
 
 Tried = Mapping[Subject, Mapping[tuple[tuple[str, int], ...], Trial]]
@@ -14,9 +15,8 @@ Tried = Mapping[Subject, Mapping[tuple[tuple[str, int], ...], Trial]]
 class Lessons:
     """Cost models for `states`, which grow with what is measured of them."""
 
-    def __init__(self, states: Sequence[TaskState], seed: int) -> None:
-        self._states = states
-        self._seed = seed
+    def __init__(self, states: Sequence[TaskState], learner: Learner, seed: int) -> None:
+        self._states, self._learner, self._seed = states, learner, seed
         self._others: dict[str, list[Samples]] = {}
         self._models: dict[str, CostModel] = {}
 
@@ -40,7 +40,7 @@ class Lessons:
 
     def model(self, template: str) -> CostModel:
         """What is known of a template."""
-        return self._models.setdefault(template, CostModel(self._seed))
+        return self._models.setdefault(template, CostModel(self._learner, self._seed))
 
     def learn(self, template: str) -> None:
         """Teach the model of a template all that has been measured."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from compiler.errors import BuildError
+from compiler.processes import child_environment
 from compiler.tuning.batch import Kernel, Outcome
 from compiler.tuning.worker import write_kernels
 from targets.cpu.template import Decisions
@@ -169,12 +169,8 @@ class Measurer:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join(part or "." for part in sys.path),
-                # A fork does not have the threads of numpy's own pool.
-                "OPENBLAS_NUM_THREADS": "1",
-            },
+            # A fork does not have the threads of numpy's own pool.
+            env=child_environment(OPENBLAS_NUM_THREADS="1"),
         )
         answer = self._read(self._process)
         if answer is None:

@@ -73,15 +73,16 @@ class Search:
             untried = set(rest)
             starts = (decisions_key(start) for start in self.starts)
             chosen.update((key, None) for key in starts if key in untried)
-            if model.ready:
-                self._add(chosen, self._ranked(rest, model), count - int(count * _CHANCE))
+            expected = model.predict(self.numbers, [self._by_key[key] for key in rest])
+            if expected is not None:
+                ranked = self._ranked(rest, expected)
+                self._add(chosen, ranked, count - int(count * _CHANCE))
         shuffled = [rest[i] for i in self._generator.permutation(len(rest))]
         self._add(chosen, shuffled, count)
         return [self._by_key[key] for key in list(chosen)[:count]]
 
-    def _ranked(self, rest: Sequence[Key], model: CostModel) -> list[Key]:
+    def _ranked(self, rest: Sequence[Key], expected: np.ndarray) -> list[Key]:
         """Untried candidates: some neighbours of the best, then as the model ranks them."""
-        expected = model.predict(self.numbers, [self._by_key[key] for key in rest])
         order = [rest[i] for i in np.argsort(expected, kind="stable")]
         parents = sorted((k for k in self.tried if k in self._by_key), key=self.tried.__getitem__)
         parents = parents[:_PARENTS]

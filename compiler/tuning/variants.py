@@ -9,7 +9,6 @@ that process: it may crash or hang.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from compiler.evaluate.compare import compare_all
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.module.base import Module, StepTime
 from compiler.module.loader import load
+from compiler.processes import child_environment
 
 # As in `batch`: other load only ever adds time.
 _QUANTILE = 0.25
@@ -71,7 +71,7 @@ def _asked(what: str, paths: Sequence[Path], threads: int, seconds: float) -> An
             text=True,
             check=False,
             timeout=_LIMIT_SECONDS + seconds,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(part or "." for part in sys.path)},
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         return None

@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from compiler.processes import describe_exit
 from compiler.tuning.batch import Kernel, run_batch
 from compiler.tuning.boards.candidates import build_for_board
-from compiler.tuning.exit_status import describe_exit
 from targets.spec import TargetSpec
 
 _LONGEST_REASON = 300
@@ -126,7 +126,7 @@ def _in_fork(batch: Any, limit_seconds: float, limit_bytes: int) -> dict[str, An
     try:
         return dict(json.loads(content))
     except ValueError:
-        return {"failure": describe_exit(status)}
+        return {"failure": describe_exit(os.waitstatus_to_exitcode(status))}
 
 
 def _run_child(batch: Any, sender: int, limit_seconds: float, limit_bytes: int) -> None:

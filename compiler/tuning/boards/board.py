@@ -18,8 +18,8 @@ import tvm_ffi.libinfo
 from compiler.module.driver import RUNTIME_FOLDER
 from compiler.module.linker import link_shared
 from compiler.module.manifest import digest_file
+from compiler.processes import child_environment, describe_exit
 from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.exit_status import describe_exit
 from targets.spec import TargetSpec
 
 _END_SECONDS = 5.0
@@ -101,7 +101,7 @@ class Findings:
         if told:
             return Findings(failure="".join(c for c in " ".join(told[0]) if c.isprintable())[:300])
         if status or not lines or lines[-1] != ["end"]:
-            return Findings(failure=describe_exit(status))
+            return Findings(failure=describe_exit(os.waitstatus_to_exitcode(status)))
         deviations: dict[int, list[float]] = {}
         times: dict[int, list[list[float]]] = {}
         try:
@@ -133,7 +133,7 @@ class Board:
             # TVM logs what is told here as one line.
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(part or "." for part in sys.path)},
+            env=child_environment(),
         )  # fmt: skip
 
     def connect(self) -> None:
