@@ -49,7 +49,8 @@ class Learner:
         """For the report of a job."""
         if not self._unanswered:
             return ""
-        return f"{self._unanswered} batches were proposed at random: the cost model {self._reason}"
+        told = f"batches that were proposed at random: {self._unanswered}"
+        return f"{told}, because the cost model {self._reason}"
 
     def predict(
         self, features: np.ndarray, targets: np.ndarray, wanted: np.ndarray, seed: int

@@ -20,7 +20,6 @@ from compiler.cli import app
 from compiler.config import CompileConfig
 from compiler.errors import ConfigError, TargetError
 from compiler.tuning import job as job_module
-from compiler.tuning import learner, trials
 from compiler.tuning.records import Record, Subject, decisions_key
 from compiler.tuning.report import JobView, TuneOptions
 from compiler.tuning.store import Shelf, Store
@@ -244,20 +243,6 @@ def test_candidates_that_misbehave_do_not_stop_the_job(
     assert failed and all("SIGSEGV" in reason for reason in failed)
     listed = RUNNER.invoke(app, ["logs", "show", "--log", str(tmp_path)])
     assert "died of SIGSEGV" in listed.stdout
-
-
-def test_a_cost_model_that_crashes_does_not_stop_the_job(
-    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("MISBEHAVE", "segfault")
-    monkeypatch.setattr(learner, "MODULE", "misbehaving_model")
-    monkeypatch.setattr(trials, "BATCH", 12)
-    options = TuneOptions(minutes=4.0, trials=36, log=tmp_path)
-    report = compiler.tune(small_model_file, options=options)
-    assert max(row.trials for row in report.rows) > 24
-    (told,) = (note for note in report.notes if "at random" in note)
-    assert "the cost model died of SIGSEGV" in told
 
 
 def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: Path) -> None:
