@@ -6,6 +6,11 @@
  * have claimed, so a thread that the system does not schedule delays nobody. Chunks
  * shrink as a share nears its end (guided self-scheduling). When the pool is taken
  * by another context, the loop runs in the calling thread alone.
+ *
+ * A thread that is woken is kept off the caller's processor: where the others are
+ * taken, even if only by threads of another module that wait for work a little longer,
+ * the system would put it there, behind the caller, and it would come too late for
+ * the whole run. Waiting threads give way for the same reason.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -24,7 +29,9 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { MAX_THREADS = 256, SPIN_MICROSECONDS = 200, PAUSES_PER_CLOCK = 64, LINE_BYTES = 64 };
+enum { MAX_THREADS = 256, PAUSES_PER_CLOCK = 64, LINE_BYTES = 64 };
+/* So long a thread waits for the next loop at full speed, and then giving way, before it sleeps. */
+enum { SPIN_MICROSECONDS = 20, YIELD_MICROSECONDS = 200 };
 #define CLOSED UINT32_MAX
 
 /* The iterations that one thread begins with, in a cache line of their own. */
@@ -47,6 +54,8 @@ static struct {
   _Atomic uint32_t extent;
   atomic_int failed;
   pid_t owner; /* a forked child has none of the threads */
+  cpu_set_t usable;  /* the processors of the process when the threads were started */
+  atomic_int avoided; /* the usable processor that the threads are kept off, or -1 */
   pthread_t handles[MAX_THREADS];
   char *scratch[MAX_THREADS];
 } pool = {.control = PTHREAD_MUTEX_INITIALIZER,
@@ -101,16 +110,16 @@ static void *pool_thread(void *argument) {
   int own = (int)(intptr_t)argument;
   uint32_t seen = pool_generation(own);
   for (;;) {
-    double deadline = 0;
+    double start = 0;
     for (unsigned spins = 1;; spins++) {
       if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
       if (pool_generation(own) != seen) break;
       PAUSE();
       if (spins % PAUSES_PER_CLOCK) continue;
       double now = seconds_now();
-      if (deadline == 0) {
-        deadline = now + 1e-6 * SPIN_MICROSECONDS;
-      } else if (now > deadline) {
+      if (start == 0) start = now;
+      if (now - start > 1e-6 * SPIN_MICROSECONDS) sched_yield();
+      if (now - start > 1e-6 * YIELD_MICROSECONDS) {
         pthread_mutex_lock(&pool.sleep);
         atomic_fetch_add(&pool.sleepers, 1);
         while (pool_generation(own) == seen && !atomic_load(&pool.stop))
@@ -122,6 +131,17 @@ static void *pool_thread(void *argument) {
     seen = pool_generation(own);
     pool_work(own, seen, pool.scratch[own]);
   }
+}
+
+/* Keeps the threads off the processor of the caller, who is about to work there. */
+static void pool_make_room(void) {
+  int here = sched_getcpu();
+  if (here < 0 || !CPU_ISSET(here, &pool.usable) || CPU_COUNT(&pool.usable) < 2) return;
+  if (atomic_exchange(&pool.avoided, here) == here) return;
+  cpu_set_t others = pool.usable;
+  CPU_CLR(here, &others);
+  int threads = atomic_load(&pool.threads);
+  for (int i = 1; i < threads; i++) pthread_setaffinity_np(pool.handles[i], sizeof others, &others);
 }
 
 static void pool_wake(void) {
@@ -146,6 +166,7 @@ static int pool_run(const stage *s, char *const *pointers, char *task_scratch) {
   for (int i = threads; i--;)
     atomic_store(&pool.shares[i].claim,
                  (uint64_t)generation << 32 | share_begin(i, threads, extent));
+  if (atomic_load(&pool.sleepers)) pool_make_room();
   pool_wake();
   pool_work(0, generation, task_scratch);
   for (unsigned spins = 1;
@@ -183,6 +204,9 @@ static int pool_resize(int threads, uint64_t scratch_bytes) {
   if (!ours) atomic_store(&pool.sleepers, 0);
   atomic_store(&pool.stop, 0);
   pool.owner = getpid();
+  CPU_ZERO(&pool.usable);
+  sched_getaffinity(0, sizeof pool.usable, &pool.usable);
+  atomic_store(&pool.avoided, -1);
   int running = 1;
   while (running < threads) {
     void *scratch = NULL;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,25 @@ def test_results(threads: int, tmp_path: Path) -> None:
         expected = rows[:, ::-1] + rows.sum(axis=1, keepdims=True)
         for _ in range(50):
             np.testing.assert_array_equal(module.run([rows])[0], expected)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_threads_keep_off_the_processor_of_the_caller(tmp_path: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    before = set(os.listdir("/proc/self/task"))
+    rows = np.ones((16, 4096), "float32")
+    model = _model(two_loops, [(16, 4096), (16, 4096)])
+    with load(write_module(model, tmp_path / "m", forms=("shared",)).path, 2) as module:
+        module.run([rows])
+        (thread,) = (int(task) for task in set(os.listdir("/proc/self/task")) - before)
+        try:
+            for processor in sorted(usable)[:2]:
+                os.sched_setaffinity(0, {processor})
+                deadline = time.monotonic() + 10
+                # The thread is moved when it is woken, so it has to fall asleep first.
+                while os.sched_getaffinity(thread) != usable - {processor}:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                    module.run([rows])
+        finally:
+            os.sched_setaffinity(0, usable)
