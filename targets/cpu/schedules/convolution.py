@@ -45,8 +45,9 @@ class ConvolutionTemplate(Template):
 
     Decisions: `rows` (output pixels of a register tile), `vectors` (output channel vectors
     of a tile), `channels_outer` (1: each task keeps its weights and walks over the image;
-    0: each task keeps its image rows and walks over the weights); where the weights are
-    compressed, `panels` (1: each task decompresses its weights once).
+    0: each task keeps its image rows and walks over the weights); where there are many weights,
+    `prefetch` (1: while those of one channel tile are in use, the next are asked for); where
+    they are compressed, `panels` (1: each task decompresses its weights once).
     """
 
     name = "convolution"
@@ -81,21 +82,23 @@ class ConvolutionTemplate(Template):
         weight_bytes = (
             4 * w.groups * w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
         )
-        return {
-            "rows": rows,
-            "vectors": vectors,
-            "channels_outer": int(weight_bytes > spec.l2_bytes // 2),
-            **storage,
-        }
+        outer = int(weight_bytes > spec.l2_bytes // 2)
+        if _can_prefetch(w, spec):
+            storage["prefetch"] = outer and int(arithmetic.accumulator == "float32")
+        return {"rows": rows, "vectors": vectors, "channels_outer": outer, **storage}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         w: ConvolutionWorkload = match.workload
         storage = {} if w.compressed is None else {"panels": (0, 1)}
+        if _can_prefetch(w, spec):
+            storage["prefetch"] = (0, 1)
         tiles = tile_choices(_pixels(w), w.blocks, spec, arithmetic_named(w.arithmetic))
         return {**tiles, "channels_outer": (0, 1), **storage}
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         w: ConvolutionWorkload = match.workload
+        if decisions.get("prefetch") and not decisions["channels_outer"]:
+            return False
         form = None if decisions.get("panels") else w.compressed
         registers = registers_needed(form)
         return fills_registers(decisions, spec, arithmetic_named(w.arithmetic), registers)
@@ -107,6 +110,14 @@ class ConvolutionTemplate(Template):
         if anchor is None:
             raise ValueError("what follows the convolution is not elementwise")
         return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+
+
+def _can_prefetch(w: ConvolutionWorkload, spec: TargetSpec) -> bool:
+    """Whether the weights are read as they lie, and too many to stay near the processor."""
+    steps = -(-w.in_channels // arithmetic_named(w.arithmetic).depth)
+    packed_bytes = 4 * w.kernel_height * w.kernel_width * steps * w.blocks * w.lanes
+    large = packed_bytes > spec.l2_bytes // 4
+    return large and w.compressed is None and w.groups == 1 and not _unrolls_channels(w)
 
 
 def _unrolls_channels(w: ConvolutionWorkload) -> bool:
@@ -170,9 +181,7 @@ class _Emitter:
         self.vectors = min(decisions["vectors"], w.blocks)
         self.tiles_of_group = -(-w.blocks // self.vectors)
         self.channels_outer = bool(decisions["channels_outer"])
-        # Weights of floats, walked once per run, come from memory: ask for those of the next task.
-        floats = self.arithmetic.accumulator == "float32"
-        self.prefetches = self.flat and self.channels_outer and floats
+        self.prefetches = bool(decisions.get("prefetch", 0)) and self.channels_outer
         self.panels = bool(decisions.get("panels", 0))
 
     def body(self) -> Stmt:
@@ -238,17 +247,18 @@ class _Emitter:
             start = line * self.rows
             if self.pixels % self.rows:
                 start = tirx.min(start, index(self.pixels - self.rows))
-            return self._tile(group, column, index(0), index(0), start, vectors, None, panel)
+            return self._tile(group, column, line, index(0), index(0), start, vectors, None, panel)
         image, y = (line // w.out_height, line % w.out_height) if w.batch > 1 else (index(0), line)
         return self.window.cover_line(
             self.rows,
-            lambda x, border: self._tile(group, column, image, y, x, vectors, border, panel),
+            lambda x, border: self._tile(group, column, line, image, y, x, vectors, border, panel),
         )
 
     def _tile(
         self,
         group: Expr,
         column: Expr,
+        line: Expr,
         image: Expr,
         y: Expr,
         x: Expr,
@@ -296,16 +306,38 @@ class _Emitter:
                 return tirx.BufferLoad(self.weights[0], [group, block, *tap_of(kh, kw), ic, lanes])
 
             wanted = None if w.pad_value else rows
-            product = tile.multiply_add(value, stored or weights, wanted)
-            if not self.prefetches or w.compressed is not None:
-                return product
-            return loops.sequence([*(ahead(kh, kw, ic, v) for v in range(vectors)), product])
+            return tile.multiply_add(value, stored or weights, wanted)
 
         def ahead(kh: Expr, kw: Index, ic: Expr, vector: int) -> Stmt:
-            """Asks for the weights at this place of the next channel tile."""
+            """Asks for the weights at step `ic` of the next channel tile."""
             block = tirx.min((column + 1) * self.vectors + vector, index(w.blocks - 1))
-            first = loops.load(self.weights[0], group, block, *tap_of(kh, kw), ic, 0)
-            return loops.prefetch(first)
+            place = tirx.min(ic, index(self.steps - 1))
+            return loops.prefetch(
+                loops.load(self.weights[0], group, block, *tap_of(kh, kw), place, 0)
+            )
+
+        def prefetching(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
+            """The channels of a tap, and requests for a part of those of the next channel tile.
+
+            Each of the tiles of the image asks for an equal part, so that requests are few at
+            any time.
+            """
+            of_line = -(-self.pixels // self.rows)
+            tiles = self.lines if self.flat else self.lines * of_line
+            number = line if self.flat else line * of_line + (x + (self.rows - 1)) // self.rows
+            parts = -(-self.steps // tiles)
+            length = self.steps // parts
+
+            def one(part: Expr) -> Stmt:
+                asked = (ahead(kh, kw, number * parts + part, v) for v in range(vectors))
+                products = loops.serial(
+                    "ic", length, lambda ic: step(kh, kw, ic, rows), start=part * length
+                )
+                return loops.sequence([*asked, products])
+
+            rest = self.steps - parts * length
+            last = loops.serial("ic", rest, lambda ic: step(kh, kw, ic, rows), start=parts * length)
+            return loops.sequence([loops.serial("part", parts, one), last if rest else None])
 
         def channels(kh: Expr, kw: Index, rows: list[int] | None) -> Stmt:
             unrolled = rows is None and _unrolls_channels(w)
@@ -317,6 +349,8 @@ class _Emitter:
                     lambda ic, stored: step(kh, kw, ic, rows, stored),
                     unrolled,
                 )
+            if self.prefetches:
+                return prefetching(kh, kw, rows)
             if unrolled:
                 return loops.sequence(step(kh, kw, index(c), None) for c in range(self.steps))
             return loops.serial("ic", self.steps, lambda ic: step(kh, kw, ic, rows))

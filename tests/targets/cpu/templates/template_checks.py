@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
+from tvm.ir import Call
+from tvm.sym import Analyzer
 
 from passes.graph import Legalize
 from targets.cpu.operators import legalize_map
@@ -83,3 +86,44 @@ def run(function: tirx.PrimFunc, spec: TargetSpec, arguments: Sequence[Array]) -
 def _poison(shape: Sequence[int], dtype: str) -> Array:
     """An array that no kernel leaves as it is."""
     return np.full(shape, np.nan if "float" in dtype else 99, dtype)
+
+
+def prefetched(body: tirx.Stmt) -> set[tuple[int, ...]]:
+    """The indices of all elements that a scheduled body asks for ahead."""
+    analyzer = Analyzer()
+    asked: set[tuple[int, ...]] = set()
+
+    def value(expression: Any, known: Mapping[tirx.Var, Any]) -> int:
+        replaced = tvm_ffi.structural_map(expression, ((tirx.Var, lambda v: known.get(v, v)),))
+        return int(analyzer.simplify(replaced))
+
+    def addresses(node: Any) -> list[Call]:
+        found: list[Call] = []
+
+        def visit(call: Call) -> None:
+            if call.op.name == "tirx.address_of":
+                found.append(call)
+
+        tvm_ffi.structural_walk(node, (Call, visit))
+        return found
+
+    def execute(statement: tirx.Stmt, known: Mapping[tirx.Var, Any]) -> None:
+        if not addresses(statement):
+            return
+        if isinstance(statement, tirx.SeqStmt):
+            for part in statement.seq:
+                execute(part, known)
+        elif isinstance(statement, tirx.For):
+            for i in range(value(statement.extent, known)):
+                execute(statement.body, {**known, statement.loop_var: tirx.const(i, "int32")})
+        elif isinstance(statement, tirx.IfThenElse):
+            taken = value(statement.condition, known)
+            branch = statement.then_case if taken else statement.else_case
+            if branch is not None:
+                execute(branch, known)
+        else:
+            for call in addresses(statement):
+                asked.add(tuple(value(i, known) for i in call.args[0].indices))
+
+    execute(body, {})
+    return asked

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
-from template_checks import fuse, run
+from template_checks import fuse, prefetched, run
 from tvm import relax
 
 from targets.cpu.operators.algorithms import DirectOnly
@@ -112,24 +112,74 @@ def test_matches_numpy(shape, layout, spec, schedule):
 
 
 @pytest.mark.parametrize(
-    ("rows", "vectors", "outer"), list(itertools.product((1, 4, 6), (1, 2, 3), (0, 1)))
+    ("rows", "vectors", "outer", "prefetch"),
+    [
+        (*tile, *order)
+        for tile in itertools.product((1, 4, 6), (1, 2, 3))
+        for order in ((0, 0), (1, 0), (1, 1))
+    ],
 )
-def test_every_decision_gives_the_same_result(rows, vectors, outer, spec, schedule):
+def test_every_decision_gives_the_same_result(rows, vectors, outer, prefetch, spec, schedule):
     function, arguments, expected = problem((1, 7, 11, 6, 72, 3, 1, 1, 1, 1), "NHWC", spec)
-    decisions = {"rows": rows, "vectors": vectors, "channels_outer": outer}
+    decisions = {"rows": rows, "vectors": vectors, "channels_outer": outer, "prefetch": prefetch}
     scheduled = schedule(ConvolutionTemplate(), function, decisions)
     actual = run(scheduled, spec, arguments)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("vectors", [1, 2])
-def test_weights_of_the_next_channels_are_asked_for(vectors, spec, schedule):
-    function, arguments, expected = problem((1, 7, 11, 6, 72, 1, 1, 0, 1, 1), "NHWC", spec)
-    decisions = {"rows": 4, "vectors": vectors, "channels_outer": 1}
-    scheduled = schedule(ConvolutionTemplate(), function, decisions)
-    assert "llvm.prefetch" in scheduled.script()
-    actual = run(scheduled, spec, arguments)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_are_the_same_with_weights_asked_for_ahead(shape, spec, schedule):
+    function, arguments, expected = problem(shape, "NHWC", spec)
+    decisions = {"channels_outer": 1, "prefetch": 1}
+    results = [
+        run(schedule(ConvolutionTemplate(), function, chosen), spec, arguments)
+        for chosen in (decisions, {"channels_outer": 1, "prefetch": 0})
+    ]
+    np.testing.assert_array_equal(*results)
+    assert np.abs(results[0] - expected).max() / (np.abs(expected).max() + 1e-6) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((1, 3, 4, 29, 100, 1, 1, 0, 1, 1), 4),
+        ((1, 3, 5, 29, 100, 1, 1, 0, 1, 1), 4),
+        ((1, 7, 11, 9, 70, 3, 2, 0, 1, 1), 2),
+        ((2, 4, 7, 6, 70, 3, 1, 0, 1, 1), 2),
+        ((1, 9, 1, 11, 70, (3, 1), 2, (0, 0), 1, 1), 2),
+    ],
+    ids=str,
+)
+def test_asks_for_the_weights_of_every_next_channel_tile(shape, rows, spec, schedule):
+    """All but those of the very first tile, and nothing outside."""
+    function, arguments, _ = problem(shape, "NHWC", spec)
+    decisions = {"rows": rows, "vectors": 2, "channels_outer": 1, "prefetch": 1}
+    places = prefetched(schedule(ConvolutionTemplate(), function, decisions).body)
+    extents = arguments[1].shape[:-1]
+    every = set(itertools.product(*map(range, extents), [0]))
+    assert places == {place for place in every if place[1] >= 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 7, 7, 512, 2048, 1, 1, 0, 1, 1), 1),
+        ((1, 9, 9, 256, 256, 3, 2, 1, 1, 1), 1),
+        ((1, 56, 56, 64, 64, 1, 1, 0, 1, 1), None),
+        ((1, 9, 9, 1024, 1024, 3, 1, 1, 1, 4), None),
+    ],
+    ids=["flat", "window", "few weights", "groups"],
+)
+def test_weights_that_do_not_stay_in_the_cache_are_asked_for(shape, expected):
+    template = ConvolutionTemplate()
+    function, _, _ = problem(shape, "NHWC", X86_64_V4)
+    match = template.match(function, X86_64_V4)
+    chosen = template.default(match, X86_64_V4)
+    assert chosen.get("prefetch") == expected
+    assert ("prefetch" in template.space(match, X86_64_V4)) == (expected is not None)
+    assert template.worth_trying(match, chosen, X86_64_V4)
+    apart = {**chosen, "channels_outer": 0}
+    assert template.worth_trying(match, apart, X86_64_V4) == (expected is None)
 
 
 def test_other_kernels_are_left_alone(spec):

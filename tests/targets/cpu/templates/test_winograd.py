@@ -7,12 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 import tvm
-import tvm_ffi
-from template_checks import fuse, run
+from template_checks import fuse, prefetched, run
 from test_convolution import reference
-from tvm import relax, tirx
-from tvm.ir import Call
-from tvm.sym import Analyzer
+from tvm import relax
 
 from targets.arm.specs import CORTEX_A7, CORTEX_A72
 from targets.cpu.operators.algorithms import WINOGRAD_TILES, DirectOnly
@@ -135,30 +132,7 @@ def test_asks_for_the_weights_of_every_next_position(spec, schedule):
     weights = np.ones((3, 3, 3, 4 * spec.float_lanes), "float32")
     function = kernel({"x": (1, 4, 8, 3)}, weights, 1, spec, winograd(2))
     decisions = {"tiles": 8, "rows": 4, "vectors": 2, "chunks": 1}
-    body = schedule(WinogradTemplate(), function, decisions).body
-    loops, places = {}, []
-    tvm_ffi.structural_walk(body, (tirx.For, lambda f: loops.update({f.loop_var: int(f.extent)})))
-
-    def visit(call):
-        if call.op.name == "tirx.address_of":
-            places.append(call.args[0].indices)
-
-    tvm_ffi.structural_walk(body, (Call, visit))
-    analyzer = Analyzer()
-
-    def value(expression, at):
-        known = tvm_ffi.structural_map(expression, ((tirx.Var, lambda v: at.get(v, v)),))
-        return int(analyzer.simplify(known))
-
-    (place,) = places
-    found: set[tirx.Var] = set()
-    for part in place:
-        tvm_ffi.structural_walk(part, (tirx.Var, found.add))
-    variables = list(found)
-    asked = set()
-    for values in product(*(range(loops[v]) for v in variables)):
-        at = {v: tirx.const(i, "int32") for v, i in zip(variables, values, strict=True)}
-        asked.add(tuple(value(part, at) for part in place))
+    asked = prefetched(schedule(WinogradTemplate(), function, decisions).body)
     every = set(product(range(4), range(16), range(3), [0]))
     assert asked == every - set(product(range(2), [0], range(3), [0]))
 
