@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import tvm
 
 from compiler.errors import ConfigError
 from compiler.pruning.config import PruneConfig
+from compiler.pruning.judge import Judge
+from compiler.pruning.latency_table import latencies, latency_model
+from compiler.pruning.sensitivity import Sensitivity, measure_sensitivity
+from compiler.quantization.timing import local_spec
+from passes.prune.allocation.by_sensitivity import by_sensitivity
 from passes.prune.allocation.cost import CostModel
 from passes.prune.allocation.flops import flops_model
 from passes.prune.allocation.global_threshold import below_threshold
@@ -16,43 +23,137 @@ from passes.prune.allocation.ranking import Ranking
 from passes.prune.allocation.under_budget import BudgetError, under_budget
 from passes.prune.allocation.uniform import uniform
 from passes.prune.groups import Groups
+from passes.prune.shrink import shrink
+from targets.spec import TargetSpec
+
+Progress = Callable[[str, float], None]
+
+# A measured latency this near to the goal will do; measuring again is no surer.
+_NEAR = 0.02
+_CORRECTIONS = 4
 
 
-def widths_by_ratio(
-    config: PruneConfig, rankings: Sequence[Ranking], done: float
-) -> dict[int, int]:
-    """The widths after the share `done` of what is to go has gone, for a goal in channels."""
-    rule = {"uniform": uniform, "global": below_threshold}[config.allocation]
-    return rule(rankings, done * config.goal)
+@dataclass(frozen=True)
+class Graph:
+    """A graph and its groups."""
+
+    module: tvm.IRModule
+    groups: Groups
 
 
-def widths_by_count(
-    config: PruneConfig,
-    module: tvm.IRModule,
-    groups: Groups,
-    rankings: Sequence[Ranking],
-    whole: float,
-    done: float,
-) -> dict[int, int]:
-    """The widths for a goal in operations or parameters, of which there were `whole` once.
+class Allocator:
+    """Chooses the widths of each step.
 
-    Raises ConfigError, naming the least that can be reached, for a goal below that.
+    `whole` is the unpruned graph, `inputs` are what latency is measured on, on `threads`
+    threads. After `widths`, `predicted` is the latency over the unpruned one that the table of
+    latencies foretells, if the goal is one, and `sensitivity` the curves, if they were measured.
     """
-    model = parameter_model(groups) if config.goal_name == "params" else flops_model(module, groups)
-    return widths_within(config, rankings, model, whole, 1 - done * (1 - config.goal))
 
+    def __init__(
+        self,
+        config: PruneConfig,
+        spec: TargetSpec,
+        whole: Graph,
+        inputs: Callable[[], Sequence[np.ndarray]],
+        judge: Judge,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Raises ConfigError for a goal in latency on another machine."""
+        self._config = config
+        self._whole = whole
+        self._inputs = inputs
+        self._judge = judge
+        self._threads = threads
+        self._progress = progress
+        self._spec = spec
+        self._latency: CostModel | None = None
+        self.predicted: float | None = None
+        self.sensitivity: Sensitivity | None = None
+        if config.goal_name == "latency" and local_spec(spec) is None:
+            raise ConfigError(
+                f"--prune-latency is measured, but {spec.name} is another machine: prune there, "
+                "or choose --prune-flops"
+            )
 
-def widths_within(
-    config: PruneConfig, rankings: Sequence[Ranking], model: CostModel, whole: float, share: float
-) -> dict[int, int]:
-    """The widths with which the model's cost is at most `share` of `whole`.
+    def widths(self, current: Graph, rankings: Sequence[Ranking], done: float) -> dict[int, int]:
+        """The width of each group after the share `done` of what is to go has gone.
 
-    Raises ConfigError as `widths_by_count` does.
-    """
-    try:
-        return under_budget(rankings, model, share * whole)
-    except BudgetError as error:
-        raise ConfigError(
-            f"--prune-{config.goal_name} {config.goal:g}: cannot be reached; with all groups at "
-            f"their narrowest {error.floor / whole:.3f} is left"
-        ) from error
+        Raises ConfigError, naming the least that can be reached, for a goal below that.
+        """
+        goal = self._config.goal
+        if self._config.goal_name == "ratio":
+            if self._config.allocation == "sensitivity":
+                return self._by_sensitivity(current, rankings, done * goal)
+            rule = {"uniform": uniform, "global": below_threshold}[self._config.allocation]
+            return rule(rankings, done * goal)
+        share = 1 - done * (1 - goal)
+        if self._config.goal_name == "params":
+            return self._within(rankings, share, parameter_model(current.groups),
+                                parameter_model(self._whole.groups))  # fmt: skip
+        if self._config.goal_name == "flops":
+            return self._within(rankings, share, flops_model(current.module, current.groups),
+                                flops_model(self._whole.module, self._whole.groups))  # fmt: skip
+        return self._within_latency(current, rankings, share, done == 1)
+
+    def _by_sensitivity(
+        self, current: Graph, rankings: Sequence[Ranking], ratio: float
+    ) -> dict[int, int]:
+        """Widths by curves that are measured once, on the unpruned graph."""
+        if self.sensitivity is None:
+            self.sensitivity = measure_sensitivity(
+                current.module, current.groups, rankings, self._judge, progress=self._progress
+            )
+        curves = {curve.group: curve.points for curve in self.sensitivity.curves}
+        return by_sensitivity(rankings, curves, self.sensitivity.whole, ratio)
+
+    def _within(
+        self, rankings: Sequence[Ranking], share: float, model: CostModel, whole: CostModel
+    ) -> dict[int, int]:
+        """The widths with which the model's cost is at most a share of the whole graph's."""
+        try:
+            return under_budget(rankings, model, share * whole.total({}))
+        except BudgetError as error:
+            floor = error.floor / whole.total({})
+            raise ConfigError(
+                f"--prune-{self._config.goal_name} {self._config.goal:g}: cannot be reached; "
+                f"with all groups at their narrowest {floor:.3f} is left"
+            ) from error
+
+    def _within_latency(
+        self,
+        current: Graph,
+        rankings: Sequence[Ranking],
+        share: float,
+        last: bool,
+    ) -> dict[int, int]:
+        """Widths by the table; in the last step corrected until the measured latency is right."""
+        inputs = self._inputs()
+        if self._latency is None:
+            self._latency = latency_model(
+                self._whole.module, self._whole.groups, rankings, self._spec, inputs,
+                self._threads, self._progress,
+            )  # fmt: skip
+        narrowest = {ranking.group: ranking.widths[-1] for ranking in rankings}
+        floor = self._latency.total(narrowest) / self._latency.total({})
+        asked, best, least = share, {}, np.inf
+        for attempt in range(_CORRECTIONS if last else 1):
+            widths = self._within(rankings, asked, self._latency, self._latency)
+            self.predicted = self._latency.total(widths) / self._latency.total({})
+            if not last:
+                return widths
+            if self._progress is not None:
+                self._progress(f"check the latency {attempt + 1}", attempt / _CORRECTIONS)
+            keep = {r.group: r.kept(widths[r.group]) for r in rankings}
+            smaller = shrink(current.module, keep)
+            before, after = latencies(
+                self._whole.module, smaller, self._spec, inputs, self._threads
+            )
+            found = after / before
+            if abs(found / share - 1) < least:
+                best, least = widths, abs(found / share - 1)
+            if least <= _NEAR:
+                break
+            # The table may say of the floor that it is higher than what was just measured.
+            asked = max(asked * share / found, floor)
+        return best

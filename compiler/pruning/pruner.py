@@ -12,15 +12,15 @@ from compiler.calibration import CalibrationSource, Preprocessing, RandomSource,
 from compiler.errors import ConfigError, ModelError
 from compiler.evaluate.inputs import random_inputs
 from compiler.pipeline import PassRunner, graph_passes
-from compiler.pruning.allocation import widths_by_count, widths_by_ratio
+from compiler.pruning.allocation import Allocator, Graph
 from compiler.pruning.config import PruneConfig
 from compiler.pruning.judge import Judge
-from compiler.pruning.observed import compile_graph
+from compiler.pruning.latency_table import latencies
 from compiler.pruning.recovery import Recovery
 from compiler.pruning.report import GroupReport, PruneReport, StepReport
 from compiler.pruning.scoring import Scores, Scoring
 from compiler.quantization.evaluation import Verdict
-from compiler.quantization.timing import Timing, local_spec, measure
+from compiler.quantization.timing import local_spec
 from passes.prune import Groups, find_groups
 from passes.prune.allocation.flops import flops_model
 from passes.prune.allocation.parameters import parameter_model
@@ -51,11 +51,9 @@ def readable(module: tvm.IRModule) -> tvm.IRModule:
 
 
 @dataclass(frozen=True)
-class _State:
+class _State(Graph):
     """A graph on its way: which positions of the whole graph's tensors it still has."""
 
-    module: tvm.IRModule
-    groups: Groups
     positions: Positions
 
     @property
@@ -124,6 +122,15 @@ class Pruner:
         self._check(groups)
         whole = current = _State(module, groups, {})
         reference = self._judge.set_reference(module)
+        allocator = Allocator(
+            self._config,
+            self._spec,
+            whole,
+            lambda: list(self.first_sample().values()),
+            self._judge,
+            self._threads,
+            self._progress,
+        )
         native = get_target("native")
         recovery = Recovery(
             self._config, module, self.source, native, self._seed, self._threads, self._progress
@@ -141,11 +148,11 @@ class Pruner:
         for done in progress_of_steps(self._config.schedule, self._config.steps):
             scores = scoring.scores(current.module, current.groups)
             rankings = self._rankings(whole, current, scores)
-            widths = self._widths(whole, current, rankings, done)
+            widths = allocator.widths(current, rankings, done)
             importance = {r.group: _importance_kept(r, widths[r.group]) for r in rankings}
             current, step, verdict = self._step(whole, current, rankings, widths, recovery)
             steps.append(step)
-        timings = self._timings(whole.module, current.module)
+        seconds = self._latencies(whole.module, current.module)
         self.report = PruneReport(
             goal=f"{self._config.goal_name} {self._config.goal:g}",
             criterion=self._config.chosen_criterion,
@@ -154,14 +161,17 @@ class Pruner:
             steps=tuple(steps),
             flops=(whole.flops, current.flops),
             params=(int(whole.params), int(current.params)),
-            float_seconds=timings[0].total if timings else None,
-            seconds=timings[1].total if timings else None,
+            float_seconds=seconds[0] if seconds else None,
+            seconds=seconds[1] if seconds else None,
+            predicted_seconds=allocator.predicted * seconds[0]
+            if allocator.predicted is not None and seconds
+            else None,
             agreement=verdict.agreement if verdict else None,
             top1=verdict.top1 if verdict else None,
             float_top1=reference.top1 if reference else None,
             evaluated_on=self._judge.label if verdict else None,
             evaluated_samples=verdict.samples if verdict else 0,
-            notes=(*self._judge.notes, *scores.notes, *self._notes(timings, current, widths)),
+            notes=(*self._judge.notes, *scores.notes, *self._notes(current, seconds is not None)),
             options=self._config.to_dict(),
         )
         return current.module
@@ -185,15 +195,6 @@ class Pruner:
             for group in current.groups.prunable
             if group.name not in self._config.keep
         ]
-
-    def _widths(
-        self, whole: _State, current: _State, rankings: Sequence[Ranking], done: float
-    ) -> dict[int, int]:
-        config = self._config
-        if config.goal_name == "ratio":
-            return widths_by_ratio(config, rankings, done)
-        total = whole.params if config.goal_name == "params" else whole.flops
-        return widths_by_count(config, current.module, current.groups, rankings, total, done)
 
     def _step(
         self,
@@ -225,19 +226,14 @@ class Pruner:
         )
         return after, report, verdict
 
-    def _timings(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[Timing, ...]:
-        """Latencies before and after, measured in turns; none for another machine."""
+    def _latencies(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[float, float] | None:
+        """Seconds before and after; None for another machine."""
         spec = local_spec(self._spec)
         if spec is None:
-            return ()
+            return None
         if self._progress is not None:
             self._progress("time before and after", 0.95)
-        inputs = self.first_sample()
-        with (
-            compile_graph(whole, spec, self._threads) as before,
-            compile_graph(pruned, spec, self._threads) as after,
-        ):
-            return measure([before, after], (), (), list(inputs.values()))
+        return latencies(whole, pruned, spec, list(self.first_sample().values()), self._threads)
 
     def first_sample(self) -> dict[str, np.ndarray]:
         """The first sample of the data, or a random one without."""
@@ -245,11 +241,9 @@ class Pruner:
             return random_inputs(self._signature, self._bounds, self._seed)
         return {name: np.array(value) for name, value in next(iter(self.source)).items()}
 
-    def _notes(
-        self, timings: Sequence[Timing], current: _State, widths: Mapping[int, int]
-    ) -> tuple[str, ...]:
+    def _notes(self, current: _State, timed: bool) -> tuple[str, ...]:
         notes = []
-        if not timings:
+        if not timed:
             notes.append("latency not measured: the module is for another machine")
         if self.source is None:
             notes.append("pruned without data: nothing was recovered; pass --calibration")

@@ -45,8 +45,11 @@ def measure(
     layers: Collection[str],
     tensors: Collection[str],
     inputs: Sequence[np.ndarray],
+    rounds: int = _ROUNDS[1],
 ) -> tuple[Timing, ...]:
     """Time `modules` on `inputs`, one run of each in turn, so that all see the same load.
+
+    There are at most so many `rounds`: a short model needs more of them to be sure.
 
     `layers` are names of operators, `tensors` those of all tensors of the float graph: a
     kernel of which neither is known, such as a conversion, belongs to the layer that
@@ -55,11 +58,11 @@ def measure(
     owners = [kernel_owners(module.calls, layers, tensors) for module in modules]
     totals: list[list[float]] = [[] for _ in modules]
     steps: list[list[list[float]]] = [[] for _ in modules]
-    least, most = _ROUNDS
+    least = _ROUNDS[0]
     for module in modules:
         module.run(inputs)
     deadline = time.perf_counter() + _SECONDS
-    for done in range(most):
+    for done in range(rounds):
         if done >= least and time.perf_counter() > deadline:
             break
         for module, total, profile in zip(modules, totals, steps, strict=True):
