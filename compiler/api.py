@@ -30,7 +30,7 @@ from compiler.pruning.report import PruneReport
 from compiler.quantization.report import QuantizationReport
 from compiler.tuning.algorithms import StoredAlgorithms
 from compiler.tuning.lookup import StoredRecords, stores
-from targets.cpu.template import KernelReport
+from targets.cpu.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -169,11 +169,6 @@ def compile_to(
     algorithms = StoredAlgorithms(records)
     prepared = prepare(model, config, spec, clock, records, algorithms=algorithms)
     golden, notes = prepared.golden, [*unread, *prepared.notes]
-    if records is not None and records.stale:
-        notes.append(
-            f"{len(records.stale)} kernels have tuning records of other versions of their "
-            "templates only, which are not applied: tune again"
-        )
     with clock.phase("build"):
         forms = ["shared"]
         forms += ["static"] if config.static_library else []
@@ -215,7 +210,7 @@ def compile_to(
         notes=tuple(notes),
         quantization=prepared.quantization,
         pruning=prepared.pruning,
-        coverage=_coverage(prepared.pipeline.kernels, algorithms),
+        coverage=_coverage(prepared.pipeline.kernels, records, algorithms),
     )
 
 
@@ -237,14 +232,25 @@ def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ..
     return differences
 
 
-def _coverage(kernels: Sequence[KernelReport], algorithms: StoredAlgorithms) -> str:
-    """How many kernels have records, of those whose templates leave something to decide."""
+def _coverage(
+    kernels: Sequence[KernelReport], records: StoredRecords | None, algorithms: StoredAlgorithms
+) -> str:
+    """How many kernels have records, of those whose templates leave something to decide.
+
+    Records that are not applied are counted too, with the reason.
+    """
     counted = [kernel for kernel in kernels if kernel.decisions]
     found = sum(kernel.source == "record" for kernel in counted)
     rest = len(counted) - found
     defaults = f"{rest} template default{'s' if rest != 1 else ''}"
     told = f"{found} of {len(counted)} kernels from records, {defaults}"
-    return f"{told}; {algorithms.coverage()}" if algorithms.asked else told
+    if algorithms.asked:
+        told = f"{told}; {algorithms.coverage()}"
+    stale = 0 if records is None else len(records.stale)
+    unfit = sum(kernel.source == UNFIT for kernel in kernels)
+    ignored = [f"{stale} records of other versions"] if stale else []
+    ignored += [f"{unfit} with decisions that the template does not have"] if unfit else []
+    return f"{told}; ignored: {', '.join(ignored)} (tune again)" if ignored else told
 
 
 def _latency(module: Module, golden: GoldenVectors) -> dict[str, Any]:

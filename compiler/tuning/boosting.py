@@ -23,7 +23,7 @@ import numpy as np
 _ROUNDS = 60
 # What the process may use beyond what it has when it starts, and the time of one order.
 _LIMIT_BYTES = 3 * 2**30
-LIMIT_SECONDS = 20
+LIMIT_SECONDS = 60
 _LENGTH = struct.Struct("<Q")
 
 

@@ -25,7 +25,7 @@ from targets.cpu.schedules.recurrent import Recurrent
 from targets.cpu.schedules.reduction import RowReduction
 from targets.cpu.schedules.softmax import Softmax
 from targets.cpu.schedules.winograd import WinogradTemplate
-from targets.cpu.template import Decisions, KernelReport, Match, Template
+from targets.cpu.template import UNFIT, Decisions, KernelReport, Match, Template
 from targets.spec import TargetSpec
 
 # The first match wins: the specific families stand before the general ones.
@@ -129,7 +129,7 @@ def _schedule(
         template=template.name,
         template_version=template.version,
         decisions=decisions,
-        source="record" if usable else "default",
+        source="record" if usable else "default" if found is None else UNFIT,
         flops=match.flops,
         bytes=match.bytes,
         arithmetic=match.arithmetic,

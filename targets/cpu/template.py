@@ -42,6 +42,10 @@ class Match:
         return str(stated)
 
 
+# The source of decisions where a record has others than the template would choose from.
+UNFIT = "default (record does not fit)"
+
+
 @dataclass(frozen=True)
 class KernelReport:
     """How one kernel of a module was scheduled; `arithmetic` is that of its `Match`."""
@@ -50,7 +54,7 @@ class KernelReport:
     template: str
     template_version: int
     decisions: Mapping[str, int]
-    source: str  # "default" or "record"
+    source: str  # "default", "record", or UNFIT: the default in the place of a record
     flops: int
     bytes: int
     arithmetic: str = ""

@@ -25,6 +25,7 @@ from compiler.tuning.report import JobView, TuneOptions
 from compiler.tuning.store import Shelf, Store
 from compiler.tuning.target_key import describe
 from compiler.tuning.tasks import Task
+from targets.cpu.template import UNFIT
 from targets.registry import get_target
 
 RUNNER = CliRunner()
@@ -147,6 +148,15 @@ def test_records_that_no_template_would_choose_are_not_applied(
     options = {"static_library": False, "runner": False}
     report = compiler.compile_to(small_model_file, tmp_path / "m", log=tmp_path / "log", **options)
     assert report.coverage.startswith("0 of ")
+    told = f"ignored: {len(entries)} with decisions that the template does not have (tune again)"
+    assert report.coverage.endswith(told)
+    assert {e["source"] for e in report.manifest.kernels} == {"default", UNFIT}
+    # Nor are those of another version of a template.
+    for entry in entries:
+        entry["version"] += 1
+    (hostile.folder / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    report = compiler.compile_to(small_model_file, tmp_path / "n", log=tmp_path / "log", **options)
+    assert f"ignored: {len(entries)} records of other versions (tune again)" in report.coverage
 
 
 def command(model: Path, log: Path) -> list[str]:
