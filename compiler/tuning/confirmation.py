@@ -10,15 +10,13 @@ from compiler.module.base import StepTime
 from compiler.preparation import Prepared
 from compiler.tuning.acceptance import build
 from compiler.tuning.allocation import TaskState
+from compiler.tuning.closing import Confirmation
 from compiler.tuning.lookup import ChosenRecords
 from compiler.tuning.records import Record, decisions_key
 from compiler.tuning.runner import Runner
 from targets.cpu.schedule import RecordLookup
 from targets.cpu.template import Decisions
 
-# How many of the fastest are tried, and for how long.
-_CONFIRMED = 3
-_SECONDS = 4.0
 # A kernel must gain that much when it is measured in the model.
 _LEAST_GAIN = 0.015
 
@@ -30,16 +28,18 @@ def confirm(
     old: RecordLookup | None,
     runner: Runner,
     scratch: Path | None,
+    extent: Confirmation,
 ) -> bool:
     """Set the winners of `states`; False if the fastest candidates crash together.
 
     `before` is the module without them, compiled with the records `old`; others are built in
-    `scratch`, each with one of the fastest of every kernel.
+    `scratch`, each with one of the fastest of every kernel: as many and timed as long as `extent`
+    says.
     """
-    ranked = {s.index: s.search.fastest(_CONFIRMED) for s in states if not s.abandoned}
+    ranked = {s.index: s.search.fastest(extent.candidates) for s in states if not s.abandoned}
     builds: list[dict[int, Decisions]] = [
         {index: fastest[place] for index, fastest in ranked.items() if place < len(fastest)}
-        for place in range(_CONFIRMED)
+        for place in range(extent.candidates)
     ]
     builds = [chosen for chosen in builds if chosen]
     if not builds:
@@ -53,7 +53,7 @@ def confirm(
             ]
             path = Path(folder) / f"variant{number}"
             paths.append(build(prepared, ChosenRecords(records, old), path))
-        steps = runner.step_seconds(paths, _SECONDS)
+        steps = runner.step_seconds(paths, extent.seconds)
     if steps is None:
         return False
     times = [_by_kernel(own) for own in steps]

@@ -30,6 +30,7 @@ from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
 from compiler.tuning.allocation import TaskState
 from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
+from compiler.tuning.closing import confirmation, seconds_to_reserve
 from compiler.tuning.confirmation import confirm
 from compiler.tuning.identity import job_digest
 from compiler.tuning.learner import Learner
@@ -131,7 +132,7 @@ class _Job:
         self.left_alone: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.ledger = Ledger()
-        self._seconds_of_models = 0.0
+        self._seconds_of_models = self._build_seconds = 0.0
         self._earlier_trials = self._earlier_failures = 0
         self._progress = progress
         self.learner = learner
@@ -158,10 +159,12 @@ class _Job:
         digest = self._digest(tunable)
         if self._is_finished(digest):
             return self._report(name, Verdict(()))
+        lowered = time.monotonic() - self.begin
         with self.shelf.scratch_folder() as self.scratch, self._folder() as folder:
             self.show("profiling")
             with self._whole_models():
                 before = build(prepared, self.old, Path(folder) / "module")
+                self._build_seconds = time.monotonic() - self.begin - lowered
                 tasks = with_times(list(tunable.values()), self._profile(before, prepared))
             try:
                 choice = self._choose_algorithms(prepared, algorithms, tasks)
@@ -176,7 +179,9 @@ class _Job:
                         )
                 self._choose(tasks)
                 if self.states:
-                    self._search(self.deadline - self._reserve)
+                    whole = self.deadline - self.begin
+                    reserve = seconds_to_reserve(whole, self._build_seconds)
+                    self._search(self.deadline - reserve)
                 with self._whole_models():
                     if self.states:
                         self._confirm(choice.prepared, start)
@@ -185,7 +190,13 @@ class _Job:
                 self.notes.append(f"{error}; what was measured is kept, the same command goes on")
                 return self._report(name, Verdict(()))
         # Where time ran out before each kernel had its share, the next job gives it to the rest.
-        if all(state.is_served for state in self.states if not state.abandoned):
+        waiting = [state for state in self.states if not (state.is_served or state.abandoned)]
+        if waiting:
+            self.notes.append(
+                f"time ran out before {len(waiting)} kernels were searched, {lowered:.0f} s of it "
+                "for lowering the model; the same command goes on"
+            )
+        elif verdict.is_complete:
             self.shelf.add_finished_jobs([d for d in (given, digest) if d is not None])
         return self._report(name, verdict)
 
@@ -242,11 +253,6 @@ class _Job:
         self.lessons = Lessons(self.states, self.learner, self.options.seed)
         if self.options.strategy == "model":
             self.lessons.warm_start(trials, self.shelf.workloads())
-
-    @property
-    def _reserve(self) -> float:
-        """Seconds that confirmation and the comparison of whole models need."""
-        return min(0.25 * (self.deadline - self.begin), 60.0)
 
     def _lowered(self, algorithms: AlgorithmLookup) -> Prepared:
         return prepare(
@@ -307,7 +313,8 @@ class _Job:
     def _confirm(self, prepared: Prepared, before: Path) -> None:
         """Find the winners among the fastest, in the model."""
         self.show("confirming")
-        if not confirm(self.states, prepared, before, self.old, self.runner, self.scratch):
+        extent = confirmation(self.deadline - time.monotonic(), self._build_seconds)
+        if not confirm(self.states, prepared, before, self.old, self.runner, self.scratch, extent):
             self.notes.append("the fastest candidates crash together in the model; none is kept")
 
     def _finish(self, prepared: Prepared, before: Path, choice: Choice) -> Verdict:
@@ -318,7 +325,14 @@ class _Job:
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
         new = [self._record(s, prepared.lowered.source_name) for s in winners]
         verdict = accept(
-            choice.prepared, before, new, self.old, self.runner, self.scratch, choice.is_new
+            choice.prepared,
+            before,
+            new,
+            self.old,
+            self.runner,
+            self.deadline,
+            self.scratch,
+            choice.is_new,
         )
         self.notes += verdict.notes
         is_kept = not choice.is_new or verdict.after_ms > 0
@@ -327,7 +341,9 @@ class _Job:
             known = distinct_kernels(prepared.pipeline.fused, self.spec)
             searched = [s for s in searched if s.task.subject in known]
             new = [record for record in new if record.subject in known]
-            verdict = accept(prepared, before, new, self.old, self.runner, self.scratch)
+            verdict = accept(
+                prepared, before, new, self.old, self.runner, self.deadline, self.scratch
+            )
         elif choice.is_new:
             self.notes += choice.told
         self.shelf.add_records(choice.records if is_kept else choice.rejected)
@@ -335,7 +351,8 @@ class _Job:
         rest = [s for s in searched if s.task.subject not in kept]
         for state in rest:
             state.winner, state.ratio = None, state.record.ratio if state.record else 1.0
-        undecided = [state for state in rest if state.record is None]
+        open_ones = {r.subject for r in new} if not verdict.is_complete else set()
+        undecided = [s for s in rest if s.record is None and s.task.subject not in open_ones]
         defaults = [self._record(state, prepared.lowered.source_name) for state in undecided]
         self.shelf.add_records([*verdict.kept, *defaults])
         return verdict

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -21,6 +22,16 @@ from targets.spec import TargetSpec
 # percent, once for all runs of a process. Of the medians of all starts the least counts.
 STARTS = 3
 RUNS = 100
+
+
+def starts(seconds: float) -> Iterator[None]:
+    """The starts of a race: one, and further ones as long as another fits into `seconds`."""
+    begin = time.monotonic()
+    for done in range(STARTS):
+        passed = time.monotonic() - begin
+        if done and passed + passed / done > seconds:
+            return
+        yield
 
 
 class NoDeviceError(TargetError):
@@ -68,8 +79,11 @@ class Runner(Protocol):
     def agrees(self, path: Path) -> bool:
         """As `variants.agrees`."""
 
-    def race(self, before: Path, after: Path) -> tuple[float, float]:
-        """Milliseconds of a run of either module, taking turns."""
+    def race(self, before: Path, after: Path, seconds: float) -> tuple[float, float]:
+        """Milliseconds of a run of either module, taking turns.
+
+        They start once, and up to `STARTS` times as long as that fits into `seconds`.
+        """
 
 
 class LocalRunner:
@@ -94,10 +108,10 @@ class LocalRunner:
         """Whether a module computes its golden vectors, in a process of its own."""
         return variants.agrees(path, self._threads)
 
-    def race(self, before: Path, after: Path) -> tuple[float, float]:
+    def race(self, before: Path, after: Path, seconds: float) -> tuple[float, float]:
         """Milliseconds of a run of either module, in processes that take turns."""
         medians = []
-        for _ in range(STARTS):
+        for _ in starts(seconds):
             report = bench(before, None, RUNS, self._threads, further={"new": ("tinsmith", after)})
             medians.append([timing.median for timing in report.timings])
         return min(first for first, _ in medians), min(second for _, second in medians)

@@ -23,7 +23,7 @@ from compiler.tuning.boards.candidates import write_tensors
 from compiler.tuning.boards.fleet import Fleet
 from compiler.tuning.boards.measurer import BoardMeasurer
 from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.runner import RUNS, STARTS, BatchMeasurer
+from compiler.tuning.runner import RUNS, BatchMeasurer, starts
 from targets.spec import TargetSpec
 
 # As in `variants`.
@@ -90,10 +90,10 @@ class BoardRunner:
         found = self._measured([path], 0.0, (0, 0), golden.outputs)
         return not found.failure and max(found.deviations[0]) <= golden.tolerance
 
-    def race(self, before: Path, after: Path) -> tuple[float, float]:
+    def race(self, before: Path, after: Path, seconds: float) -> tuple[float, float]:
         """Milliseconds of a run of either module on one board, taking turns."""
         medians = []
-        for _ in range(STARTS):
+        for _ in starts(seconds):
             found = self._measured([before, after], _RACE_SECONDS, (_ROUNDS[0], RUNS))
             if found.failure:
                 raise BuildError(f"the models cannot be compared: on the board, {found.failure}")

@@ -113,7 +113,7 @@ def test_a_model_on_a_board(lab: Lab, small_model_file: Path, tmp_path: Path) ->
         manifest = compiler.load(tmp_path / "right").manifest
         assert [step.kernel for step in first] == list(manifest.steps)
         assert all(0 < step.seconds < 1 for step in (*first, *second))
-        before, after = runner.race(*paths)
+        before, after = runner.race(*paths, 60.0)
         assert 0.2 < before / after < 5
 
 
