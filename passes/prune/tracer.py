@@ -108,6 +108,9 @@ class Tracer:
                 slice(0, 1) if axis in others else slice(None) for axis in range(traced.labels.ndim)
             )
         ]
+        if first.size == 1:
+            self.labels.freeze(traced.labels, reason)
+            return unlabelled(first.ndim)
         self.labels.unite(traced.labels, first, reason)
         return Traced(first, traced.zero)
 

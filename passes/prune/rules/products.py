@@ -40,10 +40,11 @@ def _convolution(tracer: Tracer, call: relax.Call) -> Traced | None:
     groups, rank = int(attrs.groups), shape.ndim
     out_axis = str(attrs.out_layout or attrs.data_layout).index("C")
     o_axis, i_axis = (str(attrs.kernel_layout).index(letter) for letter in "OI")
-    reason = f"is read in groups by {operator_name(call)}"
-    inputs = channels_of(tracer, data, str(attrs.data_layout).index("C"), reason)
+    pixels = f"lies along pixels of {operator_name(call)}"
+    inputs = channels_of(tracer, data, str(attrs.data_layout).index("C"), pixels)
     outputs = (static_shape(call) or ())[out_axis]
     by_group = inputs.reshape(groups, -1)
+    reason = f"is read in groups by {operator_name(call)}"
     if 1 < groups >= by_group.shape[1]:
         tracer.labels.unite(by_group, by_group[:, :1], reason)
         made = np.repeat(by_group[:, 0], outputs // groups)

@@ -223,6 +223,12 @@ def _shared_weights(g: Graph) -> relax.Var:
     return g.conv(g.bind(op.concat(made, axis=1)), 5)
 
 
+def _image_of_features(g: Graph) -> relax.Var:
+    """Channels of one operator are columns of pixels for the next: none can go."""
+    features = g.dense(g.bind(op.reshape(g.inputs[0], (24, 8))), 6)
+    return g.conv(g.conv(g.bind(op.reshape(features, (1, 1, 24, 6))), 8, 3), 5)
+
+
 # What is built, how many groups are free, and the units of each.
 CASES: dict[Callable[[Graph], relax.Var], list[int]] = {
     _conv: [8],
@@ -259,6 +265,7 @@ CASES: dict[Callable[[Graph], relax.Var], list[int]] = {
     _attention: [3],
     _single_head: [6, 8],
     _shared_weights: [4, 8],
+    _image_of_features: [8],
 }
 
 
