@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 
-from passes.graph.tensors import constant_array, operator_name, static_shape
+from passes.graph.tensors import constant_array, element_count, operator_name, static_shape
 from passes.prune.labels import Traced
 from passes.prune.tracer import Rule, Tracer
 
@@ -32,12 +33,11 @@ def _convolution(tracer: Tracer, call: relax.Call) -> Traced | None:
     depthwise convolution is the case of groups of one channel.
     """
     data, weights = call.args[:2]
-    shape = constant_array(weights)
-    if shape is None:
+    if not isinstance(weights, GenericConst):
         return None
     attrs = call.attrs
     transposed = "transpose" in str(operator_name(call))
-    groups, rank = int(attrs.groups), shape.ndim
+    groups, rank = int(attrs.groups), len(static_shape(weights) or ())
     out_axis = str(attrs.out_layout or attrs.data_layout).index("C")
     o_axis, i_axis = (str(attrs.kernel_layout).index(letter) for letter in "OI")
     pixels = f"lies along pixels of {operator_name(call)}"
@@ -74,8 +74,8 @@ def _matmul(tracer: Tracer, call: relax.Call) -> Traced | None:
 
 
 def _is_matrix(expr: relax.Expr) -> bool:
-    array = constant_array(expr)
-    return array is not None and array.ndim >= 2 and array.size == np.prod(array.shape[-2:])
+    shape = static_shape(expr) or ()
+    return isinstance(expr, GenericConst) and element_count(shape) == element_count(shape[-2:])
 
 
 def _weighted(
