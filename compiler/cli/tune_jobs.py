@@ -52,25 +52,30 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
     has failed.
     """
     jobs = [(job["model"], *_parsed(job, log, resume, fresh)) for job in read_jobs(path)]
-    done: list[tuple[Path, TuneReport | TinsmithError]] = []
+    done: list[tuple[Path, str, TuneReport | TinsmithError]] = []
     for model, config, options in jobs:
         try:
-            done.append((model, tune_shown(model, config, options, hidden=as_json)))
+            report = tune_shown(model, config, options, hidden=as_json)
+            done.append((model, config.target, report))
         except TinsmithError as error:
-            done.append((model, error))
+            done.append((model, config.target, error))
     if as_json:
         output.print_json(
             [
-                {"model": str(model), "error": str(result)}
+                {"model": str(model), "target": target, "error": str(result)}
                 if isinstance(result, TinsmithError)
                 else result.to_dict()
-                for model, result in done
+                for model, target, result in done
             ]
         )
     else:
-        rows = [(model.name, *_row(result)) for model, result in done]
-        output.print_table("jobs", ("model", "result"), rows, left=2)
-    failed = [model.name for model, result in done if isinstance(result, TinsmithError)]
+        rows = [(model.name, target, _told(result)) for model, target, result in done]
+        output.print_table("jobs", ("model", "target", "result"), rows, left=3)
+    failed = [
+        f"{model.name} for {target}"
+        for model, target, result in done
+        if isinstance(result, TinsmithError)
+    ]
     if failed:
         raise ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
 
@@ -90,7 +95,7 @@ def _parsed(
     return config, TuneOptions(**chosen, log=log, resume=resume, fresh=fresh)
 
 
-def _row(result: TuneReport | TinsmithError) -> tuple[str]:
+def _told(result: TuneReport | TinsmithError) -> str:
     if isinstance(result, TinsmithError):
-        return (" ".join(f"failed: {result}".split()),)
-    return (result.summary(),)
+        return " ".join(f"failed: {result}".split())
+    return result.summary()

@@ -38,16 +38,20 @@ class CostModel:
     def __init__(self, learner: Learner, seed: int = 0) -> None:
         self._learner, self._seed = learner, seed
         self._names: tuple[str, ...] = ()
+        self._decided: tuple[str, ...] = ()
         self._known: tuple[np.ndarray, np.ndarray] | None = None
 
     def fit(self, samples: Sequence[Samples]) -> None:
         """Know all samples, and nothing else; they are of one template."""
         self._names = tuple(sorted({name for s in samples for name in s.numbers}))
+        self._decided = tuple(sorted({name for s in samples for c in s.candidates for name in c}))
         known = [s for s in samples if s.candidates]
         if sum(len(s.candidates) for s in known) < _FEWEST:
             self._known = None
             return
-        features = np.vstack([feature_matrix(s.numbers, self._names, s.candidates) for s in known])
+        features = np.vstack(
+            [feature_matrix(s.numbers, self._names, self._decided, s.candidates) for s in known]
+        )
         ratios = np.concatenate([np.asarray(s.ratios, np.float64) for s in known])
         targets = np.log(np.minimum(ratios, _WORST_RATIO)).astype(np.float32)
         self._known = features, targets
@@ -61,5 +65,5 @@ class CostModel:
         """
         if self._known is None:
             return None
-        wanted = feature_matrix(numbers, self._names, candidates)
+        wanted = feature_matrix(numbers, self._names, self._decided, candidates)
         return self._learner.predict(*self._known, wanted, self._seed)

@@ -17,15 +17,18 @@ from targets.cpu.template import Decisions
 
 
 def feature_matrix(
-    numbers: Mapping[str, int], names: Sequence[str], candidates: Sequence[Decisions]
+    numbers: Mapping[str, int],
+    names: Sequence[str],
+    decided: Sequence[str],
+    candidates: Sequence[Decisions],
 ) -> np.ndarray:
-    """One float32 row for each candidate; `names` are the workload's numbers to take, in order.
+    """One float32 row for each candidate.
 
-    A workload that lacks one of them has 0 there.
+    `names` are the workload's numbers to take, `decided` the decisions, in order. What a workload
+    or a candidate lacks is 0: a template may decide more for some workloads than for others.
     """
     workload = np.log2(1.0 + np.array([numbers.get(name, 0) for name in names], np.float64))
-    decided = sorted(candidates[0]) if candidates else []
-    values = np.array([[c[name] for name in decided] for c in candidates], np.float64)
+    values = np.array([[c.get(name, 0) for name in decided] for c in candidates], np.float64)
     values = values.reshape(len(candidates), len(decided))
     logarithms = np.log2(1.0 + values)
     columns = [np.tile(workload, (len(candidates), 1)), values, logarithms]

@@ -121,8 +121,9 @@ class TuneReport:
         if not self.kept:
             return f"{told}; the template defaults stay"
         gain = self.before_ms / self.after_ms
+        kernels = "1 kernel has" if self.kept == 1 else f"{self.kept} kernels have"
         return (
-            f"{told}; {self.kept} kernels have new decisions: {self.before_ms:.3f} ms became "
+            f"{told}; {kernels} new decisions: {self.before_ms:.3f} ms became "
             f"{self.after_ms:.3f} ms, {gain:.2f}x"
         )
 

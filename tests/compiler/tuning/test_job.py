@@ -376,7 +376,7 @@ def test_job_files(small_model_file: Path, tmp_path: Path) -> None:
     jobs.write_text('[[job]]\nmodel = "missing.onnx"\n')
     result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
     assert result.exit_code == 2
-    assert "1 of 1 jobs failed: missing.onnx" in result.stderr
+    assert "1 of 1 jobs failed: missing.onnx for native" in result.stderr
     for content, message in (
         ("[[job]]\nmodle = 1\n", "unknown key modle"),
         ("[[job]]\nminutes = 1\n", "no model"),
@@ -388,10 +388,21 @@ def test_job_files(small_model_file: Path, tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert message in result.stderr
     model = os.path.relpath(small_model_file, tmp_path)
-    jobs.write_text(f'[[job]]\nmodel = "{model}"\nminutes = 4\ntrials = 2\ntasks = 1\n')
+    here = f'[[job]]\nmodel = "{model}"\nminutes = 4\ntrials = 2\ntasks = 1\n'
+    jobs.write_text(here)
     result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)[0]["trials"] == 2
+    # The job for another machine fails, those before and after it are done.
+    jobs.write_text(f'{here}[[job]]\nmodel = "{model}"\ntarget = "cortex-a72"\n{here}')
+    result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log])
+    assert result.exit_code == 2
+    assert "1 of 3 jobs failed: small.onnx for cortex-a72" in result.stderr
+    first, failed, last = json.loads(result.stdout)
+    assert first["target"] == last["target"] == "native"
+    assert failed["target"] == "cortex-a72" and "another" in failed["error"]
+    result = RUNNER.invoke(app, ["tune", "--job", str(jobs), *log[:-1]])
+    assert "cortex-a72" in result.stdout
 
 
 def test_logs_commands(

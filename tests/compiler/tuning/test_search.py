@@ -123,6 +123,18 @@ def test_what_is_learnt_of_one_kernel_serves_another(learner: Learner) -> None:
     assert chosen < np.quantile(actual, 0.1)
 
 
+def test_workloads_of_one_template_may_decide_different_things(learner: Learner) -> None:
+    model = CostModel(learner)
+    more = [{**decisions, "prefetch": 1} for decisions in SPACE[::5]]
+    samples = [
+        Samples(NUMBERS, chosen, [seconds(d) for d in chosen]) for chosen in (SPACE[::3], more)
+    ]
+    model.fit(samples)
+    for space in (SPACE, more):
+        expected = model.predict(NUMBERS, space)
+        assert expected is not None and expected.shape == (len(space),)
+
+
 def taught(learner: Learner) -> CostModel:
     model = CostModel(learner)
     model.fit([Samples(NUMBERS, SPACE[:16], [1.0] * 16)])
