@@ -17,7 +17,8 @@ GOALS = ("ratio", "flops", "params", "latency")
 ALLOCATIONS = ("uniform", "global", "sensitivity")
 NORMALIZATIONS = ("none", "mean", "max", "sum", "lamp")
 SCHEDULES = ("linear", "polynomial")
-RECOVERIES = ("none", "batch-norm", "least-squares")
+RECOVERIES = ("none", "batch-norm", "least-squares", "distill")
+AUGMENTATIONS = ("flip", "crop")
 MAX_STEPS = 100
 
 
@@ -41,7 +42,14 @@ class PruneConfig(SampleOptions):
         spread evenly ("linear") or over a falling cubic ("polynomial").
     recovery: what the rest learns from data without labels: `least-squares`, the weights of every
         layer solved for; `batch-norm`, statistics of batch normalisations measured anew
-        (least-squares begins with that); `none`. "auto" takes `least-squares` with data.
+        (least-squares begins with that); `distill`, weights trained, after least squares and the
+        last step, to give the scores of the unpruned model (needs torch); `none`. "auto" takes
+        `least-squares` with data.
+    distill_minutes, distill_epochs: how long is trained at most, whichever ends sooner.
+    temperature: scores are divided by it when they are compared.
+    distill_alpha: the share of the hard labels in the loss, 0: none are needed.
+    hint_weight: how much the error of inner tensors counts in the loss.
+    augment: how pictures are changed at random in training: "flip", "crop".
     ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance.
     places: results of a layer that each sample counts with in least squares, at random.
     keep: names of groups, as the report tells them, that stay whole.
@@ -60,6 +68,12 @@ class PruneConfig(SampleOptions):
     recovery: str = AUTO
     ridge: float = 1e-3
     places: int = 64
+    distill_minutes: float = 10.0
+    distill_epochs: int = 30
+    temperature: float = 2.0
+    distill_alpha: float = 0.0
+    hint_weight: float = 0.0
+    augment: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -81,7 +95,15 @@ class PruneConfig(SampleOptions):
                 raise ConfigError(
                     f"pruning {name} {getattr(self, name)}: choose from {', '.join(choices)}"
                 )
-        for name, most in (("alignment", 1024), ("steps", MAX_STEPS), ("places", 2**20)):
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                raise ConfigError(f"--augment {name}: choose from {', '.join(AUGMENTATIONS)}")
+        for name, most in (
+            ("alignment", 1024),
+            ("steps", MAX_STEPS),
+            ("places", 2**20),
+            ("distill_epochs", 2**20),
+        ):
             value = getattr(self, name)
             if value is None and name == "alignment":
                 continue
@@ -89,6 +111,16 @@ class PruneConfig(SampleOptions):
                 raise ConfigError(f"pruning {name} {value!r}: expected an integer from 1 to {most}")
         if not _is_number(self.ridge) or self.ridge <= 0:
             raise ConfigError(f"pruning ridge {self.ridge!r}: expected a number above 0")
+        for name in ("distill_minutes", "temperature"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise ConfigError(f"pruning {name} {value!r}: expected a number above 0")
+        if not _is_number(self.hint_weight) or self.hint_weight < 0:
+            raise ConfigError(f"pruning hint_weight {self.hint_weight!r}: expected 0 or more")
+        if not _is_number(self.distill_alpha) or not 0 <= self.distill_alpha <= 1:
+            raise ConfigError(
+                f"--distill-alpha {self.distill_alpha}: expected a number from 0 to 1"
+            )
         self._check_data()
 
     @property
@@ -120,7 +152,8 @@ class PruneConfig(SampleOptions):
             return
         needs = {
             f"criterion {self.criterion}": self.criterion in DATA_CRITERIA,
-            f"recovery by {self.recovery}": self.recovery in ("batch-norm", "least-squares"),
+            f"recovery by {self.recovery}": self.recovery
+            in ("batch-norm", "least-squares", "distill"),
             "allocation by sensitivity": self.allocation == "sensitivity"
             and self.evaluation is None,
         }

@@ -150,7 +150,9 @@ class Pruner:
             rankings = self._rankings(whole, current, scores)
             widths = allocator.widths(current, rankings, done)
             importance = {r.group: _importance_kept(r, widths[r.group]) for r in rankings}
-            current, step, verdict = self._step(whole, current, rankings, widths, recovery)
+            current, step, verdict = self._step(
+                whole, current, rankings, widths, recovery, last=done >= 1
+            )
             steps.append(step)
         seconds = self._latencies(whole.module, current.module)
         self.report = PruneReport(
@@ -171,6 +173,7 @@ class Pruner:
             float_top1=reference.top1 if reference else None,
             evaluated_on=self._judge.label if verdict else None,
             evaluated_samples=verdict.samples if verdict else 0,
+            distillation=recovery.distillation,
             notes=(*self._judge.notes, *scores.notes, *self._notes(current, seconds is not None)),
             options=self._config.to_dict(),
         )
@@ -203,6 +206,7 @@ class Pruner:
         rankings: Sequence[Ranking],
         widths: Mapping[int, int],
         recovery: Recovery,
+        last: bool,
     ) -> tuple[_State, StepReport, Verdict | None]:
         """Shrink, recover, judge before and after."""
         keep = {r.group: r.kept(widths[r.group]) for r in rankings if widths[r.group] < r.units}
@@ -211,7 +215,7 @@ class Pruner:
         )
         shrunk = shrink(current.module, keep)
         raw = self._judge.verdict(shrunk)
-        module, layers = recovery.recovered(shrunk, positions)
+        module, layers = recovery.recovered(shrunk, positions, last)
         verdict = raw if module is shrunk else self._judge.verdict(module)
         after = _State(module, find_groups(module), positions)
         report = StepReport(

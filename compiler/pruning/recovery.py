@@ -1,4 +1,4 @@
-"""What a pruned graph learns from samples without labels, in closed form."""
+"""What a pruned graph learns from samples: in closed form, and by distillation after that."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import tvm
 
 from compiler.calibration import CalibrationSource
 from compiler.pruning.config import PruneConfig
+from compiler.pruning.distillation import Distiller
 from compiler.pruning.observed import ObservedGraph
 from compiler.pruning.reconstruction import LayerError, Reconstruction
 from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
+from passes.prune.recovery.distillation import DistillationResult
 from passes.prune.recovery.positions import Positions
 from passes.prune.recovery.replace_operands import replace_operands
 from targets.spec import TargetSpec
@@ -41,7 +43,11 @@ class Recovery:
         self._progress = progress
         self._method = config.chosen_recovery
         self._reconstruction: Reconstruction | None = None
-        if source is not None and self._method == "least-squares":
+        self._distiller: Distiller | None = None
+        self.distillation: DistillationResult | None = None
+        if source is not None and self._method == "distill":
+            self._distiller = Distiller(config, whole, source, spec, seed, threads, progress)
+        if source is not None and self._method in ("least-squares", "distill"):
             self._reconstruction = Reconstruction(
                 whole,
                 source,
@@ -54,9 +60,12 @@ class Recovery:
             )
 
     def recovered(
-        self, pruned: tvm.IRModule, positions: Positions
+        self, pruned: tvm.IRModule, positions: Positions, last: bool = True
     ) -> tuple[tvm.IRModule, tuple[LayerError, ...]]:
-        """The graph with new constants, and the errors of the layers that were solved for."""
+        """The graph with new constants, and the errors of the layers that were solved for.
+
+        Distillation takes its time once: after the `last` step.
+        """
         if self._source is None or self._method == "none":
             return pruned, ()
         pruned = estimate_batch_norms(
@@ -64,7 +73,10 @@ class Recovery:
         )
         if self._reconstruction is None:
             return pruned, ()
-        return self._reconstruction.recovered(pruned, positions)
+        pruned, errors = self._reconstruction.recovered(pruned, positions)
+        if self._distiller is not None and last:
+            pruned, self.distillation = self._distiller.distilled(pruned, positions)
+        return pruned, errors
 
 
 def estimate_batch_norms(

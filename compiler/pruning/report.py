@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from passes.prune.recovery.distillation import DistillationResult
+
 
 @dataclass(frozen=True)
 class GroupReport:
@@ -63,6 +65,7 @@ class PruneReport:
     float_top1: float | None = None
     evaluated_on: str | None = None
     evaluated_samples: int = 0
+    distillation: DistillationResult | None = None
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,6 +91,8 @@ class PruneReport:
         known = dict(data)
         known["groups"] = tuple(GroupReport(**group) for group in known["groups"])
         known["steps"] = tuple(StepReport(**step) for step in known["steps"])
+        if known.get("distillation") is not None:
+            known["distillation"] = DistillationResult(**known["distillation"])
         for name in ("flops", "params", "notes"):
             known[name] = tuple(known[name])
         return cls(**known)
@@ -103,6 +108,12 @@ class PruneReport:
             parts.append(f"same top-1 on {self.agreement:.2%} of {self.evaluated_samples}")
         if self.top1 is not None and self.float_top1 is not None:
             parts.append(f"top-1 {self.top1:.2%} (unpruned {self.float_top1:.2%})")
+        if self.distillation is not None:
+            told = self.distillation
+            parts.append(
+                f"distilled for {told.seconds:.0f} s ({told.epochs:.1f} epochs; agreement on "
+                f"held-out samples {told.agreement_before:.2%} -> {told.agreement:.2%})"
+            )
         if self.seconds is not None and self.float_seconds is not None:
             parts.append(
                 f"{self.seconds * 1e3:.3f} ms (unpruned {self.float_seconds * 1e3:.3f} ms, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ _TRAINED: dict[str, tuple[int, ...]] = {
     "relax.nn.rms_norm": (1,),
     **{f"relax.nn.{kind}_norm": (1, 2) for kind in ("batch", "layer", "group", "instance")},
 }
-_CONVOLUTIONS = tuple(f"relax.nn.conv{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_transpose"))  # fmt: skip
+_CONVOLUTIONS = frozenset(name for name in _TRAINED if name.startswith("relax.nn.conv"))
 # Compared where one sample after the other is computed and all together.
 _SAME = 1e-3
 
@@ -156,7 +155,8 @@ class TorchGraph(torch.nn.Module):
         results = [node for end in ends if (node := self._graph.node(end)) is not None]
         if len(results) == 1 and isinstance(results[0].value, relax.Tuple):
             made = results[0]
-            results = [n for f in made.value.fields if (n := self._graph.node(f)) is not None]
+            fields = results[0].value.fields
+            results = [node for f in fields if (node := self._graph.node(f)) is not None]
             nodes = [node for node in nodes if node is not made]
         biases = _biases(nodes)
         fused = {product: node for node, (product, _) in biases.items()}
@@ -282,4 +282,3 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _scale(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-

@@ -74,6 +74,7 @@ def _astype(call: relax.Call) -> Function:
 
 
 def _batch_norm(call: relax.Call) -> Function:
+    # By its statistics, whatever the attribute `training` says: as all passes take it.
     axis, epsilon = int(call.attrs.axis), float(call.attrs.epsilon)
 
     def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> Any:
@@ -259,11 +260,6 @@ def _resize(call: relax.Call) -> Function:
     raise ValueError(f"a resize by {way[0]}, {way[1]}")
 
 
-def _pixel_shuffle(call: relax.Call) -> Function:
-    factor = int(call.attrs.upscale_factor)
-    return lambda x: functional.pixel_shuffle(x, factor)
-
-
 def _divide(call: relax.Call) -> Function:
     whole = not str(element_type(call)).startswith("float")
     return lambda x, y: torch.div(x, y, rounding_mode="trunc" if whole else None)
@@ -273,7 +269,7 @@ _SAME_NAME = (
     *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "cos"),
     *("cosh", "erf", "exp", "floor", "isfinite", "isinf", "isnan", "log", "logical_not"),
     *("negative", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "square", "sqrt", "tan"),
-    *("tanh", "trunc", "add", "subtract", "multiply", "maximum", "minimum", "where", "equal"),
+    *("tanh", "trunc", "add", "subtract", "multiply", "maximum", "minimum", "where"),
     *("not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and"),
     *("logical_or", "logical_xor", "matmul"),
 )
@@ -285,6 +281,7 @@ OPERATORS: dict[str, Rule] = {
         for name in ("relu", "relu6", "selu", "silu", "gelu")
     },
     **WINDOWED,
+    "relax.equal": _plain(torch.eq),
     "relax.power": _plain(torch.pow),
     "relax.floor_divide": _plain(torch.floor_divide),
     "relax.divide": _divide,
@@ -322,5 +319,4 @@ OPERATORS: dict[str, Rule] = {
     "relax.expand_dims": _expand_dims,
     "relax.nn.pad": _pad,
     "relax.image.resize2d": _resize,
-    "relax.nn.pixel_shuffle": _pixel_shuffle,
 }

@@ -176,7 +176,8 @@ class Distillation:
         scores = taught[self._scores]
         if plain and _are_scores(scores):
             keys = batch.keys or ()
-            self._taught.update(zip(keys, scores.reshape(len(keys), -1, scores.shape[-1]), strict=True))  # fmt: skip
+            rows = scores.reshape(len(keys), -1, scores.shape[-1])
+            self._taught.update(zip(keys, rows, strict=True))
         return taught
 
     def _run(
@@ -199,7 +200,8 @@ class Distillation:
                 counts.append(len(batch.inputs[0]))
         mean = float(np.average(agreements, weights=counts))
         # Without classes nothing agrees or not, and the loss decides.
-        return _Standing(mean if math.isfinite(mean) else 0.0, float(np.average(losses, weights=counts)))  # fmt: skip
+        loss = float(np.average(losses, weights=counts))
+        return _Standing(mean if math.isfinite(mean) else 0.0, loss)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self._student.named_parameters()}
