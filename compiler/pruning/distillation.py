@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 Positions = Mapping[tuple[str, int], np.ndarray]
 
-_BATCH = 128
+_BATCH = 64
 # One sample in so many is held out, of at most so many.
 _HELD_OUT_EVERY = 10
 _MOST_HELD_OUT = 512
