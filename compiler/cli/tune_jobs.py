@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from compiler.cli import output
 from compiler.cli.tune_command import quantization_of, tune_shown
 from compiler.config import CompileConfig
@@ -49,7 +51,7 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
     """Run every job; one that fails is told in the summary and does not stop the others.
 
     Raises ConfigError before the first begins if the file is wrong, and at the end if a job
-    has failed.
+    has failed (typer.Exit if the answer is JSON, which tells of it).
     """
     jobs = [(job["model"], *_parsed(job, log, resume, fresh)) for job in read_jobs(path)]
     done: list[tuple[Path, str, TuneReport | TinsmithError]] = []
@@ -77,7 +79,12 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
         if isinstance(result, TinsmithError)
     ]
     if failed:
-        raise ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
+        told = ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
+        if as_json:
+            # The document on standard output is complete: a second one would spoil it.
+            typer.echo(f"tinsmith: error: {told}", err=True)
+            raise typer.Exit(told.exit_code)
+        raise told
 
 
 def _parsed(

@@ -110,9 +110,9 @@ def test_failures_count_as_trials(small_tasks: tuple[Task, ...]) -> None:
 
 def test_features_of_one_template_have_one_width() -> None:
     candidates = [{"rows": 2, "vectors": 3}, {"rows": 4, "vectors": 1}]
-    names = ("channels", "pixels")
-    known = feature_matrix({"pixels": 49, "channels": 64}, names, candidates)
-    other = feature_matrix({"pixels": 196}, names, candidates[:1])
+    names, decided = ("channels", "pixels"), ("rows", "vectors")
+    known = feature_matrix({"pixels": 49, "channels": 64}, names, decided, candidates)
+    other = feature_matrix({"pixels": 196}, names, decided, [{"rows": 2}])
     assert known.shape == (2, other.shape[1])
     assert np.isfinite(known).all()
     assert not np.array_equal(known[0], known[1])
