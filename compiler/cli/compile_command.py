@@ -9,6 +9,18 @@ import typer
 
 from compiler.cli import output
 from compiler.cli.options import AsJson
+from compiler.cli.pruning import (
+    Allocation,
+    Augment,
+    Criterion,
+    DistillMinutes,
+    KeepGroup,
+    Recover,
+    Steps,
+    print_pruning,
+    prune_config,
+    refuse_without_goal,
+)
 from compiler.cli.quantization import print_quantization, write_json
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
@@ -114,9 +126,32 @@ def compile_model(
         int,
         typer.Option(metavar="N", help="Compressed weights that share a scale: 16 to 256."),
     ] = 64,
+    prune: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="Remove this share of the channels: 0.3."),
+    ] = None,
+    prune_flops: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the operations.")
+    ] = None,
+    prune_params: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the parameters.")
+    ] = None,
+    prune_latency: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Prune to a share of the latency, measured here."),
+    ] = None,
+    prune_criterion: Criterion = AUTO,
+    prune_allocation: Allocation = "uniform",
+    prune_steps: Steps = 1,
+    keep_group: KeepGroup = None,
+    recover: Recover = AUTO,
+    distill_minutes: DistillMinutes = 10.0,
+    augment: Augment = None,
     report_file: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE.json", help="Write the report of each layer."),
+        typer.Option(
+            "--report", metavar="FILE.json", help="Write the report of each layer or group."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -128,7 +163,43 @@ def compile_model(
     0.485,0.456,0.406 --std 0.229,0.224,0.225 -o out8/`
 
     **Small:** `tinsmith compile model.onnx --quantize int4-weights --group-size 64 -o out4/`
+
+    **Pruned:** `tinsmith compile model.onnx --prune 0.3 --calibration photos/ --recover distill
+    --distill-minutes 10 -o small/`; with `--quantize int8` on top, too
     """
+    pruning = prune_config(
+        {
+            "ratio": prune,
+            "flops": prune_flops,
+            "params": prune_params,
+            "latency": prune_latency,
+        },
+        criterion=prune_criterion,
+        allocation=prune_allocation,
+        steps=prune_steps,
+        keep=tuple(keep_group or ()),
+        recovery=recover,
+        distill_minutes=distill_minutes,
+        augment=tuple(augment.split(",")) if augment else (),
+        calibration=calibration,
+        samples=samples,
+        mean=parse_numbers("--mean", mean),
+        std=parse_numbers("--std", std),
+        pixel_range=pixel_range,
+        layout=layout,
+        resize=None if resize is None else parse_resize(resize),
+        labels=labels,
+        evaluation=evaluation,
+    )
+    if pruning is None:
+        refuse_without_goal(
+            prune_criterion=prune_criterion != AUTO,
+            prune_allocation=prune_allocation != "uniform",
+            prune_steps=prune_steps != 1,
+            keep_group=keep_group,
+            recover=recover != AUTO,
+            augment=augment,
+        )
     quantization = None
     if quantize is not None:
         quantization = QuantizationConfig(
@@ -155,14 +226,12 @@ def compile_model(
         )
     else:
         _refuse_without_quantize(
-            calibration=calibration,
-            report=report_file,
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            labels=labels,
-            evaluation=evaluation,
-            keep_float=keep_float or None,
+            max_drop=max_drop, min_agreement=min_agreement, keep_float=keep_float or None
         )
+        if pruning is None:
+            _refuse_without_quantize(
+                calibration=calibration, report=report_file, labels=labels, evaluation=evaluation
+            )
     config = CompileConfig(
         target=target,
         shapes=dict(map(parse_shape_option, shape or [])),
@@ -174,13 +243,16 @@ def compile_model(
         tuned=tuned,
         winograd=winograd,
         quantization=quantization,
+        pruning=pruning,
     )
     from compiler.api import compile_to  # imports TVM
 
     with output.progress_bar(f"compile {model.name}", hidden=as_json) as show:
         report = compile_to(model, out, config=config, progress=show)
-    if report_file is not None and report.quantization is not None:
-        write_json(report_file, report.quantization.to_dict())
+    if report_file is not None:
+        written = {"quantization": report.quantization, "pruning": report.pruning}
+        found = {name: part.to_dict() for name, part in written.items() if part is not None}
+        write_json(report_file, found if len(found) > 1 else next(iter(found.values())))
     if as_json:
         output.print_json(report.to_dict())
         return
@@ -190,6 +262,8 @@ def compile_model(
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     output.say(f"{report.path}: {report.summary()}")
     output.say(f"phases: {phases}; peak memory {output.size(report.peak_memory_bytes)}")
+    if report.pruning is not None:
+        print_pruning(report.pruning)
     if report.quantization is not None:
         print_quantization(report.quantization)
     if timing:

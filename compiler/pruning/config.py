@@ -10,7 +10,7 @@ from compiler.sample_options import SampleOptions
 
 AUTO = "auto"
 # Those that look at data, and those that look at weights alone.
-DATA_CRITERIA = ("reconstruction", "activation", "apoz")
+DATA_CRITERIA = ("reconstruction", "activation", "apoz", "taylor")
 CRITERIA = (*DATA_CRITERIA, "l1", "l2", "geometric-median", "batch-norm", "random")
 # What the goal may be a share of; latency is measured.
 GOALS = ("ratio", "flops", "params", "latency")
@@ -32,7 +32,8 @@ class PruneConfig(SampleOptions):
     flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
         then chosen so that the least importance is lost. Latency is measured on this machine.
     criterion: how units are ranked: `reconstruction`, the error that is left when a layer is
-        solved for anew, `activation`, `apoz` (these need data), `l1`, `l2`, `geometric-median`,
+        solved for anew, `activation`, `apoz`, `taylor`, the change of the loss to first order
+        (these need data, the last one torch too), `l1`, `l2`, `geometric-median`,
         `batch-norm`, or `random`. "auto" takes `reconstruction` with data, `l2` without.
     normalization: how scores of different groups are made comparable: `none`, `mean`, `max`, `sum`
         or `lamp`. Errors of reconstruction are comparable as they are.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
 
 from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
 from compiler.calibration.labels import read_labels
-from compiler.errors import ConfigError, InputError, ModelError
+from compiler.errors import ConfigError, InputError
+from compiler.pruning.batches import (
+    BATCH,
+    Sample,
+    Samples,
+    batch_of,
+    parts,
+    require_torch,
+    torch_graph,
+)
 from compiler.pruning.config import PruneConfig
 from passes.prune.recovery.distillation import (
     Batch,
@@ -22,27 +29,16 @@ from passes.prune.recovery.distillation import (
 from targets.number_formats import has_bfloat16
 from targets.spec import TargetSpec
 
-if TYPE_CHECKING:
-    from passes.prune.autograd.graph import TorchGraph
-
 Progress = Callable[[str, float], None]
 Positions = Mapping[tuple[str, int], np.ndarray]
 
-_BATCH = 64
+_INSTEAD = "--recover least-squares"
 # One sample in so many is held out, of at most so many.
 _HELD_OUT_EVERY = 10
 _MOST_HELD_OUT = 512
 _LEAST_SAMPLES = 2 * _HELD_OUT_EVERY
-# Samples that are kept in memory, in bytes; of more, so many are shuffled at a time.
-_MEMORY = 1 << 30
 # A picture is shifted by at most this share of its height and width.
 _SHIFT = 1 / 8
-
-
-def require_torch(what: str) -> None:
-    """Raise ConfigError if the extra is missing that `what` needs."""
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError(f"{what} needs PyTorch: pip install 'tinsmith[torch]'")
 
 
 class Distiller:
@@ -77,7 +73,7 @@ class Distiller:
             self._source = open_calibration(
                 config.calibration, source.signature, preprocessing=preprocessing
             )
-        self._samples = _Samples(self._source, self._labels())
+        self._samples = Samples(self._source, self._labels())
         self._augment = Augmentation(config.augment, source, preprocessing)
 
     def distilled(
@@ -90,14 +86,13 @@ class Distiller:
         """
         import torch
 
-        from passes.prune.autograd.graph import TorchGraph
         from passes.prune.autograd.training import Distillation
 
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
             held_out = self._held_out()
-            student = self._graph(TorchGraph, pruned, held_out)
+            student = torch_graph(pruned, held_out[0], _INSTEAD)
             options = DistillationOptions(
                 minutes=self._config.distill_minutes,
                 epochs=self._config.distill_epochs,
@@ -106,7 +101,7 @@ class Distiller:
                 hint_weight=self._config.hint_weight,
             )
             distillation = Distillation(
-                self._graph(TorchGraph, self._whole, held_out),
+                torch_graph(self._whole, held_out[0], _INSTEAD),
                 student,
                 options,
                 find_hints(pruned, positions),
@@ -116,20 +111,6 @@ class Distiller:
         finally:
             torch.set_num_threads(threads)
         return student.trained_module(), result
-
-    def _graph(
-        self, make: type[TorchGraph], module: tvm.IRModule, held_out: list[Batch]
-    ) -> TorchGraph:
-        try:
-            graph = make(module)
-        except ValueError as error:
-            raise ModelError(
-                f"cannot be distilled: {error}; choose --recover least-squares"
-            ) from error
-        rows = graph.batch
-        first = held_out[0].inputs
-        graph.find_joint([[a[i * rows : (i + 1) * rows] for a in first] for i in range(2)])
-        return graph
 
     def _labels(self) -> np.ndarray | None:
         if not self._config.distill_alpha:
@@ -148,7 +129,7 @@ class Distiller:
                 f"{self._source.label}: distillation needs at least {_LEAST_SAMPLES} samples, "
                 f"there are {count}"
             )
-        return [_batch(part) for part in _parts(chosen, _BATCH)]
+        return [batch_of(part) for part in parts(chosen)]
 
     def _is_held_out(self, index: int) -> bool:
         every = max(_HELD_OUT_EVERY, (self._source.count or 0) // _MOST_HELD_OUT)
@@ -158,18 +139,14 @@ class Distiller:
         """All samples that are not held out, shuffled, in full batches if there is one."""
         generator = np.random.default_rng((self._seed, epoch))
         training = (s for s in self._samples.shuffled(generator) if not self._is_held_out(s[0]))
-        for number, part in enumerate(_parts(training, _BATCH)):
-            if len(part) < _BATCH and number:
+        for number, part in enumerate(parts(training)):
+            if len(part) < BATCH and number:
                 return
-            yield _batch([self._augment(sample, generator) for sample in part])
+            yield batch_of([self._augment(sample, generator) for sample in part])
 
     def _told(self, share: float, standing: str) -> None:
         if self._progress is not None:
             self._progress(f"distill, {standing}", share)
-
-
-# Its number, what the model takes, the class of each row, and whether it looks the same each time.
-_Sample = tuple[int, tuple[np.ndarray, ...], "np.ndarray | None", "int | None"]
 
 
 class Augmentation:
@@ -187,7 +164,7 @@ class Augmentation:
             for position, (name, (shape, _)) in enumerate(source.signature.items()):
                 self._width[position] = 3 if preprocessing.layout_of(name, shape) == "NCHW" else 2
 
-    def __call__(self, sample: _Sample, generator: np.random.Generator) -> _Sample:
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """The sample, changed at random."""
         if not self._names:
             return sample
@@ -202,74 +179,6 @@ class Augmentation:
                 changed[position] = _shifted(changed[position], shift, width)
         key = None if shift is not None else 2 * index + flip
         return index, tuple(changed), labels, key
-
-
-class _Samples:
-    """The samples of a source by number; kept in memory if they fit."""
-
-    def __init__(self, source: CalibrationSource, labels: np.ndarray | None) -> None:
-        self._source = source
-        self._labels = labels
-        self._kept: list[_Sample] | None = None
-        size = sum(
-            int(np.prod(shape)) * np.dtype(dtype).itemsize
-            for shape, dtype in source.signature.values()
-        )
-        self._room = max(_BATCH, _MEMORY // max(size, 1))
-        self.count = 0
-
-    def __iter__(self) -> Iterator[_Sample]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[_Sample] = []
-        count = 0
-        for count, sample in enumerate(self._source, 1):
-            arrays = tuple(np.array(array) for array in sample.values())
-            rows = len(arrays[0]) if arrays[0].ndim else 1
-            labels = self._labels
-            own = None if labels is None else labels[(count - 1) * rows : count * rows]
-            found = (count - 1, arrays, own, 2 * (count - 1))
-            if len(kept) < self._room:
-                kept.append(found)
-            yield found
-        self.count = count
-        if count == len(kept):
-            self._kept = kept
-
-    def shuffled(self, generator: np.random.Generator) -> Iterator[_Sample]:
-        """All samples; in random order among as many as there is room for."""
-        waiting: list[_Sample] = []
-        for sample in self:
-            waiting.append(sample)
-            if len(waiting) > self._room:
-                chosen = int(generator.integers(len(waiting)))
-                waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
-                yield waiting.pop()
-        for index in generator.permutation(len(waiting)):
-            yield waiting[index]
-
-
-def _parts(samples: Iterable[_Sample], size: int) -> Iterator[list[_Sample]]:
-    part: list[_Sample] = []
-    for sample in samples:
-        part.append(sample)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def _batch(samples: list[_Sample]) -> Batch:
-    inputs = zip(*(arrays for _, arrays, _, _ in samples), strict=True)
-    labels = [own for _, _, own, _ in samples if own is not None]
-    keys = [key for *_, key in samples if key is not None]
-    return Batch(
-        tuple(np.concatenate(arrays) for arrays in inputs),
-        np.concatenate(labels) if labels else None,
-        tuple(keys) if len(keys) == len(samples) else None,
-    )
 
 
 def _shifted(array: np.ndarray, shift: np.ndarray, width: int) -> np.ndarray:

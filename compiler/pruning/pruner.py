@@ -19,6 +19,7 @@ from compiler.pruning.latency_table import latencies
 from compiler.pruning.recovery import Recovery
 from compiler.pruning.report import GroupReport, PruneReport, StepReport
 from compiler.pruning.scoring import Scores, Scoring
+from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from compiler.quantization.evaluation import Verdict
 from compiler.quantization.timing import local_spec
 from passes.prune import Groups, find_groups
@@ -135,15 +136,7 @@ class Pruner:
         recovery = Recovery(
             self._config, module, self.source, native, self._seed, self._threads, self._progress
         )
-        scoring = Scoring(
-            self._config.chosen_criterion,
-            self._config.normalization,
-            native,
-            self.source,
-            self._seed,
-            self._progress,
-            self._threads,
-        )
+        scoring = self._scoring()
         steps: list[StepReport] = []
         for done in progress_of_steps(self._config.schedule, self._config.steps):
             scores = scoring.scores(current.module, current.groups)
@@ -178,6 +171,31 @@ class Pruner:
             options=self._config.to_dict(),
         )
         return current.module
+
+    def sensitivity(self, module: tvm.IRModule, ratios: Sequence[float] = RATIOS) -> Sensitivity:
+        """How much each group of an imported module matters alone; nothing else is done.
+
+        Raises ModelError if there is nothing to prune, ConfigError if there is nothing to judge by.
+        """
+        module = readable(module)
+        whole = _State(module, find_groups(module), {})
+        self._check(whole.groups)
+        self._judge.set_reference(module)
+        rankings = self._rankings(whole, whole, self._scoring().scores(module, whole.groups))
+        return measure_sensitivity(
+            module, whole.groups, rankings, self._judge, ratios, self._progress
+        )
+
+    def _scoring(self) -> Scoring:
+        return Scoring(
+            self._config.chosen_criterion,
+            self._config.normalization,
+            get_target("native"),
+            self.source,
+            self._seed,
+            self._progress,
+            self._threads,
+        )
 
     def _check(self, groups: Groups) -> None:
         if not groups.prunable:

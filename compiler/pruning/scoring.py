@@ -11,6 +11,7 @@ import tvm
 from compiler.calibration import CalibrationSource
 from compiler.errors import ModelError
 from compiler.pruning.observed import ObservedGraph
+from compiler.pruning.taylor import taylor_scores
 from passes.prune.allocation.ranking import Kind
 from passes.prune.groups import Channels, Group, Groups, Member
 from passes.prune.importance.apoz import ActiveShare
@@ -74,6 +75,11 @@ class Scoring:
             found, notes = self._activations(module, groups, chosen)
         elif self.criterion == "random":
             found = {g.index: random_scores(g.units, self.seed + g.index) for g in chosen}
+            notes = ()
+        elif self.criterion == "taylor":
+            if self.source is None:
+                raise ValueError("taylor needs samples")
+            found = taylor_scores(module, groups, chosen, self.source, self.progress)
             notes = ()
         elif self.criterion == "batch-norm":
             found, notes = _batch_norm(groups, chosen)

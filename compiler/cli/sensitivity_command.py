@@ -1,0 +1,157 @@
+"""`tinsmith sensitivity`: how much quality each group of channels carries, by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compiler.cli import output
+from compiler.cli.options import AsJson
+from compiler.cli.pruning import Criterion
+from compiler.config import parse_constant_option, parse_shape_option
+from compiler.errors import ConfigError
+from compiler.pruning.config import AUTO, PruneConfig
+from compiler.quantization.config import parse_numbers, parse_resize
+
+if TYPE_CHECKING:
+    from compiler.pruning.sensitivity import Sensitivity
+
+_PLOTS = (".png", ".svg")
+
+
+@output.reported
+def measure_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to measure.")],
+    calibration: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="Samples: a folder of pictures, .npz or .npy."),
+    ],
+    ratios: Annotated[
+        str, typer.Option(metavar="R,R,...", help="Shares of a group that go.")
+    ] = "0.25,0.5,0.75",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the curves; .png or .svg.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to read of --calibration.")] = 100,
+    mean: Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")] = "0",
+    std: Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")] = "1",
+    pixel_range: Annotated[float, typer.Option(help="The value of white: 1 or 255.")] = 1.0,
+    layout: Annotated[
+        str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Class indices; accuracy instead of agreement."),
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Held-out samples to judge by.")
+    ] = None,
+    prune_criterion: Criterion = AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a share of each group of channels alone, and judge what the model still answers.
+
+    **Example:** `tinsmith sensitivity model.onnx --calibration photos/ --plot curves.png`
+    """
+    chosen = _ratios(ratios)
+    if plot is not None:
+        _check_plot(plot)
+    config = PruneConfig(
+        ratio=chosen[0],
+        criterion=prune_criterion,
+        recovery="none",
+        calibration=calibration,
+        samples=samples,
+        mean=parse_numbers("--mean", mean),
+        std=parse_numbers("--std", std),
+        pixel_range=pixel_range,
+        layout=layout,
+        resize=None if resize is None else parse_resize(resize),
+        labels=labels,
+        evaluation=evaluation,
+    )
+    from compiler.evaluate.inputs import index_bounds  # imports TVM
+    from compiler.frontends.onnx import import_onnx
+    from compiler.pruning.pruner import Pruner
+    from targets.registry import get_target
+
+    imported = import_onnx(
+        model,
+        dict(map(parse_shape_option, shape or [])),
+        dict(map(parse_constant_option, constant or [])),
+    )
+    inputs = zip(imported.input_shapes, imported.input_dtypes, strict=True)
+    with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
+        found = Pruner(
+            config,
+            get_target("native"),
+            dict(zip(imported.input_names, inputs, strict=True)),
+            index_bounds(imported.reference),
+            threads,
+            progress=show,
+        ).sensitivity(imported.module, chosen)
+    if plot is not None:
+        _draw(found, plot)
+    if as_json:
+        output.print_json(found.to_dict())
+        return
+    rows = [
+        (curve.name, *(f"{ratio:.0%}: {quality:.1%}" for ratio, quality in curve.points))
+        for curve in found.curves
+    ]
+    columns = max((len(row) for row in rows), default=1) - 1
+    output.print_table(
+        f"{found.measure} by the share of the group that goes (whole: {found.whole:.1%})",
+        ("group", *([""] * columns)),
+        [(*row, *([""] * (columns + 1 - len(row)))) for row in rows],
+    )
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    ratios = parse_numbers("--ratios", text)
+    if not all(0 < ratio < 1 for ratio in ratios):
+        raise ConfigError(f"--ratios {text}: expected numbers between 0 and 1, both excluded")
+    return ratios
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix.lower() not in _PLOTS:
+        raise ConfigError(f"--plot {path}: the file ends in {' or '.join(_PLOTS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'tinsmith[plot]'")
+
+
+def _draw(found: Sensitivity, path: Path) -> None:
+    """A line for each group."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for curve in found.curves:
+        shares = [0.0, *(ratio for ratio, _ in curve.points)]
+        axes.plot(
+            shares, [found.whole, *(q for _, q in curve.points)], marker=".", label=curve.name
+        )
+    axes.set_xlabel("share of the group's channels that goes")
+    axes.set_ylabel(found.measure)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="x-small")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {path}: {error.strerror}") from error

@@ -1,0 +1,91 @@
+"""Pruning from the command line: what is written and printed, and one line for every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from compiler.cli import app
+from compiler.demo import IMAGES, MODEL
+from compiler.evaluate.accuracy import LabelledImages
+
+
+def tinsmith(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(arguments: tuple[object, ...], message: str) -> None:
+    """Exactly one line on standard error, which mentions this."""
+    result = tinsmith(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert message in lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 of the demo's images as the network takes them."""
+    path = tmp_path_factory.mktemp("data") / "images.npy"
+    images = LabelledImages.read(IMAGES).images[:120, None].astype("float32") / np.float32(255)
+    np.save(path, images)
+    return path
+
+
+def test_a_pruned_module_is_written_and_reported(data: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = tinsmith(
+        *("compile", MODEL, "--shape", "image=1,1,28,28", "--threads", 1),
+        *("--prune", 0.5, "--prune-criterion", "l2", "--recover", "none"),
+        *("--calibration", data, "--samples", 30, "-o", tmp_path / "out", "--report", report),
+    )
+    assert result.exit_code == 0, result.output
+    assert "pruned by l2" in result.stdout
+    assert "importance kept" in result.stdout
+    written = json.loads(report.read_text())
+    assert written["params"][1] < 0.6 * written["params"][0]
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_mistakes_are_one_line_each(data: Path, tmp_path: Path) -> None:
+    command = ("compile", MODEL, "--shape", "image=1,1,28,28", "-o", tmp_path / "out")
+    fails((*command, "--prune", 1.0), "--prune 1.0: expected a number between 0 and 1")
+    fails((*command, "--prune-flops", 0), "--prune-flops 0.0: expected a number between 0 and 1")
+    fails((*command, "--prune", 0.3, "--prune-params", 0.5), "--prune, --prune-params: give one")
+    fails((*command, "--recover", "distill"), "--recover is for pruning: add --prune")
+    fails((*command, "--prune", 0.3, "--recover", "magic"), "choose from auto, none")
+    fails((*command, "--prune", 0.3, "--augment", "tilt", "--calibration", data), "--augment tilt")
+    fails((*command, "--prune", 0.3, "--recover", "distill"), "needs data: pass --calibration")
+    fails((*command, "--calibration", data), "add --quantize int8")
+    wide = tmp_path / "wide.npy"
+    np.save(wide, np.zeros((4, 1, 30, 30), np.float32))
+    fails((*command, "--prune", 0.3, "--calibration", wide), "30")
+    few = ("--prune-params", 0.001, "--calibration", data, "--samples", 4, "--recover", "none")
+    fails((*command, *few), "cannot be reached; with all groups at their narrowest")
+
+
+def test_sensitivity_prints_curves(data: Path, tmp_path: Path) -> None:
+    command = (
+        *("sensitivity", MODEL, "--shape", "image=1,1,28,28", "--calibration", data),
+        *("--samples", 40, "--ratios", "0.5", "--prune-criterion", "l2", "--threads", 1),
+    )
+    plot = tmp_path / "curves.svg"
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    result = tinsmith(*command, "--json", *(("--plot", plot) if drawn else ()))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["measure"] == "agreement" and found["whole"] == 1.0
+    assert len(found["groups"]) > 3
+    assert all(0 <= q <= 1 for group in found["groups"] for _, q in group["points"])
+    assert min(q for group in found["groups"] for _, q in group["points"]) < 1
+    if drawn:
+        assert "<svg" in plot.read_text()
+    else:
+        fails((*command, "--plot", plot), "pip install 'tinsmith[plot]'")
+    fails((*command[:-6], "--ratios", "0.5,2"), "--ratios 0.5,2: expected numbers between 0 and 1")
+    fails((*command, "--plot", "curves.gif"), "ends in .png or .svg")
