@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
         VerificationError,
     )
+    from compiler.module.archive import pack
     from compiler.module.loader import Module, load
     from compiler.pruning.config import PruneConfig
     from compiler.quantization.config import QuantizationConfig
@@ -61,6 +62,7 @@ __all__ = [
     "compile",
     "compile_to",
     "load",
+    "pack",
     "tune",
 ]
 
@@ -73,6 +75,7 @@ _HOMES = {
     "compile": "compiler.api",
     "compile_to": "compiler.api",
     "load": "compiler.module.loader",
+    "pack": "compiler.module.archive",
     "TuneOptions": "compiler.tuning.report",
     "TuneReport": "compiler.tuning.report",
     "tune": "compiler.tuning.job",

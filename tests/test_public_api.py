@@ -32,6 +32,7 @@ PUBLIC = [
     "compile",
     "compile_to",
     "load",
+    "pack",
     "tune",
 ]
 

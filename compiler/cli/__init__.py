@@ -19,6 +19,7 @@ from compiler.cli import (
     demo_command,
     inspect_command,
     logs_command,
+    pack_command,
     run_command,
     sensitivity_command,
     targets_command,
@@ -48,6 +49,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench_command.bench_module,
     "verify": verify_command.verify_module,
     "inspect": inspect_command.inspect_module,
+    "pack": pack_command.pack_module,
     "targets": targets_command.list_targets,
     "demo": demo_command.run_demo,
 }

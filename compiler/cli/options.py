@@ -13,7 +13,10 @@ from compiler.errors import InputError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModulePath = Annotated[
-    Path, typer.Argument(metavar="MODULE", help="A folder that `tinsmith compile` has written.")
+    Path,
+    typer.Argument(
+        metavar="MODULE", help="A folder of `tinsmith compile`, or an archive of `tinsmith pack`."
+    ),
 ]
 ModelOption = Annotated[
     Path | None,

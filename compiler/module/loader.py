@@ -1,9 +1,11 @@
-"""Loading compiled modules. Needs numpy and blake3; TVM only for the VM form."""
+"""Loading compiled modules. TVM is needed for the VM form alone, zstandard for archives."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
+import weakref
 from pathlib import Path
 
 from compiler.errors import ArtifactError, TinsmithError
@@ -16,14 +18,41 @@ __all__ = ["Context", "Module", "StepTime", "load", "verify_files"]
 
 
 def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
-    """Load the compiled module in the folder `path`.
+    """Load the compiled module in the folder or archive `path`.
 
-    `threads` share each parallel loop (0: as many as the process may use).
+    An archive, see `compiler.pack`, is unpacked into a temporary folder, which is deleted with
+    the module. `threads` share each parallel loop (0: as many as the process may use).
     Before any code is loaded, the manifest's format, the CPU's features and the
     digests of code and weights are checked. Raises `ArtifactError` when the
     module is damaged, of another format, or for another machine.
     """
-    folder = Path(path)
+    temporary = _unpacked(Path(path))
+    if temporary is None:
+        return _load_folder(Path(path), threads)
+    try:
+        module = _load_folder(temporary, threads)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, ArtifactError):  # the user knows the archive alone
+            message = str(error).replace(str(temporary), str(path))
+            raise ArtifactError(message) from error
+        raise
+    weakref.finalize(module, shutil.rmtree, temporary, ignore_errors=True)
+    return module
+
+
+def _unpacked(path: Path) -> Path | None:
+    """A temporary folder with the module, if it is an archive."""
+    if not path.is_file():
+        return None
+    from compiler.module.archive import is_archive, unpack
+
+    if not is_archive(path):
+        raise ArtifactError(f"{path}: neither a module's folder nor an archive of one")
+    return unpack(path)
+
+
+def _load_folder(folder: Path, threads: int) -> Module:
     manifest = read_manifest(folder)
     check_machine(str(folder), manifest.target)
     module: Module
@@ -55,11 +84,16 @@ def _load_self_contained(folder: Path, manifest: Manifest) -> SelfContainedModul
 
 
 def verify_files(path: str | os.PathLike[str]) -> Manifest:
-    """Check the digests of all files of a module.
+    """Check the digests of all files of a module, in a folder or an archive.
 
     Raises `ArtifactError` for the first that differs.
     """
     folder = Path(path)
+    temporary = _unpacked(folder)
+    if temporary is not None:  # unpacking has checked them
+        manifest = read_manifest(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+        return manifest
     manifest = read_manifest(folder)
     for name in manifest.files:
         os.close(_open_checked(folder / name, manifest))

@@ -1,0 +1,141 @@
+"""A module as one file: its folder as a tar archive, compressed by Zstandard.
+
+The archive holds `manifest.json` first, then the files that it lists, nothing else. Equal
+modules give equal archives: no time stamp, owner or path is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from compiler.errors import ArtifactError, BuildError, ConfigError
+from compiler.module.loader import verify_files
+from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
+from compiler.module.manifest import read_manifest
+
+MAGIC = b"\x28\xb5\x2f\xfd"
+LEVELS = (1, 19)
+DEFAULT_LEVEL = 12
+# A manifest is read before anything is known of the archive.
+_LARGEST_MANIFEST = 64 * 2**20
+# 128 MiB, the most that decoders accept unasked: libraries and runner repeat the same weights.
+_WINDOW_LOG = 27
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as Zstandard data do; OSError if it cannot be read."""
+    with open(path, "rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
+def pack(
+    module: str | os.PathLike[str],
+    archive: str | os.PathLike[str],
+    level: int = DEFAULT_LEVEL,
+) -> int:
+    """Write the module in the folder `module` to the file `archive`; its size in bytes.
+
+    `compiler.load` takes the archive like the folder. `level` is Zstandard's, 1 (fast) to 19
+    (small). An existing file is replaced at once or not at all.
+
+    Raises ArtifactError for a damaged module, ConfigError for an unknown level, BuildError if
+    the archive cannot be written.
+    """
+    if not isinstance(level, int) or isinstance(level, bool) or not _within(level):
+        raise ConfigError(f"--level {level}: expected an integer from {LEVELS[0]} to {LEVELS[1]}")
+    folder, destination = Path(module), Path(archive)
+    if destination.is_dir():
+        raise BuildError(f"{destination}: is a folder; choose a file, such as module.tar.zst")
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: not a compiled module (no folder)")
+    names = [MANIFEST_NAME, *sorted(verify_files(folder).files)]
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        with open(temporary, "xb") as stream:
+            _write(stream, folder, names, level)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, destination)
+    except OSError as error:
+        raise BuildError(f"{destination}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return destination.stat().st_size
+
+
+def unpack(archive: Path) -> Path:
+    """A new temporary folder with the module in `archive`, every digest checked.
+
+    Whoever calls deletes it. Only files that the manifest lists are written, by their plain
+    names. Raises ArtifactError for a damaged archive, and if it cannot be unpacked.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tinsmith-"))
+    try:
+        _read(archive, folder)
+        verify_files(folder)
+    except (ArtifactError, EOFError, tarfile.TarError, zstandard.ZstdError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), str(archive))
+        raise ArtifactError(f"{archive}: damaged archive: {reason}") from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(f"{archive}: cannot be unpacked: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _within(level: int) -> bool:
+    return LEVELS[0] <= level <= LEVELS[1]
+
+
+def _write(stream: BinaryIO, folder: Path, names: list[str], level: int) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, window_log=_WINDOW_LOG, enable_ldm=True, write_checksum=True, threads=-1
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    with (
+        compressor.stream_writer(stream, closefd=False) as compressed,
+        tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in names:
+            with open(folder / name, "rb") as content:
+                member = tarfile.TarInfo(name)
+                status = os.fstat(content.fileno())
+                member.size = status.st_size
+                member.mode = 0o755 if status.st_mode & 0o100 else 0o644
+                tar.addfile(member, content)
+
+
+def _read(archive: Path, folder: Path) -> None:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**_WINDOW_LOG)
+    # Sizes of the members that are to come; the manifest, which is first, tells them.
+    expected: dict[str, int] | None = None
+    with (
+        open(archive, "rb") as stream,
+        decompressor.stream_reader(stream, closefd=False) as content,
+        tarfile.open(fileobj=content, mode="r|") as tar,
+    ):
+        for member in tar:
+            if expected is None:
+                known = member.name == MANIFEST_NAME and member.size <= _LARGEST_MANIFEST
+            else:
+                known = expected.pop(member.name, None) == member.size
+            source = tar.extractfile(member) if known and member.isreg() else None
+            if source is None:
+                raise ArtifactError(f"{member.name!r} does not belong there")
+            path = folder / member.name
+            with open(path, "xb") as target:
+                shutil.copyfileobj(source, target)
+            path.chmod(0o755 if member.mode & 0o100 else 0o644)
+            if expected is None:
+                files = read_manifest(folder).files
+                expected = {name: digest.bytes for name, digest in files.items()}
