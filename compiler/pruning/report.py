@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from passes.prune.recovery.distillation import DistillationResult
+if TYPE_CHECKING:  # the command line reads reports without TVM
+    from passes.prune.recovery.distillation import DistillationResult
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class PruneReport:
         known["groups"] = tuple(GroupReport(**group) for group in known["groups"])
         known["steps"] = tuple(StepReport(**step) for step in known["steps"])
         if known.get("distillation") is not None:
+            from passes.prune.recovery.distillation import DistillationResult
+
             known["distillation"] = DistillationResult(**known["distillation"])
         for name in ("flops", "params", "notes"):
             known[name] = tuple(known[name])
