@@ -20,6 +20,7 @@ from compiler.cli import (
     inspect_command,
     logs_command,
     pack_command,
+    prune_command,
     run_command,
     sensitivity_command,
     targets_command,
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command.compile_model,
+    "prune": prune_command.prune_model,
     "sensitivity": sensitivity_command.measure_model,
     "tune": tune_command.tune_model,
     "run": run_command.run_module,
