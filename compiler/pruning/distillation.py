@@ -107,7 +107,7 @@ class Distiller:
                 find_hints(pruned, positions),
                 low_precision=has_bfloat16(self._spec),
             )
-            result = distillation.run(self._epoch, held_out, self._told)
+            result = distillation.run(self._epoch, held_out, self._told, self._length())
         finally:
             torch.set_num_threads(threads)
         return student.trained_module(), result
@@ -143,6 +143,11 @@ class Distiller:
             if len(part) < BATCH and number:
                 return
             yield batch_of([self._augment(sample, generator) for sample in part])
+
+    def _length(self) -> int:
+        """How many batches an epoch has."""
+        training = sum(not self._is_held_out(index) for index in range(self._samples.count))
+        return max(training // BATCH, 1)
 
     def _told(self, share: float, standing: str) -> None:
         if self._progress is not None:

@@ -75,10 +75,12 @@ class Distillation:
         epochs: Callable[[int], Iterable[Batch]],
         held_out: Sequence[Batch],
         progress: Progress | None = None,
+        length: int = 0,
     ) -> DistillationResult:
         """Train on `epochs(0)`, `epochs(1)`, ... until time, epochs or patience are over.
 
-        `held_out` are batches that are not trained on. `progress` is told the share of the
+        `held_out` are batches that are not trained on. `length` is how many batches an epoch
+        has, as far as that is known before its end (else 0). `progress` is told the share of the
         time or of the epochs that is over, and the standing in words.
         """
         options = self._options
@@ -88,7 +90,7 @@ class Distillation:
         begin = time.monotonic()
         first = best = self._standing(held_out)
         weights = self._weights()
-        clock = _Clock(begin, options)
+        clock = _Clock(begin, options, length)
         waited, losses, reason = 0, [], "epochs"
         told = f"agreement {first.agreement:.2%}"
         for epoch in range(options.epochs):
@@ -210,11 +212,11 @@ class Distillation:
 class _Clock:
     """How much of the time or of the epochs is over."""
 
-    def __init__(self, begin: float, options: DistillationOptions) -> None:
+    def __init__(self, begin: float, options: DistillationOptions, length: int) -> None:
         self._begin = begin
         self._limit = options.minutes * 60
         self._options = options
-        self._steps = 0
+        self._steps = length
         self._judged = 0.0
         self.epochs = 0.0
 
@@ -235,7 +237,6 @@ class _Clock:
         """The batches of an epoch until the time is over, with the share that is over."""
         length = self._steps
         for index, batch in enumerate(batches):
-            # The first epoch's length is not known before its end.
             inside = index / length if length else 0.0
             share = max(self._elapsed, (epoch + min(inside, 1.0)) / self._options.epochs)
             if self.over:
