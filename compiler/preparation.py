@@ -83,6 +83,8 @@ def prepare(
         with clock.phase("prune"):
             pruner = _pruner(config.pruning, imported, config, spec, clock)
             module = pruner(module)
+    # Winograd's transformed weights have no zeros to be packed.
+    sparse = config.pruning is not None and config.pruning.sparsity is not None
     with clock.phase("lower"):
         quantizer = _quantizer(imported, config, spec, clock, records, reported)
         scheduled, pipeline = lower(
@@ -91,7 +93,7 @@ def prepare(
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
             records=records,
-            algorithms=algorithms if config.winograd else DirectOnly(),
+            algorithms=DirectOnly() if sparse or not config.winograd else algorithms,
             quantization=quantizer,
         )
     notes = [*imported.notes]

@@ -16,6 +16,7 @@ from compiler.cli.pruning import (
     DistillMinutes,
     KeepGroup,
     Recover,
+    Sparsity,
     Steps,
     print_pruning,
     prune_config,
@@ -140,6 +141,7 @@ def compile_model(
         float | None,
         typer.Option(metavar="SHARE", help="Prune to a share of the latency, measured here."),
     ] = None,
+    sparsity: Sparsity = None,
     prune_criterion: Criterion = AUTO,
     prune_allocation: Allocation = "uniform",
     prune_steps: Steps = 1,
@@ -166,6 +168,8 @@ def compile_model(
 
     **Pruned:** `tinsmith compile model.onnx --prune 0.3 --calibration photos/ --recover distill
     --distill-minutes 10 -o small/`; with `--quantize int8` on top, too
+
+    **Sparse:** `tinsmith compile model.onnx --sparsity 2:4 -o out/`, then `tinsmith pack out/`
     """
     pruning = prune_config(
         {
@@ -174,6 +178,7 @@ def compile_model(
             "params": prune_params,
             "latency": prune_latency,
         },
+        sparsity=sparsity,
         criterion=prune_criterion,
         allocation=prune_allocation,
         steps=prune_steps,

@@ -12,6 +12,14 @@ from compiler.errors import ConfigError
 from compiler.pruning.config import GOALS, PruneConfig
 from compiler.pruning.report import PruneReport
 
+Sparsity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0.5|2:4|below:0.01",
+        help="Set small weights to zero: a share, N of every M stay, or by magnitude. For "
+        "`tinsmith pack`; no faster.",
+    ),
+]
 Criterion = Annotated[
     str,
     typer.Option(
@@ -47,8 +55,10 @@ KeepGroup = Annotated[
 ]
 
 
-def prune_config(goals: Mapping[str, float | None], **options: Any) -> PruneConfig | None:
-    """The configuration that the options mean; None without a goal.
+def prune_config(
+    goals: Mapping[str, float | None], sparsity: str | None = None, **options: Any
+) -> PruneConfig | None:
+    """The configuration that the options mean; None without a goal and a sparsity.
 
     Raises ConfigError for options that mean nothing without one, and as `PruneConfig` does.
     """
@@ -56,9 +66,9 @@ def prune_config(goals: Mapping[str, float | None], **options: Any) -> PruneConf
     if len(given) > 1:
         named = ", ".join(_option(name) for name in given)
         raise ConfigError(f"{named}: give one goal of pruning")
-    if not given:
+    if not given and sparsity is None:
         return None
-    return PruneConfig(**given, **options)
+    return PruneConfig(**given, sparsity=sparsity, **options)
 
 
 def refuse_without_goal(**options: object) -> None:
@@ -69,7 +79,24 @@ def refuse_without_goal(**options: object) -> None:
 
 
 def print_pruning(report: PruneReport) -> None:
-    """A row for each group that could go, one for each step, notes, and one line for the model."""
+    """A row for each group, each step and each sparse layer, notes, and one line for the model."""
+    if report.steps:
+        _print_channels(report)
+    if report.sparse_layers:
+        output.print_table(
+            "weights",
+            ("layer", "weights", "zeros", "share"),
+            [
+                (layer.name, layer.weights, layer.zeros, _share(layer.zeros / layer.weights))
+                for layer in report.sparse_layers
+            ],
+        )
+    for remark in report.notes:
+        output.note(remark)
+    output.say(report.summary())
+
+
+def _print_channels(report: PruneReport) -> None:
     output.print_table(
         "groups",
         ("group", "channels", "left", "importance kept", "stays whole because"),
@@ -100,9 +127,6 @@ def print_pruning(report: PruneReport) -> None:
             for number, step in enumerate(report.steps, 1)
         ],
     )
-    for remark in report.notes:
-        output.note(remark)
-    output.say(report.summary())
 
 
 def _share(value: float | None) -> str:

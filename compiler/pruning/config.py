@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 from compiler.errors import ConfigError
@@ -24,13 +25,18 @@ MAX_STEPS = 100
 
 @dataclass(frozen=True)
 class PruneConfig(SampleOptions):
-    """How much of a model goes, which part of it, and what the rest learns; exactly one goal.
+    """How much of a model goes, which part of it, and what the rest learns.
+
+    One goal for its channels, or a sparsity of its weights, or both.
 
     ratio: the share of the channels that goes, such as 0.3; how it is spread, `allocation` says:
         the same share of every group ("uniform"), one threshold for all scores ("global"), or
         by curves of accuracy or agreement measured group by group ("sensitivity", needs data).
     flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
         then chosen so that the least importance is lost. Latency is measured on this machine.
+    sparsity: single weights of small magnitude become zero, after all else; the module packs
+        smaller (`compiler.pack`) and runs no faster. A share of each layer's weights, such as
+        0.5; "2:4", two of every four inputs in a row stay; "below:0.01", by magnitude.
     criterion: how units are ranked: `reconstruction`, the error that is left when a layer is
         solved for anew, `activation`, `apoz`, `taylor`, the change of the loss to first order
         (these need data, the last one torch too), `l1`, `l2`, `geometric-median`,
@@ -60,6 +66,7 @@ class PruneConfig(SampleOptions):
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
+    sparsity: float | str | None = None
     criterion: str = AUTO
     allocation: str = "uniform"
     normalization: str = "mean"
@@ -79,12 +86,18 @@ class PruneConfig(SampleOptions):
 
     def __post_init__(self) -> None:
         given = [name for name in GOALS if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.sparsity is not None):
             raise ConfigError(
                 "pruning needs exactly one goal: a ratio of channels that go, or a share of "
-                f"flops, params or latency that stays; given are {', '.join(given) or 'none'}"
+                "flops, params or latency that stays (none, if weights get a sparsity); "
+                f"given are {', '.join(given) or 'none'}"
             )
-        _check_share(given[0], getattr(self, given[0]))
+        if given:
+            _check_share(given[0], getattr(self, given[0]))
+        else:
+            self._check_channels_untouched()
+        if self.sparsity is not None:
+            parse_sparsity(self.sparsity)
         for name, choices in (
             ("criterion", (AUTO, *CRITERIA)),
             ("allocation", ALLOCATIONS),
@@ -125,8 +138,13 @@ class PruneConfig(SampleOptions):
         self._check_data()
 
     @property
+    def removes_channels(self) -> bool:
+        """Whether there is a goal, and not a sparsity alone."""
+        return any(getattr(self, name) is not None for name in GOALS)
+
+    @property
     def goal_name(self) -> str:
-        """Which of `GOALS` is given."""
+        """Which of `GOALS` is given, if channels are removed."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
@@ -148,6 +166,16 @@ class PruneConfig(SampleOptions):
             return self.recovery
         return "least-squares" if self.has_data else "none"
 
+    def _check_channels_untouched(self) -> None:
+        """Raise ConfigError for an option that only means something when channels go."""
+        shared = {item.name for item in fields(SampleOptions)} | {"sparsity"}
+        for item in fields(self):
+            if item.name not in shared and getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f"pruning {item.name} {getattr(self, item.name)}: is for removing channels, "
+                    "which a sparsity alone does not; add a goal such as --prune 0.3"
+                )
+
     def _check_data(self) -> None:
         if self.calibration is not None:
             return
@@ -164,6 +192,24 @@ class PruneConfig(SampleOptions):
                     f"pruning: {what} needs data: pass --calibration with a folder of pictures, "
                     "an .npz or .npy file"
                 )
+
+
+def parse_sparsity(value: float | str) -> tuple[str, tuple[Any, ...]]:
+    """("ratio", (0.5,)), ("pattern", (2, 4)) or ("below", (0.01,)); raises ConfigError."""
+    kind, _, rest = str(value).rpartition(":")
+    try:
+        if not kind and 0 < float(rest) < 1:
+            return "ratio", (float(rest),)
+        if kind == "below" and 0 < float(rest) < inf:
+            return "below", (float(rest),)
+        if kind not in ("", "below") and 0 < int(kind) < int(rest):
+            return "pattern", (int(kind), int(rest))
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--sparsity {value}: expected a share between 0 and 1 such as 0.5, N:M with N less than "
+        "M such as 2:4, or below:MAGNITUDE such as below:0.01"
+    )
 
 
 def _check_share(goal: str, value: Any) -> None:

@@ -32,12 +32,17 @@ class Judge:
         seed: int = 0,
         threads: int = 0,
         progress: Progress | None = None,
+        learns: bool = True,
     ) -> None:
-        """Raises ConfigError and InputError for samples or labels that cannot be used."""
+        """`learns` tells that the graphs to judge have learned from `calibration`.
+
+        Raises ConfigError and InputError for samples or labels that cannot be used.
+        """
         self.evaluation: Evaluation | None = None
         if calibration is not None:
             self.evaluation = judging_samples(options, signature, calibration, bounds, seed)
         self.notes: tuple[str, ...] = ()
+        self._learns = learns
         self._threads = threads
         self._progress = progress
         self._classes: np.ndarray | None = None
@@ -56,7 +61,7 @@ class Judge:
         except ModelError:
             self.notes = ("the first output is no row of scores: agreement was not measured",)
             return None
-        if not self.evaluation.held_out:
+        if self._learns and not self.evaluation.held_out:
             self.notes = (
                 "warning: agreement and accuracy were measured on the samples that the recovery "
                 "has seen, and may be lower on others; pass --evaluation with held-out data",

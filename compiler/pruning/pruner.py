@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -20,6 +20,7 @@ from compiler.pruning.recovery import Recovery
 from compiler.pruning.report import GroupReport, PruneReport, StepReport
 from compiler.pruning.scoring import Scores, Scoring
 from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
+from compiler.pruning.sparsity import NO_FASTER, sparsified
 from compiler.quantization.evaluation import Verdict
 from compiler.quantization.timing import local_spec
 from passes.prune import Groups, find_groups
@@ -109,20 +110,52 @@ class Pruner:
                 bounds=bounds,
                 seed=seed,
             )
-        self._judge = Judge(config, signature, self.source, bounds, seed, threads, progress)
+        self._judge = Judge(
+            config,
+            signature,
+            self.source,
+            bounds,
+            seed,
+            threads,
+            progress,
+            learns=config.removes_channels,
+        )
         self.report: PruneReport | None = None
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
         """The pruned module.
 
-        Raises ModelError if there is nothing to prune, and ConfigError for a goal that cannot be
-        reached (naming the least that can) and for names of groups that there are not.
+        Channels go first, then single weights. Raises ModelError if there is nothing to prune,
+        and ConfigError for a goal that cannot be reached (naming the least that can) and for
+        names of groups that there are not.
         """
         module = readable(module)
-        groups = find_groups(module)
-        self._check(groups)
-        whole = current = _State(module, groups, {})
+        whole = _State(module, find_groups(module), {})
+        if self._config.removes_channels:
+            self._check(whole.groups)
         reference = self._judge.set_reference(module)
+        if self._config.removes_channels:
+            module, report = self._narrowed(whole, reference)
+        else:
+            report = self._untouched(whole, reference)
+        if self._config.sparsity is not None:
+            module, layers = sparsified(module, self._config.sparsity)
+            verdict = self._judge.verdict(module)
+            report = replace(
+                report,
+                sparse_layers=layers,
+                agreement=verdict.agreement if verdict else None,
+                top1=verdict.top1 if verdict else None,
+                notes=(*report.notes, NO_FASTER),
+            )
+        self.report = report
+        return module
+
+    def _narrowed(
+        self, whole: _State, reference: Verdict | None
+    ) -> tuple[tvm.IRModule, PruneReport]:
+        """Step by step without the channels that the goal does not leave."""
+        module, current = whole.module, whole
         allocator = Allocator(
             self._config,
             self._spec,
@@ -148,7 +181,7 @@ class Pruner:
             )
             steps.append(step)
         seconds = self._latencies(whole.module, current.module)
-        self.report = PruneReport(
+        report = PruneReport(
             goal=f"{self._config.goal_name} {self._config.goal:g}",
             criterion=self._config.chosen_criterion,
             recovery=self._config.chosen_recovery,
@@ -170,7 +203,29 @@ class Pruner:
             notes=(*self._judge.notes, *scores.notes, *self._notes(current, seconds is not None)),
             options=self._config.to_dict(),
         )
-        return current.module
+        return current.module, report
+
+    def _untouched(self, whole: _State, reference: Verdict | None) -> PruneReport:
+        """The report as long as nothing has gone, for weights of some sparsity alone."""
+        notes = []
+        if self.source is None:
+            notes.append("agreement and accuracy were not measured: pass --calibration")
+        elif isinstance(self.source, RandomSource):
+            notes.append("warning: agreement on random data says little")
+        return PruneReport(
+            goal=f"sparsity {self._config.sparsity}",
+            criterion="magnitude",
+            recovery="none",
+            groups=(),
+            steps=(),
+            flops=(whole.flops, whole.flops),
+            params=(int(whole.params), int(whole.params)),
+            float_top1=reference.top1 if reference else None,
+            evaluated_on=self._judge.label if reference else None,
+            evaluated_samples=reference.samples if reference else 0,
+            notes=(*self._judge.notes, *notes),
+            options=self._config.to_dict(),
+        )
 
     def sensitivity(self, module: tvm.IRModule, ratios: Sequence[float] = RATIOS) -> Sensitivity:
         """How much each group of an imported module matters alone; nothing else is done.

@@ -27,6 +27,15 @@ class GroupReport:
 
 
 @dataclass(frozen=True)
+class SparseLayer:
+    """The weights of a convolution or a matrix product, and how many of them are zero."""
+
+    name: str
+    weights: int
+    zeros: int
+
+
+@dataclass(frozen=True)
 class StepReport:
     """One step: what it left, as shares of the unpruned model, and how that judges samples."""
 
@@ -49,6 +58,8 @@ class PruneReport:
     were not), `predicted_seconds` what the table of latencies had foretold. `agreement` is the
     share of the `evaluated_samples` samples of `evaluated_on` for which both choose the same
     class, `top1` and `float_top1` the shares of right ones, if there are labels.
+    `groups` and `steps` are empty if no channels were to go, `sparse_layers` if no single weights
+    were set to zero.
     """
 
     goal: str
@@ -67,13 +78,21 @@ class PruneReport:
     evaluated_on: str | None = None
     evaluated_samples: int = 0
     distillation: DistillationResult | None = None
+    sparse_layers: tuple[SparseLayer, ...] = ()
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def channels(self) -> float:
         """The share of the channels that is left."""
-        return sum(g.after for g in self.groups) / sum(g.before for g in self.groups)
+        before = sum(g.before for g in self.groups)
+        return sum(g.after for g in self.groups) / before if before else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights of all layers that are zero, as far as they were looked at."""
+        weights = sum(layer.weights for layer in self.sparse_layers)
+        return sum(layer.zeros for layer in self.sparse_layers) / weights if weights else 0.0
 
     @property
     def speedup(self) -> float | None:
@@ -92,6 +111,8 @@ class PruneReport:
         known = dict(data)
         known["groups"] = tuple(GroupReport(**group) for group in known["groups"])
         known["steps"] = tuple(StepReport(**step) for step in known["steps"])
+        layers = known.get("sparse_layers", ())
+        known["sparse_layers"] = tuple(SparseLayer(**layer) for layer in layers)
         if known.get("distillation") is not None:
             from passes.prune.recovery.distillation import DistillationResult
 
@@ -102,11 +123,15 @@ class PruneReport:
 
     def summary(self) -> str:
         """One line for a person."""
-        parts = [
-            f"pruned by {self.criterion}: {self.channels:.0%} of the channels, "
-            f"{self.params[1] / self.params[0]:.0%} of the parameters, "
-            f"{self.flops[1] / self.flops[0]:.0%} of the operations left"
-        ]
+        parts = []
+        if self.steps:
+            parts.append(
+                f"pruned by {self.criterion}: {self.channels:.0%} of the channels, "
+                f"{self.params[1] / self.params[0]:.0%} of the parameters, "
+                f"{self.flops[1] / self.flops[0]:.0%} of the operations left"
+            )
+        if self.sparse_layers:
+            parts.append(f"{self.sparsity:.1%} of the weights zero (smaller packed, no faster)")
         if self.agreement is not None:
             parts.append(f"same top-1 on {self.agreement:.2%} of {self.evaluated_samples}")
         if self.top1 is not None and self.float_top1 is not None:

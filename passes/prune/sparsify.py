@@ -75,7 +75,8 @@ class SparsifyWeights:
     `mask` sees the weights of a layer as `[K, OC]`; the inputs K have the channels innermost, as
     the kernels read them. Shapes stay, and so does the time: dense kernels multiply
     zeros like all else. What becomes smaller is the module once it is compressed. Left alone:
-    products of fewer than `least` weights, whose zeros save nothing.
+    products of fewer than `least` weights, whose zeros save nothing, and convolutions of one
+    input channel (depthwise), which have few weights and need them all.
     """
 
     def __init__(self, mask: Mask, least: int = 2048) -> None:
@@ -91,26 +92,32 @@ class SparsifyWeights:
             if node.operator not in ("relax.nn.conv2d", "relax.matmul"):
                 continue
             weights = constant_array(call.args[1])
-            if weights is not None and weights.ndim >= 2 and weights.size >= self.least:
-                values[node.name, 1] = self._masked(call, weights)
+            if weights is None or weights.ndim < 2 or weights.size < self.least:
+                continue
+            axes = _inputs_then_outputs(call, weights)
+            if weights.shape[axes[-2]] > 1:
+                values[node.name, 1] = self._masked(weights, axes)
         return replace_operands(module, values)
 
-    def _masked(self, call: Any, weights: np.ndarray) -> np.ndarray:
-        layout = str(getattr(call.attrs, "kernel_layout", ""))
-        axes = [layout.index(letter) for letter in "HWIO"] if layout else [*range(weights.ndim)]
+    def _masked(self, weights: np.ndarray, axes: list[int]) -> np.ndarray:
         ordered = weights.transpose(axes)
         stays = self.mask(ordered.reshape(-1, ordered.shape[-1])).reshape(ordered.shape)
         return np.ascontiguousarray(np.where(stays, ordered, 0).transpose(np.argsort(axes)))
 
 
-def sparsity(module: tvm.IRModule) -> float:
-    """The share of the weights of convolutions and matrix products that are zero."""
-    zeros = total = 0
+def _inputs_then_outputs(call: Any, weights: np.ndarray) -> list[int]:
+    """The order of axes in which the output channels are last, the inputs before them."""
+    layout = str(getattr(call.attrs, "kernel_layout", ""))
+    return [layout.index(letter) for letter in "HWIO"] if layout else [*range(weights.ndim)]
+
+
+def zeros_by_layer(module: tvm.IRModule) -> dict[str, tuple[int, int]]:
+    """For each convolution and matrix product with constant weights: (all weights, zeros)."""
+    found: dict[str, tuple[int, int]] = {}
     for node in Dataflow(module).nodes:
         call: Any = node.value
         if node.operator in ("relax.nn.conv2d", "relax.matmul"):
             weights = constant_array(call.args[1])
             if weights is not None:
-                zeros += int((weights == 0).sum())
-                total += weights.size
-    return zeros / total if total else 0.0
+                found[node.name] = weights.size, int((weights == 0).sum())
+    return found

@@ -52,6 +52,17 @@ def test_a_pruned_module_is_written_and_reported(data: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
+def test_a_sparse_module_is_reported_layer_by_layer(data: Path, tmp_path: Path) -> None:
+    result = tinsmith(
+        *("compile", MODEL, "--shape", "image=1,1,28,28", "--threads", 1, "--sparsity", "2:4"),
+        *("--calibration", data, "--samples", 30, "-o", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "50.0%" in result.stdout and "groups" not in result.stdout
+    assert "of the weights zero (smaller packed, no faster), same top-1 on" in result.stdout
+    assert "note: weights that are zero make the module no faster" in result.stderr
+
+
 def test_mistakes_are_one_line_each(data: Path, tmp_path: Path) -> None:
     command = ("compile", MODEL, "--shape", "image=1,1,28,28", "-o", tmp_path / "out")
     fails((*command, "--prune", 1.0), "--prune 1.0: expected a number between 0 and 1")
@@ -62,6 +73,8 @@ def test_mistakes_are_one_line_each(data: Path, tmp_path: Path) -> None:
     fails((*command, "--prune", 0.3, "--augment", "tilt", "--calibration", data), "--augment tilt")
     fails((*command, "--prune", 0.3, "--recover", "distill"), "needs data: pass --calibration")
     fails((*command, "--calibration", data), "add --quantize int8")
+    fails((*command, "--sparsity", "5:4"), "--sparsity 5:4: expected a share between 0 and 1")
+    fails((*command, "--sparsity", "0.5", "--recover", "distill"), "add a goal such as --prune")
     wide = tmp_path / "wide.npy"
     np.save(wide, np.zeros((4, 1, 30, 30), np.float32))
     fails((*command, "--prune", 0.3, "--calibration", wide), "30")

@@ -1,0 +1,52 @@
+"""Single weights set to zero, as an option asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tvm
+
+from compiler.errors import ModelError
+from compiler.pruning.config import parse_sparsity
+from compiler.pruning.report import SparseLayer
+from passes.prune.sparsify import (
+    Mask,
+    SparsifyWeights,
+    below,
+    largest_of,
+    smallest,
+    zeros_by_layer,
+)
+
+NO_FASTER = (
+    "weights that are zero make the module no faster: dense kernels multiply them like all "
+    "others; `tinsmith pack` stores it smaller. Convolutions are not computed by Winograd's "
+    "algorithm, whose transformed weights have no zeros"
+)
+_MASKS: dict[str, Callable[..., Mask]] = {
+    "ratio": smallest,
+    "pattern": largest_of,
+    "below": below,
+}
+
+
+def sparsified(
+    module: tvm.IRModule, sparsity: float | str
+) -> tuple[tvm.IRModule, tuple[SparseLayer, ...]]:
+    """The graph with weights of small magnitude zero (`PruneConfig.sparsity`), and its layers.
+
+    Raises ModelError if no weight becomes zero.
+    """
+    kind, numbers = parse_sparsity(sparsity)
+    step: tvm.transform.Pass = SparsifyWeights(_MASKS[kind](*numbers))
+    sparse = step(module)
+    layers = tuple(
+        SparseLayer(name, weights, zeros)
+        for name, (weights, zeros) in zeros_by_layer(sparse).items()
+    )
+    if not any(layer.zeros for layer in layers):
+        raise ModelError(
+            f"--sparsity {sparsity}: no weight becomes zero; convolutions and matrix products of "
+            "few weights are left alone"
+        )
+    return sparse, layers
