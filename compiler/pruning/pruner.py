@@ -20,7 +20,7 @@ from compiler.pruning.recovery import Recovery
 from compiler.pruning.report import GroupReport, PruneReport, StepReport
 from compiler.pruning.scoring import Scores, Scoring
 from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
-from compiler.pruning.sparsity import NO_FASTER, sparsified
+from compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
 from compiler.quantization.evaluation import Verdict
 from compiler.quantization.timing import local_spec
 from passes.prune import Groups, find_groups
@@ -141,12 +141,13 @@ class Pruner:
         if self._config.sparsity is not None:
             module, layers = sparsified(module, self._config.sparsity)
             verdict = self._judge.verdict(module)
+            timed = (TIMED_BEFORE,) if self._config.removes_channels else ()
             report = replace(
                 report,
                 sparse_layers=layers,
                 agreement=verdict.agreement if verdict else None,
                 top1=verdict.top1 if verdict else None,
-                notes=(*report.notes, NO_FASTER),
+                notes=(*report.notes, NO_FASTER, *timed),
             )
         self.report = report
         return module

@@ -20,8 +20,12 @@ from passes.prune.sparsify import (
 
 NO_FASTER = (
     "weights that are zero make the module no faster: dense kernels multiply them like all "
-    "others; `tinsmith pack` stores it smaller. Convolutions are not computed by Winograd's "
-    "algorithm, whose transformed weights have no zeros"
+    "others; `tinsmith pack` stores it smaller. Winograd's algorithm, whose transformed weights "
+    "have no zeros, stays off, so that 3x3 convolutions may be slower than in a dense module"
+)
+TIMED_BEFORE = (
+    "latencies that pruning tells were measured before single weights were set to zero; those of "
+    "the module are in the line of its compilation"
 )
 _MASKS: dict[str, Callable[..., Mask]] = {
     "ratio": smallest,

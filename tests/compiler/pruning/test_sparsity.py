@@ -127,6 +127,8 @@ def test_channels_go_first(imported) -> None:
     whole = {layer.name: layer.weights for layer in narrow.sparse_layers}
     assert sum(layers.values()) < 0.6 * sum(whole.values())
     assert 0.4 < report.sparsity <= 0.5
+    assert any("before single weights" in note for note in report.notes)
+    assert not any("before single weights" in note for note in narrow.notes)
     assert "channels" in report.summary() and "weights zero" in report.summary()
 
 
