@@ -34,10 +34,11 @@ class PruneConfig(SampleOptions):
         by curves of accuracy or agreement measured group by group ("sensitivity", needs data).
     flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
         then chosen so that the least importance is lost. Latency is measured on this machine.
-    sparsity: single weights of small magnitude become zero, after all else; the module packs
-        smaller (`compiler.pack`) and runs no faster; slower where Winograd's algorithm, which
-        leaves no zeros, would have computed a convolution. Nothing is recovered. A share of each layer's weights, such as
-        0.5; "2:4", two of every four inputs in a row stay; "below:0.01", by magnitude.
+    sparsity: single weights of small magnitude become zero, after all else, and nothing is
+        recovered. The module packs smaller (`compiler.pack`) and runs no faster; slower where
+        Winograd's algorithm, which leaves no zeros, would have computed a convolution. A share of
+        each layer's weights, such as 0.5; "2:4", two of every four inputs in a row stay;
+        "below:0.01", by magnitude.
     criterion: how units are ranked: `reconstruction`, the error that is left when a layer is
         solved for anew, `activation`, `apoz`, `taylor`, the change of the loss to first order
         (these need data, the last one torch too), `l1`, `l2`, `geometric-median`,
