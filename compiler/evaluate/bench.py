@@ -23,7 +23,7 @@ import numpy as np
 from compiler.errors import BuildError, ConfigError
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
-from compiler.module.loader import load
+from compiler.module.loader import folder_of, load
 from compiler.processes import child_environment
 
 MODULE_LABEL = "Tinsmith"
@@ -111,11 +111,12 @@ def bench(
     if precision not in known:
         raise ConfigError(f"--precision {precision}: choose from {', '.join(known)}")
     missing: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        inputs, peer_model = _prepare(module, model, Path(folder))
+    # Unpacked here, and not by the contestant's process, which ends without cleaning up.
+    with tempfile.TemporaryDirectory() as folder, folder_of(module) as unpacked:
+        inputs, peer_model = _prepare(unpacked, model, Path(folder))
         archive = Path(folder) / "inputs.npz"
         np.savez(archive, **inputs)  # type: ignore[arg-type]
-        contestants = [_Contestant(MODULE_LABEL, "tinsmith", module, archive, threads)]
+        contestants = [_Contestant(MODULE_LABEL, "tinsmith", unpacked, archive, threads)]
         try:
             if contestants[0].error is not None:
                 raise BuildError(f"{module}: {contestants[0].error}")

@@ -6,6 +6,8 @@ import mmap
 import os
 import shutil
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from compiler.errors import ArtifactError, TinsmithError
@@ -14,7 +16,7 @@ from compiler.module.machine import check_machine
 from compiler.module.manifest import Manifest, digest_bytes, read_manifest
 from compiler.module.selfcontained import SelfContainedModule
 
-__all__ = ["Context", "Module", "StepTime", "load", "verify_files"]
+__all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 
 
 def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
@@ -88,16 +90,25 @@ def verify_files(path: str | os.PathLike[str]) -> Manifest:
 
     Raises `ArtifactError` for the first that differs.
     """
-    folder = Path(path)
-    temporary = _unpacked(folder)
-    if temporary is not None:  # unpacking has checked them
-        manifest = read_manifest(temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
-        return manifest
-    manifest = read_manifest(folder)
-    for name in manifest.files:
-        os.close(_open_checked(folder / name, manifest))
+    with folder_of(Path(path)) as folder:
+        manifest = read_manifest(folder)
+        for name in manifest.files:
+            os.close(_open_checked(folder / name, manifest))
     return manifest
+
+
+@contextmanager
+def folder_of(path: Path) -> Iterator[Path]:
+    """The folder of a module; that of an archive is temporary, and deleted at the end.
+
+    Raises `ArtifactError` for a damaged archive.
+    """
+    temporary = _unpacked(path)
+    try:
+        yield path if temporary is None else temporary
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _open_checked(path: Path, manifest: Manifest) -> int:

@@ -37,6 +37,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
     yield
     assert not list(folder.iterdir())
 
@@ -193,3 +194,5 @@ def test_commands_take_archives(network_folder: Path, tmp_path: Path) -> None:
     verified = CliRunner().invoke(app, ["verify", str(path)])
     assert verified.exit_code == 0, verified.output
     assert "golden vectors" in verified.stdout
+    timed = CliRunner().invoke(app, ["bench", str(path), "--runs", "1"])
+    assert timed.exit_code == 0, timed.output
