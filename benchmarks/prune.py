@@ -12,6 +12,7 @@ again by the next run. Run as `python benchmarks/prune.py --models-dir DIR --dat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
@@ -92,8 +93,10 @@ class Bench:
         )
 
     def compiled(self, name: str, model: Any, **settings: Any) -> Path:
-        """The module of that name, as it was left by an earlier run or new."""
-        path = self.modules / name
+        """The module of that name and configuration, as an earlier run left it or new."""
+        parts = [part.to_dict() for part in settings.values()]
+        key = json.dumps([parts, self.options.threads], sort_keys=True, default=str)
+        path = self.modules / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         if not (path / "manifest.json").exists():
             settings = {"shapes": SHAPES, "threads": self.options.threads, **SETTINGS, **settings}
             compiler.compile_to(model, path, **settings)
@@ -122,8 +125,10 @@ class Bench:
             "size": manifest.deployed_bytes / self.model.stat().st_size,
         }
         if "pruning" in manifest.measured:
-            before, after = PruneReport.from_dict(manifest.measured["pruning"]).params
-            row["params"] = after / before
+            report = PruneReport.from_dict(manifest.measured["pruning"])
+            row["params"] = report.params[1] / report.params[0]
+            if report.distillation is not None:
+                row["epochs"] = report.distillation.epochs
         row |= settings
         row["drop"] = 100 * self.whole_top1 - row["top1"]
         return row
@@ -144,6 +149,8 @@ def show(name: str, row: Row, bars: Row | None = None) -> Row:
         if (row[figure] < bar if figure in AT_LEAST else row[figure] > bar)
     ]
     verdict = f"MISSED {', '.join(missed)}" if missed else "ok" if bars else ""
+    if "epochs" in row:
+        verdict = f"{verdict} {row['epochs']:.1f} epochs".strip()
     print(
         f"{name:34}{row['top1']:>9.2f}{row['drop']:>7.2f}{row.get('params', math.nan):>8.3f}"
         f"{row['size']:>8.3f}{row['speedup']:>9.2f}  {verdict}",
@@ -248,10 +255,11 @@ def others(bench_: Bench) -> dict[str, Row]:
             "speedup": pruned.speedup or math.nan,
             "difference": max(difference.relative for difference in report.differences),
         }
+        row["missed"] = float(row["difference"] > AGREEMENT_BAR)
         print(
             f"{model.name:22}{row['params']:>8.3f}{row['flops']:>7.3f}{row['groups']:>8.0f}"
             f"{row['speedup']:>9.2f}{row['difference']:>12.1e}  "
-            f"{'ok' if row['difference'] <= AGREEMENT_BAR else 'MISSED'}",
+            f"{'MISSED' if row['missed'] else 'ok'}",
             flush=True,
         )
     return rows
@@ -273,7 +281,7 @@ def torch_pruning(bench_: Bench) -> dict[str, Row]:
     print(f"Torch-Pruning took {time.perf_counter() - begin:.1f} s")
     params = sum(math.prod(t.dims) for t in theirs.graph.initializer) * 4
     share = params / bench_.model.stat().st_size
-    path = bench_.compiled("torch-pruning", theirs)
+    path = bench_.compiled(f"torch-pruning-{criterion}", theirs)
     rows = {"Torch-Pruning": show(f"Torch-Pruning, {criterion}", bench_.row(path, params=share))}
     for name, recovery in (("as pruned", "none"), ("closed form", "least-squares")):
         pruning = bench_.config(ratio=RATIO, criterion=criterion, recovery=recovery)
