@@ -12,8 +12,12 @@ first use, so that loading and running a module needs neither TVM nor any extra.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# TVM would bind the thread that first runs a module in VM form to one processor, for good.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 if TYPE_CHECKING:
     from compiler.api import CompileReport, compile, compile_to

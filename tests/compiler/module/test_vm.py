@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ class Branch:
 def dynamic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LoweredModel(fused(Dynamic), SPEC, ("x", "y"), ("z",), source_name="dynamic")
     return write_module(model, tmp_path_factory.mktemp("vm") / "m").path
+
+
+def test_the_caller_is_not_bound_to_a_processor(dynamic_folder: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    with load(dynamic_folder) as module:
+        module.run(list(np.ones((2, 4096, 4), "float32")))
+    assert os.sched_getaffinity(0) == usable
 
 
 def test_dynamic_shapes(dynamic_folder: Path) -> None:
