@@ -95,7 +95,12 @@ class CompileConfig:
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> CompileConfig:
         """A configuration from plain data; unknown keys raise ConfigError."""
-        return CompileConfig().with_options(**options)
+        given = dict(options)
+        if isinstance(given.get("quantization"), Mapping):
+            given["quantization"] = QuantizationConfig(**_with_tuples(given["quantization"]))
+        if isinstance(given.get("pruning"), Mapping):
+            given["pruning"] = PruneConfig(**_with_tuples(given["pruning"]))
+        return CompileConfig().with_options(**given)
 
     def with_options(self, **options: Any) -> CompileConfig:
         """A copy with some options replaced; unknown names raise ConfigError."""
@@ -147,6 +152,11 @@ def parse_constant_option(text: str) -> tuple[str, Constant]:
     if not separator or not name or parsed is None:
         raise ConfigError(f"--constant {text}: expected NAME=NUMBER or NAME=[N,N,...]")
     return name, _frozen(name, parsed)
+
+
+def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists only."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
 
 
 def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:

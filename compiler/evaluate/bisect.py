@@ -20,7 +20,7 @@ import tvm
 import tvm_ffi
 
 from compiler.config import CompileConfig
-from compiler.errors import ModelError, TinsmithError
+from compiler.errors import ConfigError, ModelError, TinsmithError
 from compiler.evaluate.compare import Difference, compare_all
 from compiler.evaluate.inputs import index_bounds, random_inputs
 from compiler.evaluate.reference import Reference
@@ -98,12 +98,18 @@ def bisect_module(
 ) -> Bisection:
     """Replay the compilation of the module in `path` from `model`, and run the module itself.
 
-    Raises ModelError if the model cannot be run by the reference, ArtifactError if the
-    module is damaged or for another machine.
+    Raises ConfigError if the module was meant to compute something else than the model,
+    ModelError if the model cannot be run by the reference, ArtifactError if the module is
+    damaged or for another machine.
     """
     with load(path) as module:
         manifest = module.manifest
         config = CompileConfig.from_dict({**manifest.config, "dump": None})
+        if config.quantization is not None or config.pruning is not None:
+            raise ConfigError(
+                f"--bisect: {manifest.name} is quantised or pruned, so it differs from the model "
+                "by design; bisect a module that was compiled without"
+            )
         shapes = {t.name: tuple(int(size) for size in t.shape) for t in manifest.inputs}
         imported = import_onnx(model, shapes, config.constants)
         if imported.output_names != tuple(t.name for t in manifest.outputs):

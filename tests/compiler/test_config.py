@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
+from compiler.pruning.config import PruneConfig
+from compiler.quantization.config import QuantizationConfig
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,8 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
         threads=2,
         dump=tmp_path,
         timing=True,
+        quantization=QuantizationConfig(format="int8", calibration="random", mean=(0.5, 0.2, 0.1)),
+        pruning=PruneConfig(ratio=0.3, keep=("first",)),
     )
     assert CompileConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert pickle.loads(pickle.dumps(config)) == config

@@ -10,6 +10,8 @@ import pytest
 import tvm
 from tvm import relax
 
+from compiler import CompileConfig, PruneConfig, compile_to
+from compiler.errors import ConfigError
 from compiler.evaluate.bisect import (
     MODULE,
     Stages,
@@ -69,6 +71,15 @@ def test_a_sound_compilation_has_no_divergence(small_model_file: Path, small_mod
     assert found.steps[0].name == "import"
     assert found.steps[-1].name == MODULE
     assert "no pass diverges" in found.conclusion()
+
+
+def test_a_module_that_differs_by_design_is_refused(small_model_file: Path, tmp_path: Path) -> None:
+    config = CompileConfig(
+        pruning=PruneConfig(ratio=0.3), runner=False, static_library=False, target="native"
+    )
+    report = compile_to(small_model_file, tmp_path / "m", config=config)
+    with pytest.raises(ConfigError, match="quantised or pruned, so it differs"):
+        bisect_module(report.path, small_model_file)
 
 
 @pytest.mark.parametrize("name", ["fold_constants", "eliminate_dead_code_again"])
