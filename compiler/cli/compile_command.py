@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import output
-from compiler.cli.options import AsJson
+from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import (
     Allocation,
     Augment,
@@ -23,14 +23,24 @@ from compiler.cli.pruning import (
     refuse_without_goal,
 )
 from compiler.cli.quantization import print_quantization, write_json
+from compiler.cli.samples import (
+    Calibration,
+    HeldOut,
+    Labels,
+    Layout,
+    Mean,
+    PixelRange,
+    Resize,
+    Samples,
+    Std,
+    sample_options,
+)
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
 from compiler.quantization.config import (
     AUTO,
     QuantizationConfig,
     parse_choice,
-    parse_numbers,
-    parse_resize,
 )
 
 
@@ -41,14 +51,8 @@ def compile_model(
     target: Annotated[
         str, typer.Option(help="The machine to compile for; see `tinsmith targets`.")
     ] = "native",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
-    ] = None,
+    shape: Shape = None,
+    constant: Constant = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
     ] = 0,
@@ -69,22 +73,13 @@ def compile_model(
         str | None,
         typer.Option(metavar="FORMAT", help="In fewer bits: int8, bf16, or weights: int4-weights."),
     ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", help="Samples: a folder of pictures, .npz, .npy, or `random`."
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to calibrate with.")] = 100,
-    mean: Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")] = "0",
-    std: Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")] = "1",
-    pixel_range: Annotated[float, typer.Option(help="The value of white: 1 or 255.")] = 1.0,
-    layout: Annotated[
-        str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
-    ] = None,
-    resize: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
-    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = 100,
+    mean: Mean = "0",
+    std: Std = "1",
+    pixel_range: PixelRange = 1.0,
+    layout: Layout = None,
+    resize: Resize = None,
     rounding: Annotated[
         str, typer.Option(help="Of int8 weights: nearest, or least-squares (by the data).")
     ] = "nearest",
@@ -106,16 +101,8 @@ def compile_model(
         float | None,
         typer.Option(metavar="PERCENT", help="Samples that must keep their class: 99.5."),
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Class indices, .npy, .csv or .txt; or `from-names` of pictures."
-        ),
-    ] = None,
-    evaluation: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Held-out samples to measure accuracy on."),
-    ] = None,
+    labels: Labels = None,
+    evaluation: HeldOut = None,
     keep_float: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER", help="A layer, as the report names it, to leave in float."),
@@ -171,6 +158,17 @@ def compile_model(
 
     **Sparse:** `tinsmith compile model.onnx --sparsity 2:4 -o out/`, then `tinsmith pack out/`
     """
+    data = sample_options(
+        calibration=calibration,
+        samples=samples,
+        mean=mean,
+        std=std,
+        pixel_range=pixel_range,
+        layout=layout,
+        resize=resize,
+        labels=labels,
+        evaluation=evaluation,
+    )
     pruning = prune_config(
         {
             "ratio": prune,
@@ -186,15 +184,7 @@ def compile_model(
         recovery=recover,
         distill_minutes=distill_minutes,
         augment=tuple(augment.split(",")) if augment else (),
-        calibration=calibration,
-        samples=samples,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
-        pixel_range=pixel_range,
-        layout=layout,
-        resize=None if resize is None else parse_resize(resize),
-        labels=labels,
-        evaluation=evaluation,
+        **data,
     )
     if pruning is None:
         refuse_without_goal(
@@ -209,13 +199,6 @@ def compile_model(
     if quantize is not None:
         quantization = QuantizationConfig(
             format=quantize,
-            calibration=calibration,
-            samples=samples,
-            mean=parse_numbers("--mean", mean),
-            std=parse_numbers("--std", std),
-            pixel_range=pixel_range,
-            layout=layout,
-            resize=None if resize is None else parse_resize(resize),
             observer=observer,
             rounding=rounding,
             equalize=parse_choice("--equalize", equalize),
@@ -225,9 +208,8 @@ def compile_model(
             keep_float=tuple(keep_float or ()),
             max_drop=max_drop,
             min_agreement=min_agreement,
-            labels=labels,
-            evaluation=evaluation,
             fallback=fallback,
+            **data,
         )
     else:
         _refuse_without_quantize(

@@ -22,6 +22,13 @@ ModelOption = Annotated[
     Path | None,
     typer.Option("--model", metavar="MODEL.onnx", help="The model the module was compiled from."),
 ]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
+]
+Constant = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant.")
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads to compute with.")]
 
 

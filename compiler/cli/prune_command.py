@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compiler.cli import output
-from compiler.cli.options import AsJson
+from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import (
     Allocation,
     Augment,
@@ -21,10 +20,21 @@ from compiler.cli.pruning import (
     print_pruning,
     prune_config,
 )
+from compiler.cli.samples import (
+    Calibration,
+    HeldOut,
+    Labels,
+    Layout,
+    Mean,
+    PixelRange,
+    Resize,
+    Samples,
+    Std,
+    sample_options,
+)
 from compiler.config import parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
 from compiler.pruning.config import AUTO
-from compiler.quantization.config import parse_numbers, parse_resize
 
 
 @output.reported
@@ -34,17 +44,32 @@ def prune_model(
         Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The pruned model.")
     ],
     ratio: Annotated[
-        float | None, typer.Option(help="Remove this share of the channels: 0.3.")
+        float | None,
+        typer.Option("--ratio", "--prune", help="Remove this share of the channels: 0.3."),
     ] = None,
     flops: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the operations.")
+        float | None,
+        typer.Option(
+            "--flops", "--prune-flops", metavar="SHARE", help="Prune to a share of the operations."
+        ),
     ] = None,
     params: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the parameters.")
+        float | None,
+        typer.Option(
+            "--params",
+            "--prune-params",
+            metavar="SHARE",
+            help="Prune to a share of the parameters.",
+        ),
     ] = None,
     latency: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Prune to a share of the latency, measured here."),
+        typer.Option(
+            "--latency",
+            "--prune-latency",
+            metavar="SHARE",
+            help="Prune to a share of the latency, measured here.",
+        ),
     ] = None,
     target: Annotated[
         str, typer.Option(help="The machine whose vectors widths are aligned to.")
@@ -56,36 +81,17 @@ def prune_model(
     recover: Recover = AUTO,
     distill_minutes: DistillMinutes = 10.0,
     augment: Augment = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Samples: a folder of pictures, .npz or .npy."),
-    ] = None,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Samples for statistics; distillation reads all.")
-    ] = 100,
-    mean: Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")] = "0",
-    std: Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")] = "1",
-    pixel_range: Annotated[float, typer.Option(help="The value of white: 1 or 255.")] = 1.0,
-    layout: Annotated[
-        str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
-    ] = None,
-    resize: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Class indices of the samples judged.")
-    ] = None,
-    evaluation: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Held-out samples to judge by.")
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
-    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = 100,
+    mean: Mean = "0",
+    std: Std = "1",
+    pixel_range: PixelRange = 1.0,
+    layout: Layout = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    evaluation: HeldOut = None,
+    shape: Shape = None,
+    constant: Constant = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -93,6 +99,17 @@ def prune_model(
 
     **Example:** `tinsmith prune model.onnx --ratio 0.3 --calibration photos/ -o pruned.onnx`
     """
+    data = sample_options(
+        calibration=calibration,
+        samples=samples,
+        mean=mean,
+        std=std,
+        pixel_range=pixel_range,
+        layout=layout,
+        resize=resize,
+        labels=labels,
+        evaluation=evaluation,
+    )
     config = prune_config(
         {"ratio": ratio, "flops": flops, "params": params, "latency": latency},
         criterion=prune_criterion,
@@ -102,15 +119,7 @@ def prune_model(
         recovery=recover,
         distill_minutes=distill_minutes,
         augment=tuple(augment.split(",")) if augment else (),
-        calibration=calibration,
-        samples=samples,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
-        pixel_range=pixel_range,
-        layout=layout,
-        resize=None if resize is None else parse_resize(resize),
-        labels=labels,
-        evaluation=evaluation,
+        **data,
     )
     if config is None:
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
@@ -119,6 +128,7 @@ def prune_model(
     from compiler.evaluate.inputs import index_bounds  # imports TVM
     from compiler.export.onnx import to_onnx
     from compiler.frontends.onnx import import_onnx
+    from compiler.module.manifest import write_atomically
     from compiler.preparation import target_named
     from compiler.pruning.pruner import Pruner, readable
 
@@ -141,10 +151,8 @@ def prune_model(
         )
         pruned = pruner(imported.module)
     written = to_onnx(pruned, imported.input_names, imported.output_names)
-    partial = out.with_name(out.name + ".partial")
     try:
-        partial.write_bytes(written.SerializeToString())
-        os.replace(partial, out)
+        write_atomically(out, written.SerializeToString())
     except OSError as error:
         raise ConfigError(f"--output {out}: {error.strerror}") from error
     report = pruner.report

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compiler.cli import output
-from compiler.cli.options import AsJson
+from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import Criterion
+from compiler.cli.samples import (
+    HeldOut,
+    Labels,
+    Layout,
+    Mean,
+    PixelRange,
+    Resize,
+    Samples,
+    Std,
+    sample_options,
+)
 from compiler.config import parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
 from compiler.pruning.config import AUTO, PruneConfig
-from compiler.quantization.config import parse_numbers, parse_resize
+from compiler.quantization.config import parse_numbers
 
 if TYPE_CHECKING:
     from compiler.pruning.sensitivity import Sensitivity
@@ -35,32 +47,17 @@ def measure_model(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the curves; .png or .svg.")
     ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
-    ] = None,
+    shape: Shape = None,
+    constant: Constant = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to read of --calibration.")] = 100,
-    mean: Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")] = "0",
-    std: Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")] = "1",
-    pixel_range: Annotated[float, typer.Option(help="The value of white: 1 or 255.")] = 1.0,
-    layout: Annotated[
-        str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
-    ] = None,
-    resize: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Class indices; accuracy instead of agreement."),
-    ] = None,
-    evaluation: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Held-out samples to judge by.")
-    ] = None,
+    samples: Samples = 100,
+    mean: Mean = "0",
+    std: Std = "1",
+    pixel_range: PixelRange = 1.0,
+    layout: Layout = None,
+    resize: Resize = None,
+    labels: Labels = None,
+    evaluation: HeldOut = None,
     prune_criterion: Criterion = AUTO,
     as_json: AsJson = False,
 ) -> None:
@@ -71,19 +68,22 @@ def measure_model(
     chosen = _ratios(ratios)
     if plot is not None:
         _check_plot(plot)
+    data = sample_options(
+        calibration=calibration,
+        samples=samples,
+        mean=mean,
+        std=std,
+        pixel_range=pixel_range,
+        layout=layout,
+        resize=resize,
+        labels=labels,
+        evaluation=evaluation,
+    )
     config = PruneConfig(
         ratio=chosen[0],
         criterion=prune_criterion,
         recovery="none",
-        calibration=calibration,
-        samples=samples,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
-        pixel_range=pixel_range,
-        layout=layout,
-        resize=None if resize is None else parse_resize(resize),
-        labels=labels,
-        evaluation=evaluation,
+        **data,
     )
     from compiler.evaluate.inputs import index_bounds  # imports TVM
     from compiler.frontends.onnx import import_onnx
@@ -140,6 +140,8 @@ def _draw(found: Sensitivity, path: Path) -> None:
     """A line for each group."""
     from matplotlib.figure import Figure
 
+    from compiler.module.manifest import write_atomically
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for curve in found.curves:
@@ -151,7 +153,9 @@ def _draw(found: Sensitivity, path: Path) -> None:
     axes.set_ylabel(found.measure)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="x-small")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower())
     try:
-        figure.savefig(path)
+        write_atomically(path, drawn.getvalue())
     except OSError as error:
         raise ConfigError(f"--plot {path}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from compiler.cli import output
-from compiler.cli.options import AsJson
+from compiler.cli.options import AsJson, Constant, Shape
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
 from compiler.quantization.config import QuantizationConfig
@@ -47,14 +47,8 @@ def tune_model(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Search again, and forget earlier trials.")
     ] = False,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant."),
-    ] = None,
+    shape: Shape = None,
+    constant: Constant = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
     ] = 0,
