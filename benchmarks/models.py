@@ -286,7 +286,7 @@ def tinsmith(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[n
     """Tinsmith's own pipeline, for the machine at hand."""
     import compiler
 
-    return compiler.compile(imported.reference, static_library=False, runner=False).run
+    return compiler.compile(imported.original, static_library=False, runner=False).run
 
 
 EXECUTORS: dict[str, Executor] = {"tinsmith": tinsmith, "stock-tvm": stock_tvm}

@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tvm
 
 from compiler.config import CompileConfig
 from compiler.errors import ModelError, TargetError
 from compiler.evaluate.compare import QUANTIZED_TOLERANCE
-from compiler.evaluate.inputs import index_bounds, random_inputs
+from compiler.evaluate.inputs import random_inputs
 from compiler.evaluate.reference import Reference
 from compiler.evaluate.stages import run_stage
-from compiler.frontends.onnx import ImportedModel, import_onnx
+from compiler.frontends.imported import ImportedModel
+from compiler.frontends.model import import_model
 from compiler.module.golden import GoldenVectors
 from compiler.module.lowered import LoweredModel
 from compiler.pipeline import PipelineReport, lower
@@ -77,7 +79,7 @@ def prepare(
     Raises ModelError, PassError and ConfigError as `compiler.compile` does.
     """
     with clock.phase("import"):
-        imported = import_onnx(model, config.shapes, config.constants)
+        imported = import_model(model, config.shapes, config.constants)
     module, pruner = imported.module, None
     if config.pruning is not None:
         with clock.phase("prune"):
@@ -112,9 +114,15 @@ def prepare(
         if quantizer is not None:
             golden, reference = _quantized_golden(quantizer, config, notes)
         elif pruner is not None:
-            golden, reference = _pruned_golden(pruner, module, config, notes)
+            # The ONNX model computes something else; what pruning costs stands in its report.
+            notes += pruner.source.notes if pruner.source is not None else ()
+            inputs = tuple(pruner.first_sample().values())
+            golden, reference = _graph_golden(module, inputs, config, "the pruned graph")
+        elif imported.reference is None:
+            inputs = tuple(random_inputs(imported.signature, imported.bounds, config.seed).values())
+            golden, reference = _graph_golden(module, inputs, config, "the graph read")
         else:
-            golden, reference = _golden(imported, config, notes)
+            golden, reference = _golden(imported, imported.reference, config, notes)
     return Prepared(
         lowered,
         pipeline,
@@ -172,16 +180,6 @@ def model_name(model: str | Path | ModelProto) -> str:
     return Path(source).stem or "model"
 
 
-def _signature(imported: ImportedModel) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each input by name."""
-    return {
-        name: (shape, dtype)
-        for name, shape, dtype in zip(
-            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
-        )
-    }
-
-
 def _quantizer(
     imported: ImportedModel,
     config: CompileConfig,
@@ -196,8 +194,8 @@ def _quantizer(
     return Quantizer(
         config.quantization,
         spec,
-        _signature(imported),
-        index_bounds(imported.reference),
+        imported.signature,
+        imported.bounds,
         model_name(imported.source),
         config.threads,
         config.seed,
@@ -218,27 +216,22 @@ def _pruner(
     return Pruner(
         options,
         spec,
-        _signature(imported),
-        index_bounds(imported.reference),
+        imported.signature,
+        imported.bounds,
         config.threads,
         config.seed,
         progress=lambda step, share: clock.show("prune", share, step),
     )
 
 
-def _pruned_golden(
-    pruner: Pruner, module: tvm.IRModule, config: CompileConfig, notes: list[str]
+def _graph_golden(
+    module: tvm.IRModule, inputs: tuple[np.ndarray, ...], config: CompileConfig, label: str
 ) -> tuple[GoldenVectors | None, str]:
-    """A sample with the outputs of the pruned graph, computed by TVM's own definitions.
-
-    The ONNX model computes something else; what pruning costs stands in the pruning report.
-    """
-    notes += pruner.source.notes if pruner.source is not None else ()
+    """Inputs with the outputs of a graph that no other runtime has: TVM's own definitions."""
     if not config.golden:
         return None, ""
-    inputs = tuple(pruner.first_sample().values())
     outputs = run_stage(module, inputs, get_target("native"))
-    return GoldenVectors(inputs, tuple(outputs)), "the pruned graph"
+    return GoldenVectors(inputs, tuple(outputs)), label
 
 
 def _quantized_golden(
@@ -260,7 +253,7 @@ def _quantized_golden(
 
 
 def _golden(
-    imported: ImportedModel, config: CompileConfig, notes: list[str]
+    imported: ImportedModel, original: ModelProto, config: CompileConfig, notes: list[str]
 ) -> tuple[GoldenVectors | None, str]:
     """A random input with its reference output, and who computed it; why not is in `notes`."""
     if not config.golden:
@@ -269,8 +262,8 @@ def _golden(
         notes.append("no golden vectors: the shape of an output depends on the data")
         return None, ""
     try:
-        reference = Reference(imported.reference, imported.reference_bytes(), threads=2)
-        inputs = random_inputs(_signature(imported), index_bounds(imported.reference), config.seed)
+        reference = Reference(original, imported.reference_bytes(), threads=2)
+        inputs = random_inputs(imported.signature, imported.bounds, config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
         notes.append(f"no golden vectors: {error}")

@@ -33,7 +33,7 @@ from compiler.cli.samples import (
     sample_options,
 )
 from compiler.config import parse_constant_option, parse_shape_option
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, ModelError
 from compiler.pruning.config import AUTO
 
 
@@ -41,7 +41,13 @@ from compiler.pruning.config import AUTO
 def prune_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to prune.")],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The pruned model.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The pruned model: .onnx, or .tinsmith for a checkpoint of any graph.",
+        ),
     ],
     ratio: Annotated[
         float | None,
@@ -95,9 +101,12 @@ def prune_model(
     threads: Annotated[int, typer.Option(min=0, help="0: one for each core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a model and write it as ONNX, for `tinsmith compile` or any other tool.
+    """Prune a model and write it as ONNX, for any tool, or as a checkpoint, for Tinsmith's.
 
     **Example:** `tinsmith prune model.onnx --ratio 0.3 --calibration photos/ -o pruned.onnx`
+
+    **Checkpoint:** `tinsmith prune model.onnx --ratio 0.3 -o pruned.tinsmith`, then
+    `tinsmith compile pruned.tinsmith -o out/`
     """
     data = sample_options(
         calibration=calibration,
@@ -123,40 +132,47 @@ def prune_model(
     )
     if config is None:
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
-    if out.suffix != ".onnx":
-        raise ConfigError(f"--output {out}: the file ends in .onnx")
-    from compiler.evaluate.inputs import index_bounds  # imports TVM
+    if out.suffix not in (".onnx", ".tinsmith"):
+        raise ConfigError(f"--output {out}: the file ends in .onnx or .tinsmith")
     from compiler.export.onnx import to_onnx
-    from compiler.frontends.onnx import import_onnx
+    from compiler.frontends.checkpoint import write_checkpoint
+    from compiler.frontends.model import import_model
     from compiler.module.manifest import write_atomically
     from compiler.preparation import target_named
     from compiler.pruning.pruner import Pruner, readable
 
-    imported = import_onnx(
+    imported = import_model(
         model,
         dict(map(parse_shape_option, shape or [])),
         dict(map(parse_constant_option, constant or [])),
     )
-    # Told before hours of training rather than after.
-    to_onnx(readable(imported.module), imported.input_names, imported.output_names)
-    inputs = zip(imported.input_shapes, imported.input_dtypes, strict=True)
+    as_onnx = out.suffix == ".onnx"
+    if as_onnx:
+        # Told before hours of training rather than after.
+        try:
+            to_onnx(readable(imported.module), imported.input_names, imported.output_names)
+        except ModelError as error:
+            raise ModelError(f"{error}; -o {out.with_suffix('.tinsmith')} keeps it") from error
     with output.progress_bar(f"prune {model.name}", hidden=as_json) as show:
         pruner = Pruner(
             config,
             target_named(target),
-            dict(zip(imported.input_names, inputs, strict=True)),
-            index_bounds(imported.reference),
+            imported.signature,
+            imported.bounds,
             threads,
             progress=show,
         )
         pruned = pruner(imported.module)
-    written = to_onnx(pruned, imported.input_names, imported.output_names)
-    try:
-        write_atomically(out, written.SerializeToString())
-    except OSError as error:
-        raise ConfigError(f"--output {out}: {error.strerror}") from error
     report = pruner.report
     assert report is not None  # the call above made it
+    try:
+        if as_onnx:
+            written = to_onnx(pruned, imported.input_names, imported.output_names)
+            write_atomically(out, written.SerializeToString())
+        else:
+            write_checkpoint(out, pruned, imported, report.to_dict())
+    except OSError as error:
+        raise ConfigError(f"--output {out}: {error.strerror}") from error
     if as_json:
         output.print_json({"path": str(out), **report.to_dict()})
         return

@@ -85,23 +85,21 @@ def measure_model(
         recovery="none",
         **data,
     )
-    from compiler.evaluate.inputs import index_bounds  # imports TVM
-    from compiler.frontends.onnx import import_onnx
+    from compiler.frontends.model import import_model
     from compiler.pruning.pruner import Pruner
     from targets.registry import get_target
 
-    imported = import_onnx(
+    imported = import_model(
         model,
         dict(map(parse_shape_option, shape or [])),
         dict(map(parse_constant_option, constant or [])),
     )
-    inputs = zip(imported.input_shapes, imported.input_dtypes, strict=True)
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
         found = Pruner(
             config,
             get_target("native"),
-            dict(zip(imported.input_names, inputs, strict=True)),
-            index_bounds(imported.reference),
+            imported.signature,
+            imported.bounds,
             threads,
             progress=show,
         ).sensitivity(imported.module, chosen)

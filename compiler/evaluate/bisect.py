@@ -22,10 +22,11 @@ import tvm_ffi
 from compiler.config import CompileConfig
 from compiler.errors import ConfigError, ModelError, TinsmithError
 from compiler.evaluate.compare import Difference, compare_all
-from compiler.evaluate.inputs import index_bounds, random_inputs
+from compiler.evaluate.inputs import random_inputs
 from compiler.evaluate.reference import Reference
 from compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
-from compiler.frontends.onnx import ImportedModel, import_onnx
+from compiler.frontends.imported import ImportedModel
+from compiler.frontends.onnx import import_onnx
 from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.writer import write_module
@@ -141,14 +142,8 @@ def bisect(
     `run_module` is the compiled module to compare after all stages agree.
     """
     show = progress or (lambda phase, share: None)
-    reference = Reference(imported.reference, imported.reference_bytes())
-    signature = {
-        name: (shape, dtype)
-        for name, shape, dtype in zip(
-            imported.input_names, imported.input_shapes, imported.input_dtypes, strict=True
-        )
-    }
-    inputs = random_inputs(signature, index_bounds(imported.reference), seed)
+    reference = Reference(imported.original, imported.reference_bytes())
+    inputs = random_inputs(imported.signature, imported.bounds, seed)
     arrays = list(inputs.values())
     expected = reference.run(inputs)
     runner = PassRunner()
@@ -227,7 +222,7 @@ def _reference_tensors(imported: ImportedModel, inputs: Mapping[str, np.ndarray]
     import onnx
 
     model = onnx.ModelProto()
-    model.CopyFrom(imported.reference)
+    model.CopyFrom(imported.original)
     existing = {output.name for output in model.graph.output}
     for node in model.graph.node:
         for name in node.output:

@@ -32,6 +32,10 @@ def open_original(path: Path, manifest: Manifest) -> OriginalModel:
 
     Raises ModelError if the file is unreadable or has other inputs or outputs than the module.
     """
+    if path.suffix == ".tinsmith":
+        raise ModelError(
+            f"{path}: is a checkpoint, which no other runtime can run; give an ONNX file"
+        )
     proto = read_model(path)
     signature = {tensor.name: tensor.shape for tensor in manifest.inputs}
     constants = CompileConfig.from_dict(

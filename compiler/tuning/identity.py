@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.config import CompileConfig
+from compiler.errors import ModelError
+from compiler.frontends.checkpoint import SUFFIX
 from compiler.frontends.onnx_files import all_tensors, read_model
 from compiler.module.version import tinsmith_version
 from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
@@ -46,6 +48,12 @@ def _content(model: str | Path | ModelProto) -> Iterator[bytes]:
     """The bytes of a model, with those of tensors in other files."""
     if not isinstance(model, (str, Path)):
         yield model.SerializeToString(deterministic=True)
+        return
+    if Path(model).suffix == SUFFIX:
+        try:
+            yield Path(model).read_bytes()
+        except OSError as error:
+            raise ModelError(f"{model}: cannot be read: {error.strerror}") from error
         return
     loaded = read_model(model)
     for tensor in all_tensors(loaded):

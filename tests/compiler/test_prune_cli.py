@@ -52,6 +52,24 @@ def test_a_pruned_module_is_written_and_reported(data: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
+def test_a_checkpoint_is_pruned_again_and_compiled(data: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.tinsmith", tmp_path / "twice.onnx"
+    options = ("--threads", 1, "--calibration", data, "--samples", 20, "--json")
+    first = tinsmith(
+        "prune", MODEL, "--shape", "image=1,1,28,28", "--ratio", 0.3, *options, "-o", once
+    )
+    assert first.exit_code == 0, first.output
+    left = json.loads(first.stdout)["params"][1]
+    second = tinsmith("prune", once, "--ratio", 0.3, *options, "-o", twice)
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.stdout)["params"][0] == left > json.loads(second.stdout)["params"][1]
+    built = tinsmith("compile", once, "--threads", 1, "-o", tmp_path / "out")
+    assert built.exit_code == 0, built.output
+    assert "pruned before, from" in built.stderr
+    fails(("verify", tmp_path / "out", "--model", once), "is a checkpoint, which no other runtime")
+    fails(("prune", MODEL, "--ratio", 0.3, "-o", tmp_path / "p.pt"), "ends in .onnx or .tinsmith")
+
+
 def test_a_sparse_module_is_reported_layer_by_layer(data: Path, tmp_path: Path) -> None:
     result = tinsmith(
         *("compile", MODEL, "--shape", "image=1,1,28,28", "--threads", 1, "--sparsity", "2:4"),

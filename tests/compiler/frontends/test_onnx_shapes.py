@@ -146,6 +146,6 @@ def test_shape_arithmetic_is_folded() -> None:
 
 def test_the_reference_has_the_same_shapes() -> None:
     imported = import_onnx(linear_model(), {"x": (5, 4)})
-    dims = imported.reference.graph.input[0].type.tensor_type.shape.dim
+    dims = imported.original.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims] == [5, 4]
     assert imported.reference_bytes()

@@ -11,7 +11,6 @@ from compiler.calibration import Preprocessing, open_calibration
 from compiler.demo import IMAGES, MODEL
 from compiler.errors import ConfigError, InputError
 from compiler.evaluate.accuracy import LabelledImages
-from compiler.evaluate.inputs import index_bounds
 from compiler.frontends.onnx import import_onnx
 from compiler.pruning.config import PruneConfig
 from compiler.pruning.distillation import Augmentation, Distiller
@@ -38,7 +37,7 @@ def prune(imported, **options) -> PruneReport:
         PruneConfig(recovery="distill", **options),
         get_target("native"),
         SIGNATURE,
-        index_bounds(imported.reference),
+        imported.bounds,
         threads=1,
     )
     pruner(imported.module)

@@ -13,7 +13,6 @@ import compiler
 from compiler.demo import IMAGES, MODEL
 from compiler.errors import ConfigError, ModelError
 from compiler.evaluate.accuracy import LabelledImages
-from compiler.evaluate.inputs import index_bounds
 from compiler.frontends.onnx import import_onnx
 from compiler.pruning.config import PruneConfig
 from compiler.pruning.pruner import Pruner, readable
@@ -35,7 +34,7 @@ def prune(imported, target: str = "cortex-a76", **options):
         PruneConfig(**options),
         get_target(target),
         {"image": (SHAPE["image"], "float32")},
-        index_bounds(imported.reference),
+        imported.bounds,
         threads=1,
     )
     module = pruner(imported.module)

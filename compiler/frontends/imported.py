@@ -1,0 +1,76 @@
+"""A model as the compiler takes it up, whatever file it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from onnx import ModelProto
+from tvm import relax
+
+from compiler.errors import ModelError
+from compiler.frontends.onnx_files import serialized
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A graph, and what its inputs and outputs are.
+
+    `module` holds one Relax function `main`: its parameters are the model's inputs in the order
+    of `input_names`, weights are constants, the body is one dataflow block, and it returns a
+    tensor for one output and a tuple for several. Shapes are fixed; a dimension of an output is
+    None where it depends on data. `bounds` says below what the values of integer inputs stay
+    (see `compiler.evaluate.inputs.index_bounds`). `reference` is the ONNX model with the same
+    bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
+    were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
+    decided on the way.
+    """
+
+    module: tvm.IRModule
+    source: str
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_dtypes: tuple[str, ...]
+    output_names: tuple[str, ...]
+    output_shapes: tuple[tuple[int | None, ...], ...]
+    output_dtypes: tuple[str, ...]
+    bounds: Mapping[str, int]
+    notes: tuple[str, ...]
+    reference: ModelProto | None
+
+    @property
+    def signature(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each input by name."""
+        described = zip(self.input_shapes, self.input_dtypes, strict=True)
+        return dict(zip(self.input_names, described, strict=True))
+
+    @property
+    def original(self) -> ModelProto:
+        """The ONNX model; raises ModelError if there is none."""
+        if self.reference is None:
+            raise ModelError(f"{self.source}: is a checkpoint, which no other runtime can run")
+        return self.reference
+
+    def reference_bytes(self) -> bytes:
+        """`reference` serialised, as ONNX Runtime takes it."""
+        return serialized(self.original, self.source)
+
+
+def described_outputs(
+    module: tvm.IRModule, source: str
+) -> list[tuple[tuple[int | None, ...], str]]:
+    """Shape and dtype of each output of `main`."""
+    result = module["main"].ret_ty
+    fields = list(result.fields) if isinstance(result, relax.TupleType) else [result]
+    outputs = []
+    for index, field in enumerate(fields):
+        if not isinstance(field, relax.TensorType) or field.ndim < 0:
+            raise ModelError(f"{source}: the rank of output {index} is not known")
+        shape = field.shape
+        if isinstance(shape, relax.ShapeExpr):
+            sizes = tuple(getattr(dim, "value", None) for dim in shape.values)
+        else:
+            sizes = (None,) * field.ndim
+        outputs.append((sizes, str(field.dtype)))
+    return outputs

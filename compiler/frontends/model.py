@@ -1,0 +1,28 @@
+"""A model of any kind that is read, into Relax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from compiler.frontends.checkpoint import SUFFIX, read_checkpoint
+from compiler.frontends.imported import ImportedModel
+from compiler.frontends.onnx import import_onnx
+
+
+def import_model(
+    model: str | Path | ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> ImportedModel:
+    """Import an ONNX model, from memory or a file, or a checkpoint, a file named `*.tinsmith`.
+
+    `shapes` and `constants` are those of `import_onnx`; a checkpoint has its shapes, and takes no
+    constants. Raises ModelError and its subclasses for what cannot be imported.
+    """
+    if isinstance(model, (str, Path)) and Path(model).suffix == SUFFIX:
+        return read_checkpoint(Path(model), shapes or {}, constants or {})
+    return import_onnx(model, shapes, constants)
