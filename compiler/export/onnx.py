@@ -6,6 +6,7 @@ refused by name. Layouts have channels in front, as in ONNX.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -300,6 +301,14 @@ def _silu(writer: _Writer, call: Any) -> str:
     return writer.emit("Mul", [operand, writer.emit("Sigmoid", [operand])])
 
 
+def _gelu(writer: _Writer, call: Any) -> str:
+    """Spelled out: the operator is younger than the opset."""
+    operand = writer.name(call.args[0])
+    half, one, root = (writer.array(np.array(n, np.float32)) for n in (0.5, 1.0, math.sqrt(2)))
+    erf = writer.emit("Erf", [writer.emit("Div", [operand, root])])
+    return writer.emit("Mul", [writer.emit("Mul", [operand, writer.emit("Add", [erf, one])]), half])
+
+
 def _square(writer: _Writer, call: Any) -> str:
     operand = writer.name(call.args[0])
     return writer.emit("Mul", [operand, operand])
@@ -344,6 +353,7 @@ _RULES: dict[str, Rule] = {
     "relax.nn.log_softmax": _along_axis("LogSoftmax"),
     "relax.nn.leakyrelu": _leaky_relu,
     "relax.nn.silu": _silu,
+    "relax.nn.gelu": _gelu,
     "relax.square": _square,
     "relax.rsqrt": _rsqrt,
     "relax.astype": _cast,

@@ -39,11 +39,15 @@ Signature = Mapping[str, tuple[tuple[int, ...], str]]
 # Kernels for registers of fewer lanes compute two at a time.
 _LEAST_LANES = 8
 # The first pass after those that only make the imported graph readable.
-_AFTER_READABLE = "recognize_composites"
+_AFTER_READABLE = "fold_batch_norm"
 
 
 def readable(module: tvm.IRModule) -> tvm.IRModule:
-    """An imported module in canonical form, its layouts and batch normalisations as they were."""
+    """An imported module in canonical form, its layouts and batch normalisations as they were.
+
+    Layer normalisations that an exporter spelled out are operators: only as such can the
+    channels that they run over be removed.
+    """
     runner = PassRunner()
     for name, step in graph_passes():
         if name == _AFTER_READABLE:

@@ -84,7 +84,12 @@ MODELS = {
         node("Softmax", "s", "p", axis=-1),
         node("MatMul", "p v", "z"),
         node("Tanh", "z", "h"),
-        node("Concat", "h x", "c", axis=-1),
+        node("Div", "h root", "d"),
+        node("Erf", "d", "e"),
+        node("Add", "e unit", "e1"),
+        node("Mul", "h e1", "g1"),
+        node("Mul", "g1 half", "gelu"),
+        node("Concat", "gelu x", "c", axis=-1),
         node("ReduceMean", "c", "r", axes=[1], keepdims=0),
         node("LeakyRelu", "r", "l", alpha=0.2),
         node("Unsqueeze", "l one", "y"),
@@ -94,6 +99,9 @@ MODELS = {
             "b": _random(8),
             "w": _random(8, 12),
             "one": np.array([1], np.int64),
+            "root": np.float32(np.sqrt(2)),
+            "unit": np.float32(1),
+            "half": np.float32(0.5),
         },
     ),
 }
@@ -105,6 +113,8 @@ def test_a_graph_that_is_written_and_read_again_computes_the_same(name: str) -> 
     imported = import_onnx(model)
     module = readable(imported.module)
     shape = imported.input_shapes[0]
+    if "Erf" in {node.op_type for node in model.graph.node}:
+        assert "R.nn.gelu" in module.script()
     assert_same(imported.module, imported_again(module, ["x"], ["y"]), _random(*shape))
     written = to_onnx(module, ["x"], ["y"])
     assert [value.name for value in written.graph.input] == ["x"]

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import compiler
 from compiler.demo import IMAGES, MODEL
@@ -160,3 +162,44 @@ def test_a_model_with_nothing_to_prune_is_refused(tmp_path: Path) -> None:
     model = helper.make_model(helper.make_graph([node], "relu", kind[:1], kind[1:]))
     with pytest.raises(ModelError, match="nothing to prune"):
         prune(import_onnx(model), ratio=0.3)
+
+
+def test_the_width_under_a_spelled_out_layer_normalisation_is_pruned() -> None:
+    def values(*shape: int) -> np.ndarray:
+        return np.random.default_rng(len(shape)).standard_normal(shape).astype("float32")
+
+    def node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+        return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+    constants = {"w": values(16, 32), "g": values(32), "b": values(32), "v": values(32, 4)}
+    constants["e"] = np.float32(1e-5)
+    graph = helper.make_graph(
+        [
+            node("MatMul", "x w", "a"),
+            node("ReduceMean", "a", "m", axes=[-1]),
+            node("Sub", "a m", "d"),
+            node("Mul", "d d", "dd"),
+            node("ReduceMean", "dd", "s", axes=[-1]),
+            node("Add", "s e", "se"),
+            node("Sqrt", "se", "r"),
+            node("Div", "d r", "n"),
+            node("Mul", "n g", "ng"),
+            node("Add", "ng b", "nb"),
+            node("MatMul", "nb v", "y"),
+        ],
+        "normalised",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 6, 16))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    imported = import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    pruner = Pruner(
+        PruneConfig(ratio=0.5, criterion="l2", alignment=1),
+        get_target("native"),
+        imported.signature,
+        imported.bounds,
+        threads=1,
+    )
+    pruner(imported.module)
+    assert pruner.report is not None
+    assert [(g.before, g.after) for g in pruner.report.groups if not g.reason] == [(32, 16)]
