@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.errors import ConfigError, InputError
+from compiler.sample_options import SampleOptions
 
 LAYOUTS = ("NCHW", "NHWC")
 # Numbers of channels that a picture has: grey, colour, colour with transparency.
@@ -60,6 +61,11 @@ class Preprocessing:
         sizes = self.resize if isinstance(self.resize, tuple) else (self.resize,)
         if self.resize is not None and any(not isinstance(s, int) or s < 1 for s in sizes):
             raise ConfigError(f"resize must be a size or (height, width), not {self.resize!r}")
+
+    @classmethod
+    def of(cls, options: SampleOptions) -> Preprocessing:
+        """What the options of a step ask for; raises ConfigError as the constructor does."""
+        return cls(options.mean, options.std, options.pixel_range, options.layout, options.resize)
 
     @property
     def normalises(self) -> bool:

@@ -65,9 +65,7 @@ class Distiller:
         self._seed = seed
         self._threads = threads or spec.cores
         self._progress = progress
-        preprocessing = Preprocessing(
-            config.mean, config.std, config.pixel_range, config.layout, config.resize
-        )
+        preprocessing = Preprocessing.of(config)
         self._source = source
         if not isinstance(source, RandomSource):
             self._source = open_calibration(

@@ -107,9 +107,7 @@ class Pruner:
             self.source = open_calibration(
                 config.calibration,
                 signature,
-                preprocessing=Preprocessing(
-                    config.mean, config.std, config.pixel_range, config.layout, config.resize
-                ),
+                preprocessing=Preprocessing.of(config),
                 limit=config.samples,
                 bounds=bounds,
                 seed=seed,

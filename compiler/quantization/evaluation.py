@@ -172,9 +172,7 @@ def judging_samples(
         source = open_calibration(
             data,
             signature,
-            preprocessing=Preprocessing(
-                options.mean, options.std, options.pixel_range, options.layout, options.resize
-            ),
+            preprocessing=Preprocessing.of(options),
             bounds=bounds,
             seed=seed,
             option="--evaluation",

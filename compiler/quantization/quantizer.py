@@ -74,9 +74,7 @@ class Quantizer:
         self.source: CalibrationSource = open_calibration(
             config.calibration,
             signature,
-            preprocessing=Preprocessing(
-                config.mean, config.std, config.pixel_range, config.layout, config.resize
-            ),
+            preprocessing=Preprocessing.of(config),
             limit=config.samples,
             bounds=bounds,
             seed=seed,
