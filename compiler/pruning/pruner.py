@@ -332,7 +332,8 @@ class Pruner:
         frozen = [group for group in current.groups if group.frozen]
         reasons = dict.fromkeys(group.frozen for group in frozen)
         if frozen:
-            notes.append(f"{len(frozen)} groups stay whole: {'; '.join([*reasons][:3])}")
+            told = "1 group stays" if len(frozen) == 1 else f"{len(frozen)} groups stay"
+            notes.append(f"{told} whole: {'; '.join([*reasons][:3])}")
         return tuple(notes)
 
 
