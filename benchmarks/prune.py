@@ -88,7 +88,7 @@ class Bench:
         return self.config(
             recovery="distill",
             distill_minutes=self.options.minutes,
-            augment=("flip",),
+            augment=("flip", "crop", "mixup"),
             **settings,
         )
 

@@ -47,7 +47,9 @@ Recover = Annotated[
 DistillMinutes = Annotated[float, typer.Option(help="Longest time of --recover distill.")]
 Augment = Annotated[
     str | None,
-    typer.Option(metavar="flip,crop", help="Pictures changed at random for --recover distill."),
+    typer.Option(
+        metavar="flip,crop,mixup", help="Pictures changed at random for --recover distill."
+    ),
 ]
 KeepGroup = Annotated[
     list[str] | None,

@@ -19,7 +19,7 @@ ALLOCATIONS = ("uniform", "global", "sensitivity")
 NORMALIZATIONS = ("none", "mean", "max", "sum", "lamp")
 SCHEDULES = ("linear", "polynomial")
 RECOVERIES = ("none", "batch-norm", "least-squares", "distill")
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "mixup")
 MAX_STEPS = 100
 
 
@@ -58,7 +58,8 @@ class PruneConfig(SampleOptions):
     temperature: scores are divided by it when they are compared.
     distill_alpha: the share of the hard labels in the loss, 0: none are needed.
     hint_weight: how much the error of inner tensors counts in the loss.
-    augment: how pictures are changed at random in training: "flip", "crop".
+    augment: how pictures are changed at random in training: "flip", "crop", "mixup", see
+        `compiler.pruning.augmentation`; few samples teach more with all three.
     ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance.
     places: results of a layer that each sample counts with in least squares, at random.
     keep: names of groups, as the report tells them, that stay whole.
@@ -114,6 +115,8 @@ class PruneConfig(SampleOptions):
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise ConfigError(f"--augment {name}: choose from {', '.join(AUGMENTATIONS)}")
+        if "mixup" in self.augment and self.distill_alpha:
+            raise ConfigError("--augment mixup leaves no picture a class: set --distill-alpha to 0")
         for name, most in (
             ("alignment", 1024),
             ("steps", MAX_STEPS),

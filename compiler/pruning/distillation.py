@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tvm
@@ -10,9 +10,9 @@ import tvm
 from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
 from compiler.calibration.labels import read_labels
 from compiler.errors import ConfigError, InputError
+from compiler.pruning.augmentation import Augmentation
 from compiler.pruning.batches import (
     BATCH,
-    Sample,
     Samples,
     batch_of,
     parts,
@@ -37,8 +37,6 @@ _INSTEAD = "--recover least-squares"
 _HELD_OUT_EVERY = 10
 _MOST_HELD_OUT = 512
 _LEAST_SAMPLES = 2 * _HELD_OUT_EVERY
-# A picture is shifted by at most this share of its height and width.
-_SHIFT = 1 / 8
 
 
 class Distiller:
@@ -140,7 +138,8 @@ class Distiller:
         for number, part in enumerate(parts(training)):
             if len(part) < BATCH and number:
                 return
-            yield batch_of([self._augment(sample, generator) for sample in part])
+            batch = batch_of([self._augment(sample, generator) for sample in part])
+            yield self._augment.mixed(batch, generator)
 
     def _length(self) -> int:
         """How many batches an epoch has."""
@@ -150,46 +149,3 @@ class Distiller:
     def _told(self, share: float, standing: str) -> None:
         if self._progress is not None:
             self._progress(f"distill, {standing}", share)
-
-
-class Augmentation:
-    """Pictures as they could have been as well: "flip", left and right exchanged; "crop", shifted.
-
-    What a shift leaves open is 0: the mean, where pixels are normalised.
-    """
-
-    def __init__(
-        self, names: Iterable[str], source: CalibrationSource, preprocessing: Preprocessing
-    ) -> None:
-        self._names = tuple(names)
-        self._width: dict[int, int] = {}
-        if self._names:
-            for position, (name, (shape, _)) in enumerate(source.signature.items()):
-                self._width[position] = 3 if preprocessing.layout_of(name, shape) == "NCHW" else 2
-
-    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
-        """The sample, changed at random."""
-        if not self._names:
-            return sample
-        index, arrays, labels, key = sample
-        changed = list(arrays)
-        flip = "flip" in self._names and generator.random() < 0.5
-        shift = generator.uniform(-_SHIFT, _SHIFT, 2) if "crop" in self._names else None
-        for position, width in self._width.items():
-            if flip:
-                changed[position] = np.flip(changed[position], width)
-            if shift is not None:
-                changed[position] = _shifted(changed[position], shift, width)
-        key = None if shift is not None else 2 * index + flip
-        return index, tuple(changed), labels, key
-
-
-def _shifted(array: np.ndarray, shift: np.ndarray, width: int) -> np.ndarray:
-    result = np.zeros_like(array)
-    into, out_of = [slice(None)] * 4, [slice(None)] * 4
-    for axis, share in zip((width - 1, width), shift, strict=True):
-        by = round(float(share) * array.shape[axis])
-        into[axis] = slice(max(by, 0), array.shape[axis] + min(by, 0))
-        out_of[axis] = slice(max(-by, 0), array.shape[axis] + min(-by, 0))
-    result[tuple(into)] = array[tuple(out_of)]
-    return result

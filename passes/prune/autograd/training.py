@@ -31,6 +31,8 @@ Progress = Callable[[float, str], None]
 _WARM_UP = 0.05
 _CLIPPED_NORM = 1.0
 _WEIGHT_DECAY = 1e-4
+# No better agreement ends the training once the rate has come down to a half.
+_SETTLING = 0.5
 # Evaluations take time: at most so many, unless epochs are longer.
 _EVALUATIONS = 25
 
@@ -110,7 +112,7 @@ class Distillation:
             if clock.over:
                 reason = "time"
                 break
-            if waited >= options.patience:
+            if waited >= options.patience and clock.judged >= _SETTLING:
                 reason = "no better agreement"
                 break
         self._student.load_state_dict(weights, strict=False)
@@ -210,14 +212,14 @@ class Distillation:
 
 
 class _Clock:
-    """How much of the time or of the epochs is over."""
+    """How much of the time or of the epochs is over, and was at the last evaluation (`judged`)."""
 
     def __init__(self, begin: float, options: DistillationOptions, length: int) -> None:
         self._begin = begin
         self._limit = options.minutes * 60
         self._options = options
         self._steps = length
-        self._judged = 0.0
+        self.judged = 0.0
         self.epochs = 0.0
 
     @property
@@ -228,9 +230,9 @@ class _Clock:
     def due(self, epoch: int) -> bool:
         """Whether it is time to evaluate."""
         share = max(self._elapsed, (epoch + 1) / self._options.epochs)
-        if share < 1 and share - self._judged < 1 / _EVALUATIONS:
+        if share < 1 and share - self.judged < 1 / _EVALUATIONS:
             return False
-        self._judged = share
+        self.judged = share
         return True
 
     def within(self, epoch: int, batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:

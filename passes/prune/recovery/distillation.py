@@ -20,14 +20,15 @@ from passes.quantize.dataflow import Dataflow
 class DistillationOptions:
     """How long and how a student learns.
 
-    It ends after `minutes` or `epochs`, or when `patience` evaluations in a row were no better.
+    It ends after `minutes` or `epochs`, or, in the second half of them, when `patience`
+    evaluations in a row were no better: while the learning rate is high, agreement may fall.
     `temperature` and `alpha` are those of `logits_loss`; `hint_weight` is how much the mean
     relative error of inner tensors counts beside it, 0: not at all.
     """
 
     minutes: float = 10.0
     epochs: int = 30
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     temperature: float = 2.0
     alpha: float = 0.0
     hint_weight: float = 0.0

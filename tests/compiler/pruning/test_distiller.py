@@ -12,8 +12,10 @@ from compiler.demo import IMAGES, MODEL
 from compiler.errors import ConfigError, InputError
 from compiler.evaluate.accuracy import LabelledImages
 from compiler.frontends.onnx import import_onnx
+from compiler.pruning.augmentation import Augmentation
+from compiler.pruning.batches import batch_of
 from compiler.pruning.config import PruneConfig
-from compiler.pruning.distillation import Augmentation, Distiller
+from compiler.pruning.distillation import Distiller
 from compiler.pruning.pruner import Pruner, readable
 from compiler.pruning.report import PruneReport
 from targets.registry import get_target
@@ -82,8 +84,10 @@ def test_what_cannot_be_distilled_is_refused(imported, images: np.ndarray) -> No
             distiller(images[:30], distill_alpha=0.5)
     with pytest.raises(ConfigError, match="recovery by distill needs data"):
         PruneConfig(ratio=0.5, recovery="distill")
-    with pytest.raises(ConfigError, match="--augment colour: choose from flip, crop"):
+    with pytest.raises(ConfigError, match="--augment colour: choose from flip, crop, mixup"):
         PruneConfig(ratio=0.5, calibration=images, augment=("colour",))
+    with pytest.raises(ConfigError, match="--augment mixup leaves no picture a class"):
+        PruneConfig(ratio=0.5, calibration=images, augment=("mixup",), distill_alpha=0.5)
     for name, value in (("distill_minutes", 0), ("temperature", -1), ("distill_alpha", 1.5)):
         with pytest.raises(ConfigError, match=name.replace("_", ".")):
             PruneConfig(ratio=0.5, calibration=images, **{name: value})
@@ -121,6 +125,15 @@ def test_pictures_are_flipped_and_shifted(images: np.ndarray) -> None:
             for j in range(9)
         )
     assert Augmentation([], source, Preprocessing())(sample, generator) is sample
+    batch = batch_of([sample, (0, (images[1:2],), None, 0)])
+    assert crop.mixed(batch, generator) is batch
+    (mixed,) = Augmentation(["mixup"], source, Preprocessing()).mixed(batch, generator).inputs
+    first, second = mixed - batch.inputs[0]
+    other = images[1] - picture[0]
+    share = float(first.sum() / other.sum())
+    assert 0 <= share <= 0.5 and mixed.dtype == np.float32
+    np.testing.assert_allclose(first, share * other, atol=1e-6)
+    assert np.abs(second).max() <= 0.5 * np.abs(other).max() + 1e-6
     flat = open_calibration(np.zeros((4, 5), "float32"), {"x": ((1, 5), "float32")})
     with pytest.raises(ConfigError, match="input x of shape"):
         Augmentation(["flip"], flat, Preprocessing())
