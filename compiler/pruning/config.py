@@ -57,7 +57,7 @@ class PruneConfig(SampleOptions):
     distill_minutes, distill_epochs: how long is trained at most, whichever ends sooner.
     temperature: scores are divided by it when they are compared.
     distill_alpha: the share of the hard labels in the loss, 0: none are needed.
-    hint_weight: how much the error of inner tensors counts in the loss.
+    hint_weight: how much the error of inner tensors counts in the loss, 0: not at all.
     augment: how pictures are changed at random in training: "flip", "crop", "mixup", see
         `compiler.pruning.augmentation`; few samples teach more with all three.
     ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance.
@@ -83,7 +83,7 @@ class PruneConfig(SampleOptions):
     distill_epochs: int = 30
     temperature: float = 2.0
     distill_alpha: float = 0.0
-    hint_weight: float = 0.0
+    hint_weight: float = 5.0
     augment: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
 

@@ -1,8 +1,8 @@
 """Distillation: a pruned graph learns to compute what the whole one does, without labels.
 
 Samples are read batch by batch; the rate follows a cosine over the time or the epochs allowed,
-whichever end sooner. What is kept are the weights that agree best with the teacher on
-held-out samples, so the graph is never worse there than before.
+whichever end sooner. What is kept are the weights with the least loss on held-out
+samples, so the graph is never worse there than before.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _EVALUATIONS = 25
 
 @dataclass(frozen=True)
 class _Standing:
-    """How a student does on held-out samples; more agreement wins, then less loss."""
+    """How a student does on held-out samples; less loss wins, which is finer than agreement."""
 
     agreement: float
     loss: float
 
     def beats(self, other: _Standing) -> bool:
-        return (self.agreement, -self.loss) > (other.agreement, -other.loss)
+        return self.loss < other.loss
 
 
 class Distillation:
@@ -113,7 +113,7 @@ class Distillation:
                 reason = "time"
                 break
             if waited >= options.patience and clock.judged >= _SETTLING:
-                reason = "no better agreement"
+                reason = "no lower loss"
                 break
         self._student.load_state_dict(weights, strict=False)
         return DistillationResult(

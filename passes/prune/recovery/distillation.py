@@ -21,17 +21,17 @@ class DistillationOptions:
     """How long and how a student learns.
 
     It ends after `minutes` or `epochs`, or, in the second half of them, when `patience`
-    evaluations in a row were no better: while the learning rate is high, agreement may fall.
+    evaluations in a row were no better: while the learning rate is high, the loss may rise.
     `temperature` and `alpha` are those of `logits_loss`; `hint_weight` is how much the mean
     relative error of inner tensors counts beside it, 0: not at all.
     """
 
     minutes: float = 10.0
     epochs: int = 30
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     temperature: float = 2.0
     alpha: float = 0.0
-    hint_weight: float = 0.0
+    hint_weight: float = 5.0
     patience: int = 10
 
 
@@ -61,7 +61,7 @@ class Hint:
 class DistillationResult:
     """Agreement and loss on held-out samples before and after, and what it took.
 
-    `stopped_by` is "time", "epochs" or "no better agreement".
+    `stopped_by` is "time", "epochs" or "no lower loss".
     """
 
     agreement_before: float

@@ -106,7 +106,7 @@ def test_the_weights_are_those_that_did_best() -> None:
     result = Distillation(TorchGraph(whole), student, options).run(
         lambda epoch: _batches(2, epoch), held_out
     )
-    assert result.stopped_by == "no better agreement"
+    assert result.stopped_by == "no lower loss"
     assert result.epochs < 30
     assert result.agreement >= result.agreement_before
 
