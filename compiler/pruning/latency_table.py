@@ -40,7 +40,8 @@ ROUNDS = 2000
 _REPEATS = 3
 # What is not part of any layer: pooling, sums between layers, the way from kernel to kernel.
 _REST = "everything else"
-_FORMAT = 1
+# 2: with warm weights.
+_FORMAT = 2
 
 
 def latency_model(
