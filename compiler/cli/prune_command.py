@@ -34,6 +34,7 @@ from compiler.cli.samples import (
 )
 from compiler.config import parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError, ModelError
+from compiler.frontends import CHECKPOINT_SUFFIX
 from compiler.pruning.config import AUTO
 
 
@@ -132,8 +133,8 @@ def prune_model(
     )
     if config is None:
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
-    if out.suffix not in (".onnx", ".tinsmith"):
-        raise ConfigError(f"--output {out}: the file ends in .onnx or .tinsmith")
+    if out.suffix not in (".onnx", CHECKPOINT_SUFFIX):
+        raise ConfigError(f"--output {out}: the file ends in .onnx or {CHECKPOINT_SUFFIX}")
     from compiler.export.onnx import to_onnx
     from compiler.frontends.checkpoint import write_checkpoint
     from compiler.frontends.model import import_model
@@ -152,7 +153,9 @@ def prune_model(
         try:
             to_onnx(readable(imported.module), imported.input_names, imported.output_names)
         except ModelError as error:
-            raise ModelError(f"{error}; -o {out.with_suffix('.tinsmith')} keeps it") from error
+            raise ModelError(
+                f"{error}; -o {out.with_suffix(CHECKPOINT_SUFFIX)} keeps it"
+            ) from error
     with output.progress_bar(f"prune {model.name}", hidden=as_json) as show:
         pruner = Pruner(
             config,

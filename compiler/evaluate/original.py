@@ -10,6 +10,7 @@ import onnx
 from compiler.config import CompileConfig
 from compiler.errors import ModelError
 from compiler.evaluate.inputs import index_bounds
+from compiler.frontends import CHECKPOINT_SUFFIX
 from compiler.frontends.onnx_files import read_model, serialized
 from compiler.frontends.onnx_shapes import bind_inputs
 from compiler.module.manifest import Manifest
@@ -32,7 +33,7 @@ def open_original(path: Path, manifest: Manifest) -> OriginalModel:
 
     Raises ModelError if the file is unreadable or has other inputs or outputs than the module.
     """
-    if path.suffix == ".tinsmith":
+    if path.suffix == CHECKPOINT_SUFFIX:
         raise ModelError(
             f"{path}: is a checkpoint, which no other runtime can run; give an ONNX file"
         )

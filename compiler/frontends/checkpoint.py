@@ -23,7 +23,6 @@ from compiler.module.manifest import write_atomically
 from compiler.module.version import tinsmith_version
 from passes.graph.tensors import element_type, operator_name, static_shape
 
-SUFFIX = ".tinsmith"
 FORMAT = 1
 _LEVEL = 3
 # Operators of Relax that run code which the graph only names.

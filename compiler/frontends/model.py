@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from compiler.frontends.checkpoint import SUFFIX, read_checkpoint
+from compiler.frontends import CHECKPOINT_SUFFIX
+from compiler.frontends.checkpoint import read_checkpoint
 from compiler.frontends.imported import ImportedModel
 from compiler.frontends.onnx import import_onnx
 
@@ -23,6 +24,6 @@ def import_model(
     `shapes` and `constants` are those of `import_onnx`; a checkpoint has its shapes, and takes no
     constants. Raises ModelError and its subclasses for what cannot be imported.
     """
-    if isinstance(model, (str, Path)) and Path(model).suffix == SUFFIX:
+    if isinstance(model, (str, Path)) and Path(model).suffix == CHECKPOINT_SUFFIX:
         return read_checkpoint(Path(model), shapes or {}, constants or {})
     return import_onnx(model, shapes, constants)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.config import CompileConfig
 from compiler.errors import ModelError
-from compiler.frontends.checkpoint import SUFFIX
+from compiler.frontends import CHECKPOINT_SUFFIX
 from compiler.frontends.onnx_files import all_tensors, read_model
 from compiler.module.version import tinsmith_version
 from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
@@ -49,7 +49,7 @@ def _content(model: str | Path | ModelProto) -> Iterator[bytes]:
     if not isinstance(model, (str, Path)):
         yield model.SerializeToString(deterministic=True)
         return
-    if Path(model).suffix == SUFFIX:
+    if Path(model).suffix == CHECKPOINT_SUFFIX:
         try:
             yield Path(model).read_bytes()
         except OSError as error:

@@ -66,6 +66,12 @@ def test_a_checkpoint_is_pruned_again_and_compiled(data: Path, tmp_path: Path) -
     built = tinsmith("compile", once, "--threads", 1, "-o", tmp_path / "out")
     assert built.exit_code == 0, built.output
     assert "pruned before, from" in built.stderr
+    tuned = tinsmith(
+        *("tune", once, "--threads", 1, "--minutes", 1, "--trials", 2, "--tasks", 1),
+        *("--log", tmp_path / "log", "--json"),
+    )
+    assert tuned.exit_code == 0, tuned.output
+    assert json.loads(tuned.stdout)["trials"] > 0
     fails(("verify", tmp_path / "out", "--model", once), "is a checkpoint, which no other runtime")
     fails(("prune", MODEL, "--ratio", 0.3, "-o", tmp_path / "p.pt"), "ends in .onnx or .tinsmith")
 
