@@ -31,7 +31,7 @@ Progress = Callable[[float, str], None]
 _WARM_UP = 0.05
 _CLIPPED_NORM = 1.0
 _WEIGHT_DECAY = 1e-4
-# No better agreement ends the training once the rate has come down to a half.
+# No lower loss ends the training once the rate has come down to a half.
 _SETTLING = 0.5
 # Evaluations take time: at most so many, unless epochs are longer.
 _EVALUATIONS = 25
