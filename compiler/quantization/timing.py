@@ -19,6 +19,12 @@ _SECONDS = 1.5
 _ROUNDS = (3, 60)
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25
+# Before each turn, whichever ends first: the others have left weights of their own in the caches,
+# and one run does not bring all of a large model's back.
+_WARM_UP_SECONDS = 0.01
+_WARM_UP_RUNS = 10
+# Runs of a turn.
+_BURST = 5
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def measure(
     inputs: Sequence[np.ndarray],
     rounds: int = _ROUNDS[1],
 ) -> tuple[Timing, ...]:
-    """Time `modules` on `inputs`, one run of each in turn, so that all see the same load.
+    """Time `modules` on `inputs`, a few runs of each in turn, so that all see the same load.
 
     There are at most so many `rounds`: a short model needs more of them to be sure.
 
@@ -66,11 +72,8 @@ def measure(
         if done >= least and time.perf_counter() > deadline:
             break
         for module, total, profile in zip(modules, totals, steps, strict=True):
-            # The others have weights of their own: this one's are brought back first.
-            module.run(inputs)
-            begin = time.perf_counter()
-            module.run(inputs)
-            total.append(time.perf_counter() - begin)
+            _warm_up(module, inputs)
+            total += [_seconds(module, inputs) for _ in range(_BURST)]
             profile.append(module.profile(inputs))
     return tuple(
         Timing(
@@ -79,6 +82,20 @@ def measure(
         )
         for total, profile, own in zip(totals, steps, owners, strict=True)
     )
+
+
+def _warm_up(module: ObservedModule, inputs: Sequence[np.ndarray]) -> None:
+    spent = 0.0
+    for _ in range(_WARM_UP_RUNS):
+        spent += _seconds(module, inputs)
+        if spent > _WARM_UP_SECONDS:
+            break
+
+
+def _seconds(module: ObservedModule, inputs: Sequence[np.ndarray]) -> float:
+    begin = time.perf_counter()
+    module.run(inputs)
+    return time.perf_counter() - begin
 
 
 def kernel_owners(
