@@ -66,7 +66,7 @@ def main() -> int:
         if options.names and name not in options.names:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            config = CompileConfig(target=options.target, shapes=shapes)
+            config = CompileConfig(target=options.target, shapes=shapes, tuned=False)
             compiled = compile_to(model, Path(folder) / "module", config=config)
             report = bench(compiled.path, model, options.runs, options.threads)
         medians = {timing.label: timing.median for timing in report.timings}

@@ -1,7 +1,7 @@
 """Quantised latency beside ONNX Runtime and OpenVINO, and accuracy on labelled photographs.
 
-Latency: topologies with random weights, batch 1; in int8 the peers run the file that ONNX
-Runtime's `quantize_static` makes (Q/DQ, a scale per channel), and OpenVINO also the one that
+Latency: topologies with random weights, untuned, batch 1; in int8 the peers run the file that
+ONNX Runtime's `quantize_static` makes (Q/DQ, a scale per channel), and OpenVINO also the one that
 NNCF makes if it is installed; in bf16 OpenVINO runs the float model with that inference
 precision. Accuracy: models of --models-dir, photographs of --data-dir (file name = class
 index), CIFAR-10 of --cifar-dir. Compressed weights: see `compressed_weights.py`.
@@ -36,6 +36,8 @@ LABELLED = {
 }
 # of pixels in 0..255, red, green, blue
 CALIBRATION_SAMPLES = 100
+# `tune.py` tells what the records are worth.
+UNTUNED = {"runner": False, "tuned": False}
 
 
 def quantize_with_onnxruntime(model: Path, output: Path) -> Path:
@@ -113,9 +115,9 @@ def latency(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             quantization = compiler.QuantizationConfig(calibration="random", samples=8)
             integer = compiler.compile_to(
-                model, Path(folder) / "int8", quantization=quantization, runner=False
+                model, Path(folder) / "int8", quantization=quantization, **UNTUNED
             )
-            exact = compiler.compile_to(model, Path(folder) / "float", runner=False)
+            exact = compiler.compile_to(model, Path(folder) / "float", **UNTUNED)
             report = bench(integer.path, peer_model, options.runs, options.threads, further=further)
             float_report = bench(exact.path, None, options.runs, options.threads)
         medians = {timing.label: timing.median for timing in report.timings}
@@ -159,9 +161,9 @@ def short_float(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             quantization = compiler.QuantizationConfig(format="bf16")
             short = compiler.compile_to(
-                model, Path(folder) / "bf16", quantization=quantization, runner=False
+                model, Path(folder) / "bf16", quantization=quantization, **UNTUNED
             )
-            exact = compiler.compile_to(model, Path(folder) / "float", runner=False)
+            exact = compiler.compile_to(model, Path(folder) / "float", **UNTUNED)
             report = bench(short.path, model, options.runs, options.threads, precision="bfloat16")
             float_report = bench(exact.path, None, options.runs, options.threads)
         if short.quantization is None:

@@ -1,7 +1,7 @@
 """A quantised transformer beside ONNX Runtime and OpenVINO: latency, and how close its output is.
 
-MiniLM-L3 of a package (see `models`), batch 1, 128 tokens. The peers run the files that ONNX
-Runtime's `quantize_static` (Q/DQ, a scale per channel, products only) and `quantize_dynamic`
+MiniLM-L3 of a package (see `models`), untuned, batch 1, 128 tokens. The peers run the files that
+ONNX Runtime's `quantize_static` (Q/DQ, a scale per channel, products only) and `quantize_dynamic`
 make. Tokens are random unless --tokens names an .npz with `input_ids` and `attention_mask`
 [N, 1, 128]; the first 100 calibrate, the others are compared with float32.
 Run as `python benchmarks/transformer.py [--tokens FILE.npz] [--runs 60] [--threads 2]`.
@@ -108,11 +108,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
         for axis, extent in enumerate(known.shapes[value.name]):
             value.type.tensor_type.shape.dim[axis].dim_value = extent
     onnx.save(fixed, folder / "fixed.onnx")
-    exact = compiler.compile_to(folder / "fixed.onnx", folder / "float", runner=False)
+    exact = compiler.compile_to(folder / "fixed.onnx", folder / "float", runner=False, tuned=False)
     integer = compiler.compile_to(
         folder / "fixed.onnx",
         folder / "int8",
         runner=False,
+        tuned=False,
         quantization=compiler.QuantizationConfig(
             calibration={name: array[:CALIBRATION_SAMPLES] for name, array in samples.items()}
         ),
