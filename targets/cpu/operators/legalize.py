@@ -39,6 +39,7 @@ from targets.cpu.operators.operands import (
     static_tensor,
     without_zero_point,
 )
+from targets.cpu.operators.sorting import sorting_legalizers
 from targets.cpu.operators.window import (
     CHANNELWISE_DTYPES,
     ChannelwiseWorkload,
@@ -70,6 +71,7 @@ def legalize_map(
         "relax.nn.max_pool2d": lambda bb, call: _pooling(bb, call, "maximum"),
         "relax.nn.avg_pool2d": lambda bb, call: _pooling(bb, call, "average"),
         "relax.matmul": lambda bb, call: _matmul(bb, call, spec),
+        **sorting_legalizers(),
     }
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from small_networks import lowered
 from tvm.relax import op
 
+import compiler
 from compiler.module.loader import load
 from compiler.module.writer import write_module
 
@@ -68,3 +72,43 @@ def test_nan_does_no_harm(tmp_path: Path) -> None:
     values[:, ::7] = np.nan
     (order,) = _run(tmp_path, lambda x: op.argsort(x, axis=1), values)
     np.testing.assert_array_equal(np.sort(order, axis=1), np.broadcast_to(np.arange(40), (3, 40)))
+
+
+@pytest.mark.parametrize(
+    ("operator", "parameter", "attributes", "outputs"),
+    [
+        ("TopK", [3], {"axis": 1, "largest": 0}, 2),
+        ("TopK", [2], {"axis": -1}, 2),
+        ("CumSum", 0, {}, 1),
+        ("CumSum", 2, {"exclusive": 1, "reverse": 1}, 1),
+        ("CumSum", -2, {"reverse": 1}, 1),
+    ],
+)
+def test_onnx_models_that_sort_or_scan(
+    operator: str,
+    parameter: object,
+    attributes: dict[str, int],
+    outputs: int,
+    tmp_path: Path,
+) -> None:
+    names = ["y", "i"][:outputs]
+    types = [TensorProto.FLOAT, TensorProto.INT64]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "p"], names, **attributes)],
+        "scan",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 7, 9])],
+        [
+            helper.make_tensor_value_info(n, t, [None] * 3)
+            for n, t in zip(names, types, strict=False)
+        ],
+        [numpy_helper.from_array(np.array(parameter, np.int64), "p")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "scan.onnx")
+    module = compiler.compile(tmp_path / "scan.onnx", output=tmp_path / "m")
+    assert module.manifest.form == "self-contained"
+    x = np.random.default_rng(3).standard_normal((5, 7, 9)).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})
+    with module:
+        for found, wanted in zip(module.run([x]), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
