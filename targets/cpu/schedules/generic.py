@@ -2,7 +2,8 @@
 
 `Generic` vectorises and parallelises each stage on its own but tiles nothing and
 keeps intermediate results in memory; a kernel reported under this name deserves
-a template. `Unscheduled` leaves the function alone and says so in the report.
+a template. Where there is much to compute, a search may take a sample of MetaSchedule's
+space instead (see `samples`). `Unscheduled` leaves the function alone and says so in the report.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from targets.cpu.inlining import inline
 from targets.cpu.program import Program, parse, static_bytes
 from targets.cpu.row_loops import RowSchedule, emit_rows
 from targets.cpu.row_program import RowProgram, analyse
+from targets.cpu.schedules.samples import is_sample, own_loops, sample_numbers, sampled
 from targets.cpu.schedules.stagewise import (
     add_intermediates,
     finish,
@@ -25,6 +27,8 @@ from targets.cpu.schedules.stagewise import (
 )
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
+
+_UNROLL = 4
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,22 @@ class Generic(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         """Four vectors per step of a reduction."""
-        return {"unroll": 4}
+        return {"unroll": _UNROLL, **own_loops(match)}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        """The number of vectors per step of a reduction."""
-        return {"unroll": (1, 2, 4, 8)}
+        """The number of vectors per step of a reduction, or a sample."""
+        return {"unroll": (1, 2, _UNROLL, 8), **sample_numbers(match)}
+
+    def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        """A sample has no vectors per step to choose."""
+        return not is_sample(decisions) or decisions["unroll"] == _UNROLL
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
     ) -> PrimFunc:
-        """One nest per stage."""
+        """The sample, or one nest per stage."""
+        if is_sample(decisions):
+            return sampled(function, decisions, spec)
         program = match.workload.program
         flat, statements = flat_views(program)
         statements.extend(add_intermediates(program, flat))

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import compiler
@@ -98,6 +100,28 @@ def test_a_finished_job_searches_on_when_asked(small_model_file: Path, tmp_path:
     assert set(counted(the_shelf(tmp_path)).values()) == {1}
     for subject, record in the_shelf(tmp_path).records().items():
         assert record == before[subject] or record.ratio < before[subject].ratio
+
+
+def test_a_kernel_that_no_template_tiles_is_searched_too(tmp_path: Path) -> None:
+    model = tmp_path / "volume.onnx"
+    weights = np.random.default_rng(0).normal(size=(24, 24, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 6)],
+        "volume",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 24, 12, 12, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 24, 12, 12, 16])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), model)
+    report = compiler.tune(model, options=TuneOptions(trials=24, log=tmp_path / "log"))
+    assert report.kept
+    (record,) = the_shelf(tmp_path / "log").records().values()
+    assert record.subject.template == "reduction"
+    assert record.decisions["sample"] > 0 and record.ratio < 1
+    options = {"static_library": False, "runner": False, "log": tmp_path / "log"}
+    built = compiler.compile_to(model, tmp_path / "module", **options)
+    assert built.coverage.startswith("1 of 1 ")
+    assert all(difference.relative < 1e-5 for difference in built.differences)
 
 
 def test_a_compilation_takes_the_records(

@@ -1,0 +1,69 @@
+"""Loops by number, for kernels that no template tiles: samples of MetaSchedule's generic space.
+
+Number n is the schedule that MetaSchedule's rules for CPUs give with the random state n: tiles of
+several levels, cached results, places of producers, unrolling. The same number gives the same
+schedule on any machine with the same version of TVM. Nothing says which numbers are good: they
+are for a search to try, and 0 stands for the template's own loops.
+Source: Shao et al. 2022, "Tensor Program Optimization with Probabilistic Programs", section 3
+(arXiv:2205.13603).
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm.s_tir import meta_schedule
+from tvm.tirx import PrimFunc
+
+from targets.cpu.template import Decisions, Match
+from targets.spec import TargetSpec
+
+SAMPLE = "sample"
+_COUNT = 256
+# Operations for each byte: with fewer, memory decides and not the order of the loops.
+_LEAST_INTENSITY = 4
+
+
+def own_loops(match: Match) -> dict[str, int]:
+    """The decision for the template's own loops, if there is one."""
+    return {SAMPLE: 0} if sample_numbers(match) else {}
+
+
+def sample_numbers(match: Match) -> dict[str, tuple[int, ...]]:
+    """The decision with its values, if this kernel may gain by them."""
+    if match.flops < _LEAST_INTENSITY * match.bytes:
+        return {}
+    return {SAMPLE: tuple(range(_COUNT))}
+
+
+def is_sample(decisions: Decisions) -> bool:
+    """Whether a sample takes the place of the template's own loops."""
+    return decisions.get(SAMPLE, 0) > 0
+
+
+def sampled(function: PrimFunc, decisions: Decisions, spec: TargetSpec) -> PrimFunc:
+    """The sample that `decisions` name.
+
+    Raises ValueError if MetaSchedule's rules do not apply to the function.
+    """
+    number = decisions[SAMPLE]
+    rules = meta_schedule.ScheduleRule.create("llvm")
+    generator = meta_schedule.space_generator.PostOrderApply(
+        # Rules that operators name themselves are another target's, and each is warned of.
+        sch_rules=[
+            r for r in rules if not isinstance(r, meta_schedule.schedule_rule.ApplyCustomRule)
+        ],
+        postprocs=meta_schedule.Postproc.create("llvm"),
+    )
+    context = meta_schedule.TuneContext(
+        mod=tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
+        target=tvm.target.Target(spec.tvm_target_config()),
+        space_generator=generator,
+        rand_state=number,
+        num_threads=1,
+    )
+    # The rules leave a choice of structures, each with factors drawn for it.
+    designs = context.generate_design_space()
+    schedule = designs[number % len(designs)]
+    if not all(process.apply(schedule) for process in generator.postprocs):
+        raise ValueError(f"sample {number} of MetaSchedule's space cannot be completed")
+    return schedule.mod["main"].without_attr("global_symbol")
