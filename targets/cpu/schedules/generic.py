@@ -18,7 +18,7 @@ from targets.cpu.inlining import inline
 from targets.cpu.program import Program, parse, static_bytes
 from targets.cpu.row_loops import RowSchedule, emit_rows
 from targets.cpu.row_program import RowProgram, analyse
-from targets.cpu.schedules.samples import is_sample, own_loops, sample_numbers, sampled
+from targets.cpu.schedules.samples import is_plain, is_sample, own_loops, sample_numbers, sampled
 from targets.cpu.schedules.stagewise import (
     add_intermediates,
     finish,
@@ -27,8 +27,6 @@ from targets.cpu.schedules.stagewise import (
 )
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
-
-_UNROLL = 4
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,15 @@ class Generic(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         """Four vectors per step of a reduction."""
-        return {"unroll": _UNROLL, **own_loops(match)}
+        return {"unroll": 4, **own_loops(match)}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         """The number of vectors per step of a reduction, or a sample."""
-        return {"unroll": (1, 2, _UNROLL, 8), **sample_numbers(match)}
+        return {"unroll": (1, 2, 4, 8), **sample_numbers(match)}
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         """A sample has no vectors per step to choose."""
-        return not is_sample(decisions) or decisions["unroll"] == _UNROLL
+        return is_plain(decisions, self.default(match, spec))
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

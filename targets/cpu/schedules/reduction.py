@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.tirx import PrimFunc
 
 from targets.cpu.schedules.rows import RowTemplate, RowWorkload
-from targets.cpu.schedules.samples import is_sample, own_loops, sample_numbers, sampled
+from targets.cpu.schedules.samples import is_plain, is_sample, own_loops, sample_numbers, sampled
 from targets.cpu.template import Decisions, Match
 from targets.spec import TargetSpec
 
@@ -35,9 +35,7 @@ class RowReduction(RowTemplate):
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         """A sample has no vectors per step to choose."""
-        return (
-            not is_sample(decisions) or decisions["unroll"] == self.default(match, spec)["unroll"]
-        )
+        return is_plain(decisions, self.default(match, spec))
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

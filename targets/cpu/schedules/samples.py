@@ -40,6 +40,11 @@ def is_sample(decisions: Decisions) -> bool:
     return decisions.get(SAMPLE, 0) > 0
 
 
+def is_plain(decisions: Decisions, default: Decisions) -> bool:
+    """Whether a sample comes with the other decisions of the default, which it does not use."""
+    return not is_sample(decisions) or {**decisions, SAMPLE: 0} == default
+
+
 def sampled(function: PrimFunc, decisions: Decisions, spec: TargetSpec) -> PrimFunc:
     """The sample that `decisions` name.
 
