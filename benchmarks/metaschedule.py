@@ -8,7 +8,7 @@ goes on where an earlier one was stopped.
     python benchmarks/metaschedule.py search DIR --trials 1900
     python benchmarks/metaschedule.py race DIR [--minutes 3] [--json FILE]
 
-`race` tunes the model with Tinsmith from an empty log and times both, MetaSchedule's best both in
+`race` tunes the model with Tinsmith without any record and times both, MetaSchedule's best both in
 TVM's virtual machine and, as its kernels may do better there, in Tinsmith's runtime. Exit status
 1 if Tinsmith is not ahead.
 """
@@ -128,7 +128,7 @@ def race(model: Path, folder: Path, spec: TargetSpec, minutes: float, runs: int)
     }
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"
-        report = tune(model, options=TuneOptions(minutes=minutes, log=log))
+        report = tune(model, options=TuneOptions(minutes=minutes, log=log, fresh=True))
         built = {
             name: compile_to(
                 model,

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from latency import find
@@ -36,7 +37,7 @@ def measure(
     model: Path, config: CompileConfig, options: TuneOptions, runs: int
 ) -> dict[str, object]:
     """One model: tune, tune again, compile both ways, and race them with the peers."""
-    report = tune(model, config=config, options=options)
+    report = tune(model, config=config, options=replace(options, fresh=True))
     begin = time.perf_counter()
     again = tune(model, config=config, options=options)
     again_seconds = time.perf_counter() - begin
