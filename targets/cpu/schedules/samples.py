@@ -58,13 +58,13 @@ def sampled(function: PrimFunc, decisions: Decisions, spec: TargetSpec) -> PrimF
             r for r in rules if not isinstance(r, meta_schedule.schedule_rule.ApplyCustomRule)
         ],
         postprocs=meta_schedule.Postproc.create("llvm"),
+        mutator_probs={},  # nothing evolves; without them all defaults of the target are made
     )
-    context = meta_schedule.TuneContext(
-        mod=tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
-        target=tvm.target.Target(spec.tvm_target_config()),
-        space_generator=generator,
-        rand_state=number,
-        num_threads=1,
+    context = _Context(
+        tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
+        tvm.target.Target(spec.tvm_target_config()),
+        generator,
+        number,
     )
     # The rules leave a choice of structures, each with factors drawn for it.
     designs = context.generate_design_space()
@@ -72,3 +72,30 @@ def sampled(function: PrimFunc, decisions: Decisions, spec: TargetSpec) -> PrimF
     if not all(process.apply(schedule) for process in generator.postprocs):
         raise ValueError(f"sample {number} of MetaSchedule's space cannot be completed")
     return schedule.mod["main"].without_attr("global_symbol")
+
+
+class _Context(meta_schedule.TuneContext):
+    """TVM's context without its constructor, which imports the tensor intrinsics of all targets.
+
+    That takes 18 seconds, and the generic rules use none of them.
+    """
+
+    def __init__(
+        self,
+        module: tvm.IRModule,
+        target: tvm.target.Target,
+        generator: meta_schedule.SpaceGenerator,
+        random_state: int,
+    ) -> None:
+        self.__init_handle_by_constructor__(
+            meta_schedule.tune_context._ffi_api.TuneContext,
+            module,
+            target,
+            generator,
+            None,  # no strategy of search
+            "sample",
+            1,  # thread
+            random_state,
+            None,  # no logger
+        )
+        meta_schedule.tune_context._ffi_api.TuneContextInitialize(self)
