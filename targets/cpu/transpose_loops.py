@@ -89,7 +89,8 @@ def _tile(assignment: Assignment, plan: TransposePlan, first_row: Expr, first_co
     statements: list[Stmt] = []
     tiles: list[tuple[TensorLoad, Var]] = []
     for read in loads(assignment.value):
-        if linear_form(read.indices[0]).stride(across) in (0, 1) or _find(tiles, read):
+        contiguous = linear_form(read.indices[0]).stride(across) in (0, 1)
+        if contiguous or _find(tiles, read) is not None:
             continue
         tile = _new_tile(read, size, statements)
         for row in range(size):

@@ -110,6 +110,23 @@ def test_transpose_with_arithmetic(axes: tuple[int, int]) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 24, 32), (1, 9, 11, 8), (1, 3, 5, 7)])
+def test_transposed_tensor_read_more_than_once(shape: tuple[int, ...]) -> None:
+    """One tile for each tensor, however often it is read; others lie beside it."""
+
+    def emit(e: Any, x: relax.Expr, y: relax.Expr) -> relax.Expr:
+        t = e(op.permute_dims(x, (0, 2, 3, 1)))
+        u = e(op.permute_dims(y, (0, 2, 3, 1)))
+        gated = e(op.multiply(e(op.multiply(t, e(op.sigmoid(t)))), u))
+        return op.add(e(op.multiply(u, t)), gated)
+
+    def reference(x: Any, y: Any) -> Any:
+        t, u = (a.astype(np.float64).transpose(0, 2, 3, 1) for a in (x, y))
+        return u * t + t * special.expit(t) * u
+
+    check(emit, reference, [floats(*shape), floats(*shape, seed=1)], "injective")
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "float16", "float64", "bool"])
 def test_dtypes(dtype: str) -> None:
     values = np.random.default_rng(0).integers(0, 2, (23, 35)).astype(dtype)
