@@ -146,9 +146,15 @@ class Dataflow:
 
 
 def stored_behind(node: Node, stored: Container[str]) -> Node:
-    """The first of the `stored` tensors from `node` on, or the last before the graph branches."""
+    """The first of the `stored` tensors from `node` on, or the last before the graph branches.
+
+    The results of the function and the parts of a split, which are tuples, are no tensors.
+    """
     while node.name not in stored and len(node.readers) == 1:
-        node = node.readers[0]
+        reader = node.readers[0]
+        if not isinstance(reader.variable.ty, relax.TensorType):
+            break
+        node = reader
     return node
 
 
