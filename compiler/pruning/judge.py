@@ -59,7 +59,7 @@ class Judge:
         try:
             self.evaluation.check(whole)
         except ModelError:
-            self.notes = ("the first output is no row of scores: agreement was not measured",)
+            self.notes = ("no output is a row of scores: agreement was not measured",)
             return None
         if self._learns and not self.evaluation.held_out:
             self.notes = (

@@ -10,6 +10,7 @@ import tvm
 
 from compiler.calibration import CalibrationSource, ObservedModule
 from compiler.quantization.noise import SignalToNoise
+from compiler.quantization.outputs import OutputNoise, class_output
 from passes.quantize.dataflow import Dataflow
 from targets.registry import get_target
 
@@ -31,9 +32,9 @@ class Sample:
 class Comparison:
     """How far a quantised graph is from the float graph over `samples` samples.
 
-    `layers` has the noise of each compared tensor by name, `output` that of the first output of
-    floats; `agreement` is the share of samples whose largest element of that is the same (None
-    unless it is a row of scores).
+    `layers` has the noise of each compared tensor by name, `output` that of the output that lost
+    most; `agreement` is the share of samples of the same class (None without an output that
+    chooses one, see `outputs.class_output`).
     """
 
     layers: Mapping[str, SignalToNoise]
@@ -58,7 +59,7 @@ def compare_graphs(
     before, after = Dataflow(exact), Dataflow(quantized)
     names = [n for n in tensors if before.named(n) is not None and after.named(n) is not None]
     noise = {name: SignalToNoise() for name in names}
-    output, same, count, scores = SignalToNoise(), 0, 0, False
+    output, classes, same, count = OutputNoise(), class_output(exact), 0.0, 0
     with (
         ObservedModule(exact, native, [*dict.fromkeys([*observed, *names])]) as float_run,
         ObservedModule(quantized, native, names) as integer_run,
@@ -72,16 +73,9 @@ def compare_graphs(
             wanted, found = float_run.run(inputs), integer_run.run(inputs)
             for name in names:
                 noise[name].update(wanted.tensors[name], found.tensors[name])
-            index = float_output(wanted.outputs)
-            right, given = wanted.outputs[index], found.outputs[index]
-            output.update(right, given)
-            scores = right.ndim == 2 and right.shape[1] > 1
-            if scores:
-                same += int(right.argmax() == given.argmax())
+            output.update(wanted.outputs, found.outputs)
+            if classes is not None:
+                right, given = (classes.chosen(run.outputs) for run in (wanted, found))
+                same += float((right == given).mean())
             count += 1
-    return Comparison(noise, output, same / count if scores and count else None, count)
-
-
-def float_output(outputs: Sequence[np.ndarray]) -> int:
-    """The position of the first output of floats, 0 if there is none: others are not rounded."""
-    return next((i for i, array in enumerate(outputs) if array.dtype.kind == "f"), 0)
+    return Comparison(noise, output.worst, same / count if classes and count else None, count)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from compiler.calibration import (
     CalibrationSource,
@@ -19,8 +18,8 @@ from compiler.calibration import (
 )
 from compiler.errors import ConfigError, InputError, ModelError
 from compiler.quantization.config import QuantizationConfig
+from compiler.quantization.outputs import ClassOutput, class_output, described
 from compiler.sample_options import SampleOptions
-from passes.graph.tensors import element_type, static_shape
 
 Progress = Callable[[str, float], None]
 
@@ -74,38 +73,39 @@ class Evaluation:
         self.source = source
         self.labels = labels
         self.held_out = held_out
+        self._output: ClassOutput | None = None
 
     def check(self, graph: tvm.IRModule) -> None:
-        """Raise ModelError unless the first output is a row of scores for each sample.
+        """Find the output whose classes are compared, see `outputs.class_output`.
 
-        Raises InputError if a label is no index into them.
+        Raises ModelError if the model has none, InputError if a label is no index into it.
         """
-        results = graph["main"].ret_ty
-        first = results.fields[0] if isinstance(results, relax.TupleType) else results
-        shape = static_shape(relax.Var("first", first))
-        dtype = element_type(relax.Var("first", first))
-        if shape is None or len(shape) != 2 or shape[1] < 2 or not str(dtype).startswith("float"):
+        self._output = class_output(graph)
+        if self._output is None:
             raise ModelError(
-                f"the model's first output is {dtype} {shape or ''}, not a row of scores: classes "
+                f"the model returns {described(graph)}, none of them a row of scores: classes "
                 "cannot be compared; leave out --min-agreement, --max-drop, --labels and "
                 "--evaluation, and look at the SQNR in the report"
             )
-        if self.labels is not None and int(self.labels.max(initial=0)) >= shape[1]:
+        count = self._output.count
+        if count is not None and self.labels is not None and self.labels.max(initial=0) >= count:
             raise InputError(
-                f"--labels: class {int(self.labels.max())}, but the model has {shape[1]} classes "
+                f"--labels: class {int(self.labels.max())}, but the model has {count} classes "
                 "(from 0)"
             )
 
     def classes(self, module: ObservedModule, progress: Progress | None = None) -> np.ndarray:
-        """The index of the largest element of the first output for each row, int64.
+        """The class of each row of each sample, int64; `check` comes first.
 
         Raises InputError if there are not as many labels as samples.
         """
+        if self._output is None:
+            raise ValueError("the graph was not checked for an output of classes")
         found: list[np.ndarray] = []
         for index, sample in enumerate(self.source):
             if progress is not None:
                 progress("evaluate", index / (self.source.count or index + 1))
-            found.append(module.run(list(sample.values())).outputs[0].argmax(1))
+            found.append(self._output.chosen(module.run(list(sample.values())).outputs))
         classes = np.concatenate(found)
         if self.source.rows is not None:
             classes = classes[: len(self.source.chosen)]  # the last batch is filled up

@@ -63,11 +63,11 @@ class LayerReport:
 class QuantizationReport:
     """The whole model.
 
-    `output_sqnr_db` and `output_cosine` compare the model's first output of floats with the float
-    model's over `samples` samples, `agreement` is the share of samples with the same largest
-    element (None unless the output is a row of scores). Where evaluation was asked for, it is
-    that over the `evaluated_samples` samples of `evaluated_on`; `top1` and `float_top1` are
-    the shares of right classes there, if there are labels.
+    `output_sqnr_db` and `output_cosine` compare the output of floats that lost most with the float
+    model's over `samples` samples, `agreement` is the share of samples of the same class (None if
+    no output chooses one: neither a row of scores nor a class for each row). Where evaluation was
+    asked for, it is that over the `evaluated_samples` samples of `evaluated_on`; `top1` and
+    `float_top1` are the shares of right classes there, if there are labels.
 
     `float_seconds` and `seconds` are the latencies of the float32 module and of this one on
     this machine, measured in turns; None where they were not, and `notes` say why.

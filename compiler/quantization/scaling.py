@@ -11,9 +11,8 @@ import tvm
 
 from compiler.calibration import ObservedModule, observe_tensors
 from compiler.pipeline import Step
-from compiler.quantization.comparison import float_output
 from compiler.quantization.config import AUTO
-from compiler.quantization.noise import SignalToNoise
+from compiler.quantization.outputs import OutputNoise
 from compiler.quantization.recipe import Prepared, Task
 from passes.graph.tensors import constant_array
 from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
@@ -60,7 +59,7 @@ def most_exact(
     `names` tell the ways apart. They are run on samples of the calibration data.
     """
     native = get_target("native")
-    noise = [SignalToNoise() for _ in prepared]
+    noise = [OutputNoise() for _ in prepared]
     with ExitStack() as modules:
         exact = modules.enter_context(ObservedModule(graph, native, []))
         tried = [
@@ -74,11 +73,11 @@ def most_exact(
                 task.progress("compare ways of scaling channels", count / _COMPARED)
             inputs = list(sample.values())
             wanted = exact.run(inputs).outputs
-            index = float_output(wanted)
             for module, seen in zip(tried, noise, strict=True):
-                seen.update(wanted[index], module.run(inputs).outputs[index])
-    best = max(range(len(prepared)), key=lambda i: noise[i].decibels)
-    told = ", ".join(f"{n} {s.decibels:.1f} dB" for n, s in zip(names, noise, strict=True))
+                seen.update(wanted, module.run(inputs).outputs)
+    found = [seen.worst.decibels for seen in noise]
+    best = max(range(len(prepared)), key=found.__getitem__)
+    told = ", ".join(f"{n} {s:.1f} dB" for n, s in zip(names, found, strict=True))
     return best, f"channels scaled before quantising: {names[best]} is best of {told}"
 
 

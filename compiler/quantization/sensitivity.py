@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 
 from compiler.calibration import CalibrationSource, ObservedModule
-from compiler.quantization.noise import SignalToNoise
+from compiler.quantization.outputs import OutputNoise
 from targets.registry import get_target
 
 Progress = Callable[[str, float], None]
@@ -23,27 +23,27 @@ def sensitivities(
     source: CalibrationSource,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Noise power over signal power at the first output with only that layer quantised.
+    """Noise power over signal power with only that layer quantised, at the output it hurts most.
 
     `probe` comes from `passes.quantize.probe_quantization`, with a switch behind the model's
     inputs for each of `names`: one compilation, and a run for each layer and sample.
     """
-    noise = {name: SignalToNoise() for name in names}
+    noise = {name: OutputNoise() for name in names}
     off = np.zeros((len(names), 1, 1), np.float32)
     with ObservedModule(probe, get_target("native"), []) as module:
         for index, sample in enumerate(source):
             if index == _SAMPLES:
                 break
             inputs = list(sample.values())
-            exact = module.run([*inputs, *off[:, 0]]).outputs[0].copy()
+            exact = [array.copy() for array in module.run([*inputs, *off[:, 0]]).outputs]
             for position, name in enumerate(names):
                 if progress is not None:
                     done = index + position / len(names)
                     progress("sensitivity of each layer", done / (source.count or _SAMPLES))
                 switches = list(off[:, 0])
                 switches[position] = np.ones(1, np.float32)
-                noise[name].update(exact, module.run([*inputs, *switches]).outputs[0])
-    return {name: 10 ** (-seen.decibels / 10) for name, seen in noise.items()}
+                noise[name].update(exact, module.run([*inputs, *switches]).outputs)
+    return {name: 10 ** (-seen.worst.decibels / 10) for name, seen in noise.items()}
 
 
 def fewest(count: int, holds: Callable[[int], bool]) -> int:
