@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from passes.graph import Legalize
+from targets.cpu.nan_propagation import propagate_nan_in_kernels
 from targets.cpu.operators.algorithms import DirectOnly
 from targets.cpu.operators.legalize import legalize_map
 from targets.spec import TargetSpec
@@ -21,6 +22,7 @@ _LOWERING = tvm.transform.Sequential(
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
+        propagate_nan_in_kernels,
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

@@ -26,6 +26,7 @@ from targets.cpu.expressions import (
     substitute,
     widen,
 )
+from targets.cpu.nan_propagation import beginning, highest, lowest
 
 _COMBINERS = {
     tirx.Add: "add",
@@ -245,27 +246,13 @@ def _parse_block(
         if not reduced:
             stages.append(Stage(block.name_hint, spatial, (), buffer, tuple(indices), contribution))
             continue
-        reduction = Reduction(combiner, _neutral(combiner, identities[buffer]))
+        reduction = Reduction(combiner, beginning(identities[buffer]))
         stages.append(
             Stage(
                 block.name_hint, spatial, reduced, buffer, tuple(indices), contribution, reduction
             )
         )
     return stages
-
-
-def _neutral(combiner: str, initial: Expr) -> Expr:
-    """`initial`, or the infinity that it stands for.
-
-    TVM starts a maximum at the lowest finite number, which is wrong for a row of minus
-    infinities (an attention mask that hides everything).
-    """
-    if isinstance(initial, tirx.FloatImm) and str(initial.ty.dtype) == "float32":
-        if combiner == "max" and float(initial.value) < -3.4e38:
-            return tirx.FloatImm("float32", -math.inf)
-        if combiner == "min" and float(initial.value) > 3.4e38:
-            return tirx.FloatImm("float32", math.inf)
-    return initial
 
 
 def _reduction_step(buffer: Var, value: Expr) -> tuple[str, Expr] | None:
@@ -311,7 +298,7 @@ def _index_of_extremum(
         ]
     dtype = buffer_dtype(value_buffer)
     largest = isinstance(keep, tirx.GT)
-    identity = tirx.min_value(dtype) if largest else tirx.max_value(dtype)
+    identity = lowest(dtype) if largest else highest(dtype)
     extremum = Reduction("max" if largest else "min", identity)
     first = intermediate(f"{name}_first", buffer_shape(index_buffer), "int32")
     none = int32(_LARGEST_INDEX)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from tvm import te, tirx
 
+from targets.cpu.nan_propagation import lowest
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
@@ -72,7 +73,7 @@ def define_channelwise(
     kind = "float32" if data.dtype == "bfloat16" else data.dtype
     outside = tirx.const(w.pad_value, kind)
     if w.operation == "maximum":
-        outside = tirx.min_value(kind)
+        outside = lowest(str(kind))
 
     def element(n: tirx.Expr, y: tirx.Expr, x: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
         row = y * w.stride_height + kh * w.dilation_height - w.pad_top

@@ -16,6 +16,7 @@ from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
 from targets.cpu.arithmetic import vector as vector_type
 from targets.cpu.loops import Index, index
+from targets.cpu.nan_propagation import lowest
 from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
 from targets.cpu.schedules.depthwise_dots import DotEmitter, has_dots
 from targets.cpu.schedules.register_tile import least_sizes
@@ -181,9 +182,7 @@ class _Emitter:
         def lanes_at(vector: int) -> Expr:
             return loops.ramp(channel + vector * lanes, lanes)
 
-        initial = tirx.min_value(kind) if w.operation == "maximum" else 0.0
-        if w.operation != "maximum":
-            initial = tirx.const(0.0, "float32")
+        initial = lowest(kind) if w.operation == "maximum" else tirx.const(0.0, "float32")
         clear = loops.sequence(
             tirx.BufferStore(registers, loops.splat(initial, lanes), [ramp(p, v)])
             for p in range(self.pixels)
@@ -206,7 +205,8 @@ class _Emitter:
                 value = loops.splat(tirx.const(w.pad_value, kind), lanes)
             register = tirx.BufferLoad(registers, [ramp(pixel, vector)])
             if w.operation == "maximum":
-                result = tirx.max(register, value)
+                # In this order what NaN costs is not on the way from one tap to the next.
+                result = tirx.max(value, register)
             elif self.weights is not None:
                 weight = wide(tirx.BufferLoad(self.weights, [kh, index(kw), lanes_at(vector)]))
                 result = register + value * weight
