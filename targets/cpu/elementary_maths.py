@@ -72,6 +72,8 @@ _ERF_Q = (3.80467361e-05, 1.16382806e-03, 1.49830534e-02, 1.14182194e-01, 5.0224
 # Cephes sinf and cosf on [-pi/4, pi/4].
 _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+# Here both are exactly 1, as they are at infinity, whichever products are fused with sums.
+_TANH_LIMIT, _ERF_LIMIT = 9.023, 3.923
 _MOST_PRODUCTS = 16
 
 # 1/3!, 1/5!, ... from the highest: sinh(x) = x + x^3 (1/3! + x^2 / 5! + ...).
@@ -310,8 +312,8 @@ LOWERINGS: dict[str, Callable[[Maths, Expr], Expr]] = {
     "log2": _log2,
     "log10": _log10,
     "log1p": _log1p,
-    "tanh": _odd_rational(_TANH_P, _TANH_Q, 9.02),
-    "erf": _odd_rational(_ERF_P, _ERF_Q, 3.925),
+    "tanh": _odd_rational(_TANH_P, _TANH_Q, _TANH_LIMIT),
+    "erf": _odd_rational(_ERF_P, _ERF_Q, _ERF_LIMIT),
     "sigmoid": _sigmoid,
     "cosh": _cosh,
     "sinh": _sinh,

@@ -151,7 +151,9 @@ def _lowering(kind: str) -> Any:
 def _has_instruction() -> bool:
     """Whether the target passes NaN on in its instruction for maxima."""
     target = tvm.target.Target.current(allow_none=True)
-    return target is not None and str(target.attrs.get("mtriple", "")).startswith(("aarch64", "arm"))
+    return target is not None and str(target.attrs.get("mtriple", "")).startswith(
+        ("aarch64", "arm")
+    )
 
 
 def _is_number(value: Expr) -> bool:

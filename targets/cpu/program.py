@@ -275,7 +275,7 @@ def _index_of_extremum(
     """argmax and argmin as two reductions that vectorise.
 
     `topi` keeps the pair (index, value) and updates it serially. Here the
-    extremum is found first; the index is the least one whose value equals it.
+    extremum is found first; the index is the least one whose value equals it, or is NaN.
     """
     (index_buffer, index_indices), (value_buffer, value_indices) = writes
     chosen, best = values
@@ -303,9 +303,13 @@ def _index_of_extremum(
     first = intermediate(f"{name}_first", buffer_shape(index_buffer), "int32")
     none = int32(_LARGEST_INDEX)
     equal = tirx.EQ(candidate, tirx.BufferLoad(value_buffer, value_indices))
-    match = tirx.Select(equal, narrow(position, {a.var: a.var for a in reduced}), none)
+    where = narrow(position, {a.var: a.var for a in reduced})
+    match = tirx.Select(equal, where, none)
+    if "float" in dtype:
+        # NaN, which the extremum of a row with a NaN is, equals nothing.
+        match = tirx.Select(candidate <= highest(dtype), match, where)
     last = math.prod(a.extent for a in reduced) - 1
-    # A row of NaNs equals nothing: the clamp keeps the index within the row.
+    # Whatever is in memory, the index lies within the row.
     clamped = tirx.Min(tirx.BufferLoad(first, index_indices), int32(last))
     own = tuple(Axis(Var(a.var.name, "int32"), a.extent) for a in spatial)
     fresh = {a.var: b.var for a, b in zip(spatial, own, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters import (
+    activations,
     blocked,
     elementwise,
     gathering,
@@ -14,6 +15,7 @@ from compiler.frontends.onnx_converters import (
     quantized_linear,
     rearrangement,
     recurrent,
+    reductions,
     resampling,
     selection,
     spectrum,
@@ -21,6 +23,11 @@ from compiler.frontends.onnx_converters import (
 )
 
 _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
+    activations.Celu,
+    activations.Elu,
+    activations.LeakyRelu,
+    activations.Selu,
+    activations.ThresholdedRelu,
     elementwise.Cast,
     elementwise.CastLike,
     elementwise.Dropout,
@@ -48,6 +55,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     recurrent.GRU,
     recurrent.LSTM,
     recurrent.RNN,
+    reductions.ReduceLogSumExp,
     resampling.Resize,
     resampling.Upsample,
     selection.Pad,

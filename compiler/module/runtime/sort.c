@@ -1,7 +1,7 @@
 /* Stable sorting along one axis: sort, argsort and top-k.
  *
- * Rows are independent; each is sorted as a list of positions by merging, which
- * stays within its memory whatever the order of the values (NaN included).
+ * Rows are independent; each is sorted as a list of positions by merging. NaN is
+ * greater than all numbers, as in numpy.
  */
 #include <stdint.h>
 
@@ -15,14 +15,17 @@ typedef struct {
   int32_t descending;
 } sort_call;
 
-/* Half-precision numbers in the order of these integers; both zeros are equal. */
+/* Half-precision numbers in the order of these integers; both zeros are equal, all NaNs too. */
 static inline int32_t half_order(uint16_t bits) {
-  return bits & 0x8000 ? -(int32_t)(bits & 0x7fff) : (int32_t)bits;
+  int32_t magnitude = bits & 0x7fff;
+  return magnitude <= 0x7c00 && bits & 0x8000 ? -magnitude : magnitude <= 0x7c00 ? magnitude : 0x7fff;
 }
-#define PLAIN(x) (x)
+#define PLAIN(x, y) ((x) < (y))
+#define FLOAT(x, y) ((x) < (y) || ((y) != (y) && (x) == (x)))
+#define HALF(x, y) (half_order(x) < half_order(y))
 
 /* Sorts `order` (n positions) by the row's values; `spare` has room for n more. */
-#define DEFINE_SORT(NAME, TYPE, KEY)                                                             \
+#define DEFINE_SORT(NAME, TYPE, LESS)                                                            \
   static void NAME(const TYPE *row, int64_t stride, int64_t n, int descending, int32_t *order,   \
                    int32_t *spare) {                                                             \
     int32_t *from = order, *to = spare;                                                          \
@@ -35,7 +38,7 @@ static inline int32_t half_order(uint16_t bits) {
           int second = a == middle;                                                              \
           if (!second && b < end) {                                                              \
             TYPE x = row[from[a] * stride], y = row[from[b] * stride];                           \
-            second = descending ? KEY(x) < KEY(y) : KEY(y) < KEY(x);                             \
+            second = descending ? LESS(x, y) : LESS(y, x);                                       \
           }                                                                                      \
           to[i] = from[second ? b++ : a++];                                                      \
         }                                                                                        \
@@ -48,9 +51,9 @@ static inline int32_t half_order(uint16_t bits) {
       for (int64_t i = 0; i < n; i++) order[i] = from[i];                                        \
   }
 
-DEFINE_SORT(sort_f16, uint16_t, half_order)
-DEFINE_SORT(sort_f32, float, PLAIN)
-DEFINE_SORT(sort_f64, double, PLAIN)
+DEFINE_SORT(sort_f16, uint16_t, HALF)
+DEFINE_SORT(sort_f32, float, FLOAT)
+DEFINE_SORT(sort_f64, double, FLOAT)
 DEFINE_SORT(sort_i8, int8_t, PLAIN)
 DEFINE_SORT(sort_i16, int16_t, PLAIN)
 DEFINE_SORT(sort_i32, int32_t, PLAIN)

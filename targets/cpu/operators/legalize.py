@@ -27,6 +27,7 @@ from targets.cpu.operators.convolution import (
     define_convolution,
     pack_weights,
 )
+from targets.cpu.operators.elementwise import elementwise_legalizers
 from targets.cpu.operators.matmul import (
     MatmulWorkload,
     define_matmul,
@@ -71,6 +72,7 @@ def legalize_map(
         "relax.nn.max_pool2d": lambda bb, call: _pooling(bb, call, "maximum"),
         "relax.nn.avg_pool2d": lambda bb, call: _pooling(bb, call, "average"),
         "relax.matmul": lambda bb, call: _matmul(bb, call, spec),
+        **elementwise_legalizers(),
         **sorting_legalizers(),
     }
 
