@@ -119,7 +119,9 @@ def prepare(
             inputs = tuple(pruner.first_sample().values())
             golden, reference = _graph_golden(module, inputs, config, "the pruned graph")
         elif imported.reference is None:
-            inputs = tuple(random_inputs(imported.signature, imported.bounds, config.seed).values())
+            inputs = tuple(
+                random_inputs(imported.signature, imported.domains, config.seed).values()
+            )
             golden, reference = _graph_golden(module, inputs, config, "the graph read")
         else:
             golden, reference = _golden(imported, imported.reference, config, notes)
@@ -195,7 +197,7 @@ def _quantizer(
         config.quantization,
         spec,
         imported.signature,
-        imported.bounds,
+        imported.domains,
         model_name(imported.source),
         config.threads,
         config.seed,
@@ -217,7 +219,7 @@ def _pruner(
         options,
         spec,
         imported.signature,
-        imported.bounds,
+        imported.domains,
         config.threads,
         config.seed,
         progress=lambda step, share: clock.show("prune", share, step),
@@ -263,7 +265,7 @@ def _golden(
         return None, ""
     try:
         reference = Reference(original, imported.reference_bytes(), threads=2)
-        inputs = random_inputs(imported.signature, imported.bounds, config.seed)
+        inputs = random_inputs(imported.signature, imported.domains, config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
         notes.append(f"no golden vectors: {error}")

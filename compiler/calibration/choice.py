@@ -13,7 +13,7 @@ from compiler.calibration.images import ImageFolderSource
 from compiler.calibration.preprocessing import Preprocessing
 from compiler.calibration.source import CalibrationSource, Sample, check_limit
 from compiler.errors import ConfigError, InputError
-from compiler.evaluate.inputs import Signature, random_inputs
+from compiler.evaluate.inputs import Domains, Signature, random_inputs
 
 RANDOM = "random"
 _RANDOM_SAMPLES = 16
@@ -33,7 +33,7 @@ class RandomSource(CalibrationSource):
         self,
         signature: Signature,
         limit: int | None,
-        bounds: Mapping[str, int],
+        bounds: Domains,
         seed: int,
         asked: bool = True,
     ) -> None:
@@ -63,7 +63,7 @@ def open_calibration(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
-    bounds: Mapping[str, int] | None = None,
+    bounds: Domains | None = None,
     seed: int = 0,
     required: bool = True,
     option: str = "--calibration",
@@ -111,7 +111,7 @@ def _from_path(
     signature: Signature,
     preprocessing: Preprocessing,
     limit: int | None,
-    bounds: Mapping[str, int],
+    bounds: Domains,
     seed: int,
     option: str,
 ) -> CalibrationSource:

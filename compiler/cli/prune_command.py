@@ -161,7 +161,7 @@ def prune_model(
             config,
             target_named(target),
             imported.signature,
-            imported.bounds,
+            imported.domains,
             threads,
             progress=show,
         )

@@ -99,7 +99,7 @@ def measure_model(
             config,
             get_target("native"),
             imported.signature,
-            imported.bounds,
+            imported.domains,
             threads,
             progress=show,
         ).sensitivity(imported.module, chosen)

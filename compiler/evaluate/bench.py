@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import BuildError, ConfigError
-from compiler.evaluate.inputs import random_inputs, signature_of
+from compiler.evaluate.inputs import Domain, random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
 from compiler.module.loader import folder_of, load
 from compiler.processes import child_environment
@@ -160,18 +160,18 @@ def _prepare(
     with load(module, threads=1) as loaded:
         manifest, golden = loaded.manifest, loaded.golden()
     signature = signature_of(manifest.inputs)
-    bounds: dict[str, int] = {}
+    domains: dict[str, Domain] = {}
     peer_model = None
     if model is not None:
         from compiler.evaluate.original import open_original
 
         original = open_original(model, manifest)
-        bounds = original.bounds
+        domains = original.domains
         peer_model = folder / "model.onnx"
         peer_model.write_bytes(original.content)
     if golden is not None:
         return dict(zip(signature, golden.inputs, strict=True)), peer_model
-    return random_inputs(signature, bounds, seed=0), peer_model
+    return random_inputs(signature, domains, seed=0), peer_model
 
 
 def _race(

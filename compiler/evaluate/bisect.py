@@ -143,7 +143,7 @@ def bisect(
     """
     show = progress or (lambda phase, share: None)
     reference = Reference(imported.original, imported.reference_bytes())
-    inputs = random_inputs(imported.signature, imported.bounds, seed)
+    inputs = random_inputs(imported.signature, imported.domains, seed)
     arrays = list(inputs.values())
     expected = reference.run(inputs)
     runner = PassRunner()

@@ -1,13 +1,14 @@
 """Random inputs that a model accepts: floats of unit scale, integers inside their tables.
 
-An integer input is usually an index (token ids into an embedding table). What it
-may be is read from the ONNX graph: an index out of range is undefined behaviour
-in every runtime.
+What an input may be is told by `Domain`; `compiler.evaluate.domains` reads it from the ONNX
+graph: an index out of range is undefined in every runtime, as is an integer divided by zero.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,40 +16,93 @@ import numpy as np
 from compiler.errors import ModelError
 
 if TYPE_CHECKING:
-    import onnx
-
     from compiler.module.manifest import TensorEntry
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
-# Operators through which an index passes unchanged.
-_TRANSPARENT = frozenset(
-    {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand"}
-)
-# Without a table to look into, 0 and 1 fit every mask, flag and index.
-_UNKNOWN_BOUND = 2
+# Integers without a domain: 0 and 1 fit every mask, flag and index.
+_UNKNOWN = (0, 1)
+# So many integers are drawn from a domain that is open to one side.
+_SOME = 8
 
 
-def random_inputs(
-    signature: Signature, bounds: Mapping[str, int], seed: int
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Domain:
+    """The smallest and largest value that an input may have, both included.
+
+    Along `distinct_axis` no value comes twice: what is scattered to the same place twice may
+    end there in any order.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    distinct_axis: int | None = None
+
+    @classmethod
+    def below(cls, count: int) -> Domain:
+        """The integers from 0 on, `count` of them."""
+        return cls(0, count - 1)
+
+    def within(self, other: Domain) -> Domain:
+        """What is in both; the other alone if nothing is."""
+        axis = self.distinct_axis if self.distinct_axis is not None else other.distinct_axis
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        return Domain(low, high, axis) if low <= high else other
+
+    def floats(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal, folded into a domain of one bound, or uniform between two."""
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return generator.uniform(self.low, self.high, shape)
+        values = generator.standard_normal(shape)
+        if math.isfinite(self.low):
+            return self.low + np.abs(values)
+        return self.high - np.abs(values) if math.isfinite(self.high) else values
+
+    def integers(
+        self, generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        """Uniform; 0 and 1 where neither bound is known."""
+        limits = np.iinfo(dtype)
+        low = math.ceil(self.low) if math.isfinite(self.low) else None
+        high = math.floor(self.high) if math.isfinite(self.high) else None
+        if low is None and high is None:
+            low, high = _UNKNOWN
+        elif low is None:
+            low = min(0, high or 0) if (high or 0) >= 0 else (high or 0) - _SOME + 1
+        elif high is None:
+            high = low + _SOME - 1
+        low, high = max(int(low), int(limits.min)), min(int(high or 0), int(limits.max))
+        if low > high:
+            low, high = _UNKNOWN
+        axis = self.distinct_axis
+        if axis is not None and shape and shape[axis] <= high - low + 1:
+            places = (*shape[:axis], high - low + 1, *shape[axis + 1 :])
+            order = np.argsort(generator.random(places), axis)
+            return low + order.take(range(shape[axis]), axis)
+        return generator.integers(low, high, shape, endpoint=True)
+
+
+Domains = Mapping[str, Domain]
+
+
+def random_inputs(signature: Signature, domains: Domains, seed: int) -> dict[str, np.ndarray]:
     """One array for each input; `signature` maps its name to (shape, numpy dtype name).
 
-    Floats are standard normal, integers uniform in [0, bounds[name]), booleans fair.
+    Floats are standard normal and integers 0 or 1 where no domain says otherwise, booleans fair.
     Raises ModelError for a dtype that is none of these.
     """
     generator = np.random.default_rng(seed)
     result: dict[str, np.ndarray] = {}
     for name, (shape, dtype_name) in signature.items():
+        domain = domains.get(name, Domain())
         try:
             dtype = np.dtype(dtype_name)
         except TypeError:
             dtype = np.dtype(object)
         if dtype.kind == "f":
-            result[name] = generator.standard_normal(shape).astype(dtype)
+            result[name] = np.asarray(domain.floats(generator, shape)).astype(dtype)
         elif dtype.kind in "iu":
-            high = min(bounds.get(name, _UNKNOWN_BOUND), int(np.iinfo(dtype).max) + 1)
-            result[name] = generator.integers(0, high, shape).astype(dtype)
+            result[name] = np.asarray(domain.integers(generator, shape, dtype)).astype(dtype)
         elif dtype.kind == "b":
             result[name] = generator.integers(0, 2, shape).astype(bool)
         else:
@@ -59,43 +113,3 @@ def random_inputs(
 def signature_of(tensors: Iterable[TensorEntry]) -> Signature:
     """The signature of a module's inputs, as its manifest lists them."""
     return {t.name: (tuple(int(size) for size in t.shape), t.dtype) for t in tensors}
-
-
-def index_bounds(model: onnx.ModelProto) -> dict[str, int]:
-    """For each integer input that indexes a constant table, how many entries that has.
-
-    An input that reaches several tables gets the smallest. 8-bit inputs that reach
-    none are taken for pixels and get their full range.
-    """
-    graph = model.graph
-    tables: dict[str, tuple[int, ...]] = {
-        tensor.name: tuple(tensor.dims) for tensor in graph.initializer
-    }
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            tables[node.output[0]] = tuple(node.attribute[0].t.dims)
-    origins: dict[str, str] = {}
-    pixels: dict[str, int] = {}
-    for value in graph.input:
-        element = value.type.tensor_type.elem_type
-        if value.name not in tables and element in _INTEGER_ELEMENTS:
-            origins[value.name] = value.name
-            if element in _BYTE_ELEMENTS:
-                pixels[value.name] = _BYTE_ELEMENTS[element]
-    bounds: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type in _TRANSPARENT and node.input and node.input[0] in origins:
-            for output in node.output:
-                origins[output] = origins[node.input[0]]
-        elif node.op_type in ("Gather", "GatherElements") and node.input[1] in origins:
-            shape = tables.get(node.input[0])
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            if shape:
-                name = origins[node.input[1]]
-                bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
-    return pixels | bounds
-
-
-# Values of onnx.TensorProto.DataType: (u)int8, (u)int16, (u)int32, (u)int64.
-_INTEGER_ELEMENTS = frozenset({2, 3, 4, 5, 6, 7, 12, 13})
-_BYTE_ELEMENTS = {2: 256, 3: 128}

@@ -9,7 +9,8 @@ import onnx
 
 from compiler.config import CompileConfig
 from compiler.errors import ModelError
-from compiler.evaluate.inputs import index_bounds
+from compiler.evaluate.domains import input_domains
+from compiler.evaluate.inputs import Domain
 from compiler.frontends import CHECKPOINT_SUFFIX
 from compiler.frontends.onnx_files import read_model, serialized
 from compiler.frontends.onnx_shapes import bind_inputs
@@ -20,12 +21,12 @@ from compiler.module.manifest import Manifest
 class OriginalModel:
     """`model` has the module's input shapes and constants; `content` is it serialised.
 
-    `bounds` says how large the values of integer inputs may be (see `index_bounds`).
+    `domains` says what its inputs may be (see `compiler.evaluate.domains`).
     """
 
     model: onnx.ModelProto
     content: bytes
-    bounds: dict[str, int]
+    domains: dict[str, Domain]
 
 
 def open_original(path: Path, manifest: Manifest) -> OriginalModel:
@@ -52,4 +53,4 @@ def open_original(path: Path, manifest: Manifest) -> OriginalModel:
         )
     shapes = {name: tuple(int(size) for size in shape) for name, shape in signature.items()}
     bound, _, _ = bind_inputs(proto, shapes, dict(constants), str(path))
-    return OriginalModel(bound, serialized(bound, str(path)), index_bounds(bound))
+    return OriginalModel(bound, serialized(bound, str(path)), input_domains(bound))

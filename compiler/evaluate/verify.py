@@ -107,7 +107,7 @@ def _fresh(
     checks = []
     for index in range(samples):
         show("fresh inputs", 0.3 + 0.7 * index / samples)
-        inputs = random_inputs(signature, original.bounds, seed + index)
+        inputs = random_inputs(signature, original.domains, seed + index)
         differences = compare_all(module(inputs), reference.run(inputs), reference.tolerance)
         checks.append(Check(f"random, seed {seed + index}", reference.label, differences))
     return checks

@@ -8,6 +8,7 @@ operators of Relax is refused.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import zstandard
 from tvm import relax
 
 from compiler.errors import ModelError, ShapeError
+from compiler.evaluate.inputs import Domain
 from compiler.frontends.imported import ImportedModel, described_outputs
 from compiler.module.manifest import write_atomically
 from compiler.module.version import tinsmith_version
@@ -47,7 +49,7 @@ def write_checkpoint(
         "source": Path(imported.source).name,
         "inputs": list(imported.input_names),
         "outputs": list(imported.output_names),
-        "bounds": dict(imported.bounds),
+        "bounds": {name: _bounds(domain) for name, domain in imported.domains.items()},
         "pruning": pruning,
         "graph": tvm.ir.save_json(module),
     }
@@ -67,7 +69,7 @@ def read_checkpoint(
     try:
         module = tvm.ir.load_json(content["graph"])
         names, outputs = tuple(content["inputs"]), tuple(content["outputs"])
-        bounds = {str(name): int(bound) for name, bound in content["bounds"].items()}
+        domains = {str(name): _domain(value) for name, value in content["bounds"].items()}
         pruning = content["pruning"]
     except Exception as error:
         raise ModelError(f"{path}: damaged, its graph cannot be read; write it again") from error
@@ -88,9 +90,24 @@ def read_checkpoint(
         output_names=outputs,
         output_shapes=tuple(shape for shape, _ in described),
         output_dtypes=tuple(dtype for _, dtype in described),
-        bounds=bounds,
+        domains=domains,
         notes=_notes(content.get("source"), pruning),
         reference=None,
+    )
+
+
+def _bounds(domain: Domain) -> list[float | None]:
+    """The smallest and largest value as JSON has them: null for none."""
+    return [bound if math.isfinite(bound) else None for bound in (domain.low, domain.high)]
+
+
+def _domain(value: Any) -> Domain:
+    """The domain of `_bounds`; a number is how many integers from 0 on, as it was once written."""
+    if isinstance(value, int):
+        return Domain.below(value)
+    low, high = value
+    return Domain(
+        -math.inf if low is None else float(low), math.inf if high is None else float(high)
     )
 
 

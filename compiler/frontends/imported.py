@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import tvm
@@ -10,6 +9,7 @@ from onnx import ModelProto
 from tvm import relax
 
 from compiler.errors import ModelError
+from compiler.evaluate.inputs import Domains
 from compiler.frontends.onnx_files import serialized
 
 
@@ -20,8 +20,8 @@ class ImportedModel:
     `module` holds one Relax function `main`: its parameters are the model's inputs in the order
     of `input_names`, weights are constants, the body is one dataflow block, and it returns a
     tensor for one output and a tuple for several. Shapes are fixed; a dimension of an output is
-    None where it depends on data. `bounds` says below what the values of integer inputs stay
-    (see `compiler.evaluate.inputs.index_bounds`). `reference` is the ONNX model with the same
+    None where it depends on data. `domains` says what inputs may be (see
+    `compiler.evaluate.domains`). `reference` is the ONNX model with the same
     bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
     were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
     decided on the way.
@@ -35,7 +35,7 @@ class ImportedModel:
     output_names: tuple[str, ...]
     output_shapes: tuple[tuple[int | None, ...], ...]
     output_dtypes: tuple[str, ...]
-    bounds: Mapping[str, int]
+    domains: Domains
     notes: tuple[str, ...]
     reference: ModelProto | None
 

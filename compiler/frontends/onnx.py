@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from compiler.errors import ModelError
-from compiler.evaluate.inputs import index_bounds
+from compiler.evaluate.domains import input_domains
 from compiler.frontends.imported import ImportedModel, described_outputs
 from compiler.frontends.onnx_files import check_model, read_model
 from compiler.frontends.onnx_functions import inline_functions
@@ -61,7 +61,7 @@ def import_onnx(
         output_names=tuple(output.name for output in bound.graph.output),
         output_shapes=tuple(shape for shape, _ in outputs),
         output_dtypes=tuple(dtype for _, dtype in outputs),
-        bounds=index_bounds(reference),
+        domains=input_domains(folded),
         notes=(*notes, *fold_notes, *importer.notes),
         reference=reference,
     )

@@ -9,6 +9,7 @@ import tvm
 
 from compiler.calibration import CalibrationSource
 from compiler.errors import ModelError
+from compiler.evaluate.inputs import Domains
 from compiler.pruning.observed import compile_graph
 from compiler.quantization.evaluation import Evaluation, Verdict, judging_samples
 from compiler.sample_options import SampleOptions
@@ -28,7 +29,7 @@ class Judge:
         options: SampleOptions,
         signature: Mapping[str, tuple[tuple[int, ...], str]],
         calibration: CalibrationSource | None,
-        bounds: Mapping[str, int],
+        bounds: Domains,
         seed: int = 0,
         threads: int = 0,
         progress: Progress | None = None,

@@ -10,7 +10,7 @@ import tvm
 
 from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
 from compiler.errors import ConfigError, ModelError
-from compiler.evaluate.inputs import random_inputs
+from compiler.evaluate.inputs import Domains, random_inputs
 from compiler.pipeline import PassRunner, graph_passes
 from compiler.pruning.allocation import Allocator, Graph
 from compiler.pruning.config import PruneConfig
@@ -86,7 +86,7 @@ class Pruner:
         config: PruneConfig,
         spec: TargetSpec,
         signature: Signature,
-        bounds: Mapping[str, int],
+        bounds: Domains,
         threads: int = 0,
         seed: int = 0,
         progress: Progress | None = None,

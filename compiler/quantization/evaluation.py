@@ -17,6 +17,7 @@ from compiler.calibration import (
     read_labels,
 )
 from compiler.errors import ConfigError, InputError, ModelError
+from compiler.evaluate.inputs import Domains
 from compiler.quantization.config import QuantizationConfig
 from compiler.quantization.outputs import ClassOutput, class_output, described
 from compiler.sample_options import SampleOptions
@@ -135,7 +136,7 @@ def open_evaluation(
     config: QuantizationConfig,
     signature: Mapping[str, tuple[tuple[int, ...], str]],
     calibration: CalibrationSource,
-    bounds: Mapping[str, int],
+    bounds: Domains,
     seed: int,
 ) -> Evaluation | None:
     """What the options ask to evaluate on; None if they do not.
@@ -158,7 +159,7 @@ def judging_samples(
     options: SampleOptions,
     signature: Mapping[str, tuple[tuple[int, ...], str]],
     calibration: CalibrationSource,
-    bounds: Mapping[str, int],
+    bounds: Domains,
     seed: int,
 ) -> Evaluation:
     """The held-out samples of the options, or those of `calibration`, with labels if there are any.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import tvm
 
 from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
+from compiler.evaluate.inputs import Domains
 from compiler.pipeline import Step
 from compiler.quantization.accuracy import Accuracy, AccuracyKeeper
 from compiler.quantization.comparison import Comparison, Sample, compare_graphs
@@ -49,7 +50,7 @@ class Quantizer:
         config: QuantizationConfig,
         spec: TargetSpec,
         signature: Mapping[str, tuple[tuple[int, ...], str]],
-        bounds: Mapping[str, int],
+        bounds: Domains,
         name: str = "model",
         threads: int = 0,
         seed: int = 0,

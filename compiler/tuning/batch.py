@@ -23,7 +23,7 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from compiler.evaluate.compare import compare
-from compiler.evaluate.inputs import random_inputs
+from compiler.evaluate.inputs import Domain, random_inputs
 from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.selfcontained import SelfContainedModule
@@ -221,7 +221,7 @@ def _random(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     # An integer of more than 8 bits may be an index: 0 is always one.
     high = 256 if dtype in ("int8", "uint8") else 1
-    return random_inputs({"x": (shape, dtype)}, {"x": high}, seed)["x"]
+    return random_inputs({"x": (shape, dtype)}, {"x": Domain.below(high)}, seed)["x"]
 
 
 def _in_small_pages(array: np.ndarray) -> np.ndarray:

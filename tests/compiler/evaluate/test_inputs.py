@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import ModelError
-from compiler.evaluate.inputs import index_bounds, random_inputs
+from compiler.evaluate.domains import input_domains
+from compiler.evaluate.inputs import Domain, random_inputs
 
 
 def test_values_have_the_shape_dtype_and_range_asked_for() -> None:
@@ -20,7 +21,7 @@ def test_values_have_the_shape_dtype_and_range_asked_for() -> None:
         "flag": ((500,), "bool"),
         "scalar": ((), "float32"),
     }
-    values = random_inputs(signature, {"ids": 7, "byte": 1000}, seed=3)
+    values = random_inputs(signature, {"ids": Domain.below(7), "byte": Domain.below(1000)}, seed=3)
     assert {name: (v.shape, v.dtype.name) for name, v in values.items()} == signature
     assert set(values["ids"]) == set(range(7))
     assert set(values["mask"]) == {0, 1}
@@ -62,4 +63,5 @@ def test_bounds_come_from_the_smallest_table_behind_each_input() -> None:
         [],
         [table("words", 300), table("styles", 20), table("turned", 9)],
     )
-    assert index_bounds(helper.make_model(graph)) == {"ids": 20, "column": 4, "image": 256}
+    found = input_domains(helper.make_model(graph))
+    assert found == {"ids": Domain(0, 19), "column": Domain(0, 3), "image": Domain(0, 255)}

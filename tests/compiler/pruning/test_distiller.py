@@ -39,7 +39,7 @@ def prune(imported, **options) -> PruneReport:
         PruneConfig(recovery="distill", **options),
         get_target("native"),
         SIGNATURE,
-        imported.bounds,
+        imported.domains,
         threads=1,
     )
     pruner(imported.module)

@@ -43,7 +43,7 @@ def prune(imported, target: str = "native", **options):
         PruneConfig(**options),
         get_target(target),
         signature,
-        imported.bounds,
+        imported.domains,
         threads=1,
     )
     module = pruner(imported.module)
@@ -197,7 +197,7 @@ def test_the_width_under_a_spelled_out_layer_normalisation_is_pruned() -> None:
         PruneConfig(ratio=0.5, criterion="l2", alignment=1),
         get_target("native"),
         imported.signature,
-        imported.bounds,
+        imported.domains,
         threads=1,
     )
     pruner(imported.module)

@@ -34,7 +34,7 @@ def prune(imported, target: str = "cortex-a76", **options):
         PruneConfig(**options),
         get_target(target),
         {"image": (SHAPE["image"], "float32")},
-        imported.bounds,
+        imported.domains,
         threads=1,
     )
     module = pruner(imported.module)
