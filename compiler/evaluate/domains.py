@@ -135,8 +135,10 @@ class _Tracer:
             yield from self._index(node, indices, table, _integer(node, "axis", axis), distinct)
         elif kind in ("GatherND", "ScatterND"):
             yield from self._tuples(node)
-        elif kind == "OneHot" and self._array(node.input[1]) is not None:
-            yield 0, Domain.below(int(np.max(self._array(node.input[1]))))
+        elif kind == "OneHot":
+            depth = self._array(node.input[1])
+            if depth is not None and depth.size:
+                yield 0, Domain.below(int(depth.max()))
         elif kind == "Cast" and _integer(node, "to", 0) in _UNSIGNED_LIMITS:
             yield 0, _UNSIGNED_LIMITS[_integer(node, "to", 0)]
         elif kind == "Pow":
