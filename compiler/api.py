@@ -11,7 +11,6 @@ import shutil
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from compiler.module.loader import Module, load
 from compiler.module.manifest import Manifest, update_measured
 from compiler.module.writer import write_module
 from compiler.preparation import Clock, Progress, prepare, target_of
+from compiler.processes import at_end
 from compiler.pruning.report import PruneReport
 from compiler.quantization.report import QuantizationReport
 from compiler.tuning.algorithms import StoredAlgorithms
@@ -125,21 +125,20 @@ def compile(
     VerificationError if the module does not compute what the reference does, and
     ArtifactError if it is for another machine: use `compile_to` for those.
     """
+    config = (config or CompileConfig()).with_options(**options)
     temporary = None
     if output is None:
         temporary = tempfile.mkdtemp(prefix="tinsmith-")
         output = Path(temporary) / "module"
     try:
-        report = compile_to(
-            model, output, target=target, config=config, progress=progress, **options
-        )
-        module = load(report.path)
+        report = compile_to(model, output, target=target, config=config, progress=progress)
+        module = load(report.path, threads=config.threads)
     except BaseException:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if temporary is not None:
-        weakref.finalize(module, shutil.rmtree, temporary, ignore_errors=True)
+        at_end(module, shutil.rmtree, temporary, True)
     return module
 
 

@@ -35,7 +35,7 @@ class CompileConfig:
     static_library: also write `model.a`, for linking into a program.
     runner: also write `tinsmith-run`, a static executable that runs the module.
     embed_weights: whether the weights are part of the library, or a file of their own
-        that is mapped read-only; None decides by their size.
+        (mapped from 64 MiB on, read into memory below); None decides by their size.
     golden: whether the module carries golden vectors (an input with its reference
         output), with which it can prove itself where it is deployed.
     seed: for the random input of the golden vectors.
@@ -73,7 +73,7 @@ class CompileConfig:
         object.__setattr__(self, "shapes", _checked_shapes(self.shapes))
         object.__setattr__(self, "constants", _checked_constants(self.constants))
         for name, low, high in (
-            ("threads", 0, 1024),
+            ("threads", 0, 256),
             ("seed", 0, 2**32 - 1),
         ):
             _check_integer(name, getattr(self, name), low, high)

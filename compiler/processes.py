@@ -1,10 +1,18 @@
-"""Child processes: what they are given, and what they died of."""
+"""Child processes: what they are given, what they died of, what a forked one leaves alone."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+# Those of `lock_that_forks_open`.
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def child_environment(**more: str) -> dict[str, str]:
@@ -16,3 +24,28 @@ def child_environment(**more: str) -> dict[str, str]:
 def describe_exit(code: int) -> str:
     """How a process ended, by its exit code; a negative one is a signal, as in `subprocess`."""
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def lock_that_forks_open(reentrant: bool = False) -> AbstractContextManager[Any]:
+    """A lock that is open in a forked child, whichever of the parent's threads held it."""
+    lock: Any = threading.RLock() if reentrant else threading.Lock()
+    _locks.add(lock)
+    return lock
+
+
+def _open_locks() -> None:
+    for lock in list(_locks):
+        lock._at_fork_reinit()  # as the standard library does with its own locks
+
+
+os.register_at_fork(after_in_child=_open_locks)
+
+
+def at_end(owner: object, action: Callable[..., object], *arguments: object) -> None:
+    """Do `action(*arguments)` when `owner` is forgotten, or at exit; a forked child never does."""
+    weakref.finalize(owner, _if_still_in, os.getpid(), action, *arguments)
+
+
+def _if_still_in(process: int, action: Callable[..., object], *arguments: object) -> None:
+    if os.getpid() == process:
+        action(*arguments)

@@ -12,8 +12,9 @@ import numpy as np
 
 from compiler.errors import TinsmithError
 from compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from compiler.module.golden import GoldenVectors, read_golden
+from compiler.module.golden import GoldenVectors, decode_golden
 from compiler.module.manifest import Manifest, TensorEntry
+from compiler.module.module_file import read_checked
 from compiler.module.signature import Inputs, Signature
 
 
@@ -103,12 +104,17 @@ class Module(ABC):
         """Stop the threads and unload the code. The module cannot be used any more."""
 
     def golden(self) -> GoldenVectors | None:
-        """The golden vectors that were stored with the module, if any."""
+        """The golden vectors that were stored with the module, if any.
+
+        Raises `ArtifactError` when they are damaged.
+        """
         if GOLDEN_NAME not in self.manifest.files:
             return None
         signature = self._signature
-        return read_golden(
-            self.path / GOLDEN_NAME,
+        path = self.path / GOLDEN_NAME
+        return decode_golden(
+            read_checked(path, self.manifest),
+            str(path),
             _static(signature.inputs, signature.input_dtypes),
             _static(signature.outputs, signature.output_dtypes),
         )

@@ -16,6 +16,7 @@ from ctypes import (
 )
 
 ABI = 1
+MAX_THREADS = 256
 
 
 class TensorStruct(ctypes.Structure):
@@ -45,7 +46,7 @@ class ModuleStruct(ctypes.Structure):
         ("inputs", POINTER(TensorStruct)),
         ("outputs", POINTER(TensorStruct)),
         ("step_count", c_int32),
-        ("reserved", c_int32),
+        ("revision", c_int32),
         ("step_names", POINTER(c_char_p)),
         ("weights_bytes", c_uint64),
         ("arena_bytes", c_uint64),
@@ -63,4 +64,6 @@ class ModuleStruct(ctypes.Structure):
         ("set_threads", ctypes.CFUNCTYPE(c_int, c_int)),
         ("threads", ctypes.CFUNCTYPE(c_int)),
         ("last_error", ctypes.CFUNCTYPE(c_char_p)),
+        # From revision 1 on; in a library of revision 0 this is not part of the structure.
+        ("set_context_threads", ctypes.CFUNCTYPE(c_int, c_void_p, c_int)),
     )

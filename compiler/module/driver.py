@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from compiler.module.manifest import MAP_FROM_BYTES
 from compiler.module.plan import Place, Plan, TensorSpec
 from compiler.module.sort_kernels import SortCall
 from compiler.module.stages import KernelCode
@@ -137,6 +138,7 @@ def generate_driver(
         "WEIGHTS_BYTES": f"{plan.weights_bytes}u",
         "ARENA_BYTES": f"{plan.arena_bytes}u",
         "TASK_SCRATCH_BYTES": f"{task_scratch}u",
+        "MAP_WEIGHTS": int(plan.weights_bytes >= MAP_FROM_BYTES),
         "NEEDS_TILES": int("amx_tile" in target.cpu_features),
         "EMBEDDED_WEIGHTS": "embedded_weights" if embedded_weights else "((const char *)0)",
     }

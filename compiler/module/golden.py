@@ -8,10 +8,10 @@ are the module's own.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -46,25 +46,28 @@ class GoldenVectors:
         return b"".join(parts)
 
 
-def read_golden(
-    path: Path,
+def decode_golden(
+    data: bytes,
+    source: str,
     inputs: Sequence[tuple[np.dtype, tuple[int, ...]]],
     outputs: Sequence[tuple[np.dtype, tuple[int, ...]]],
 ) -> GoldenVectors:
-    """Read a file of golden vectors; `inputs` and `outputs` are (numpy dtype, shape) pairs."""
-    data = path.read_bytes()
-    damaged = ArtifactError(f"{path}: damaged golden vectors; compile the model again")
+    """Golden vectors from a file's content; `inputs` and `outputs` are (numpy dtype, shape) pairs.
+
+    Raises ArtifactError, which names `source`, when the content does not fit them.
+    """
+    damaged = ArtifactError(f"{source}: damaged golden vectors; compile the model again")
     if len(data) < _HEADER.size:
         raise damaged
     magic, version, input_count, output_count, _, tolerance = _HEADER.unpack_from(data)
     if magic != _MAGIC or version != _VERSION:
         raise damaged
-    if (input_count, output_count) != (len(inputs), len(outputs)):
+    if (input_count, output_count) != (len(inputs), len(outputs)) or not tolerance >= 0:
         raise damaged
     position = _HEADER.size
     arrays = []
     for dtype, shape in (*inputs, *outputs):
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         expected = count * dtype.itemsize
         if len(data) < position + 8 + expected:
             raise damaged

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,10 @@ from pathlib import Path
 from compiler.errors import ArtifactError, TinsmithError
 from compiler.module.base import Context, Module, StepTime
 from compiler.module.machine import check_machine
-from compiler.module.manifest import Manifest, digest_bytes, read_manifest
+from compiler.module.manifest import Manifest, read_manifest
+from compiler.module.module_file import open_checked
 from compiler.module.selfcontained import SelfContainedModule
+from compiler.processes import at_end
 
 __all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 
@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
             message = str(error).replace(str(temporary), str(path))
             raise ArtifactError(message) from error
         raise
-    weakref.finalize(module, shutil.rmtree, temporary, ignore_errors=True)
+    at_end(module, shutil.rmtree, temporary, True)
     return module
 
 
@@ -59,12 +59,11 @@ def _load_folder(folder: Path, threads: int) -> Module:
     check_machine(str(folder), manifest.target)
     module: Module
     if manifest.form == "vm":
-        from compiler.module.vm_loader import LIBRARY_NAME, VirtualMachineModule
+        from compiler.module.vm_loader import VirtualMachineModule
 
-        os.close(_open_checked(folder / LIBRARY_NAME, manifest))
         module = VirtualMachineModule(folder, manifest)
     elif manifest.form == "self-contained":
-        module = _load_self_contained(folder, manifest)
+        module = SelfContainedModule(folder, manifest)
     else:
         raise ArtifactError(f"{folder}: unknown form {manifest.form!r}; compile the model again")
     try:
@@ -75,16 +74,6 @@ def _load_folder(folder: Path, threads: int) -> Module:
     return module
 
 
-def _load_self_contained(folder: Path, manifest: Manifest) -> SelfContainedModule:
-    if not manifest.weights_embedded:
-        os.close(_open_checked(folder / "weights.bin", manifest))
-    library = _open_checked(folder / "model.so", manifest)
-    try:
-        return SelfContainedModule(folder, manifest, library)
-    except (OSError, AttributeError) as error:
-        raise ArtifactError(f"{folder}: model.so cannot be loaded: {error}") from error
-
-
 def verify_files(path: str | os.PathLike[str]) -> Manifest:
     """Check the digests of all files of a module, in a folder or an archive.
 
@@ -93,7 +82,7 @@ def verify_files(path: str | os.PathLike[str]) -> Manifest:
     with folder_of(Path(path)) as folder:
         manifest = read_manifest(folder)
         for name in manifest.files:
-            os.close(_open_checked(folder / name, manifest))
+            os.close(open_checked(folder / name, manifest))
     return manifest
 
 
@@ -109,28 +98,3 @@ def folder_of(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _open_checked(path: Path, manifest: Manifest) -> int:
-    """Open a file and compare it with the manifest; returns the descriptor."""
-    if path.name not in manifest.files:
-        raise ArtifactError(f"{path}: not listed in the manifest; compile the model again")
-    expected = manifest.files[path.name]
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: {error.strerror}; the module is incomplete, compile the model again"
-        ) from error
-    size = os.fstat(descriptor).st_size
-    matches = size == expected.bytes
-    if matches and size:
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as content:
-            matches = digest_bytes(content) == expected
-    if not matches:
-        os.close(descriptor)
-        raise ArtifactError(
-            f"{path}: does not match its digest in the manifest; the file was changed or damaged, "
-            "compile the model again"
-        )
-    return descriptor

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from compiler.errors import ArtifactError, InputError, TinsmithError
 from compiler.module.base import Context, Module, StepTime
-from compiler.module.cinterface import ModuleStruct
+from compiler.module.cinterface import MAX_THREADS, ModuleStruct
 from compiler.module.manifest import Manifest
 from compiler.module.shared_library import SharedLibrary
 from compiler.module.signature import Inputs
+from compiler.processes import lock_that_forks_open
 
 
 class SelfContainedContext(Context):
@@ -28,7 +30,8 @@ class SelfContainedContext(Context):
             raise TinsmithError(f"{module.manifest.name}: {module._error()}")
         self._inputs = (ctypes.c_void_p * len(self._signature.inputs))()
         self._outputs = (ctypes.c_void_p * len(self._signature.outputs))()
-        self._lock = threading.Lock()
+        self._threads = 0  # those of the library
+        self._lock = lock_that_forks_open()
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         arrays = self._signature.checked(inputs)
@@ -61,11 +64,24 @@ class SelfContainedContext(Context):
     def _bind(self, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> ModuleStruct:
         if not self._handle or self._module._closed:
             raise InputError(f"{self._module.manifest.name}: the module has been closed")
+        if self._threads != self._module._threads:
+            self._take_threads(self._module._threads)
         for i, array in enumerate(arrays):
             self._inputs[i] = array.ctypes.data
         for i, array in enumerate(results):
             self._outputs[i] = array.ctypes.data
         return self._module._library
+
+    def _take_threads(self, count: int) -> None:
+        library = self._module._library
+        # The threads of a library of revision 0 are the same for all its contexts.
+        if library.revision < 1:
+            status = library.set_threads(count)
+        else:
+            status = library.set_context_threads(self._handle, count)
+        if status:
+            raise InputError(f"threads={count}: {self._module._error()}")
+        self._threads = count
 
     def close(self) -> None:
         with self._lock:
@@ -81,13 +97,14 @@ class SelfContainedContext(Context):
 class SelfContainedModule(Module):
     """A shared library with its plan, runtime and weights."""
 
-    def __init__(self, path: Path, manifest: Manifest, descriptor: int) -> None:
-        """`descriptor` is the open `model.so`; it belongs to the module from now on."""
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Raises `ArtifactError` if the files in `path` are not those of the manifest."""
         super().__init__(path, manifest)
-        self._shared = SharedLibrary.acquire(path, descriptor)
+        self._shared = SharedLibrary.acquire(path, manifest)
         self._library = self._shared.interface
         self._closed = False
-        self._lock = threading.Lock()
+        self._threads = 0
+        self._lock = lock_that_forks_open()
         self._idle: list[SelfContainedContext] = []
         try:
             self._check_signature()
@@ -96,13 +113,18 @@ class SelfContainedModule(Module):
             raise
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+        with self._borrowed() as context:
+            return context.run(inputs, outputs)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[SelfContainedContext]:
         with self._lock:
             if self._closed:
                 raise InputError(f"{self.manifest.name}: the module has been closed")
             context = self._idle.pop() if self._idle else None
         context = context or SelfContainedContext(self)
         try:
-            return context.run(inputs, outputs)
+            yield context
         finally:
             with self._lock:
                 self._idle.append(context)
@@ -119,12 +141,15 @@ class SelfContainedModule(Module):
 
     @property
     def threads(self) -> int:
-        return int(self._library.threads())
+        return self._threads
 
     @threads.setter
     def threads(self, count: int) -> None:
-        if self._library.set_threads(count):
-            raise InputError(f"threads={count}: {self._error()}")
+        if count == 0:
+            count = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        with self._borrowed() as context:  # the others follow when they next run
+            context._take_threads(count)
+        self._threads = count
 
     def close(self) -> None:
         with self._lock:

@@ -1,33 +1,40 @@
 """Loaded libraries, each once however many modules use it.
 
-The dynamic linker hands out a library that is loaded already when the same file
-is opened again, so two modules from one folder share code, weights and threads;
-only the last one to close may stop the threads and unload it. The descriptor
-stays open meanwhile: its number makes the name under `/proc/self/fd` unique, and
-keeps the file's inode from being given to another file.
+Modules of equal content share code, weights and threads; only the last one to close may stop
+the threads and unload the library. The library is loaded through the descriptor whose digest
+was checked. That stays open meanwhile: its number makes the name under `/proc/self/fd` unique,
+and keeps the file's inode from being given to another file.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from pathlib import Path
 
 from compiler.errors import ArtifactError
 from compiler.module.cinterface import ABI, ModuleStruct
+from compiler.module.manifest import FileDigest, Manifest
+from compiler.module.module_file import open_checked
+from compiler.processes import lock_that_forks_open
 
-_lock = threading.RLock()
-_loaded: dict[tuple[int, int], SharedLibrary] = {}
+LIBRARY_NAME = "model.so"
+WEIGHTS_NAME = "weights.bin"
+
+_Key = tuple[FileDigest, FileDigest | None]
+# Collecting garbage may release a library while another is acquired.
+_lock = lock_that_forks_open(reentrant=True)
+_loaded: dict[_Key, SharedLibrary] = {}
 
 
 class SharedLibrary:
     """One `model.so` in this process; made by `acquire`, given back by `release`."""
 
-    def __init__(self, folder: Path, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._handle = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_LOCAL | os.RTLD_NOW)
+    def __init__(self, folder: Path, key: _Key, library: int, weights: int | None) -> None:
+        self._key = key
+        self._descriptor = library
         self._users = 0
+        self._handle = ctypes.CDLL(f"/proc/self/fd/{library}", mode=os.RTLD_LOCAL | os.RTLD_NOW)
         try:
             # A fixed name, not one from the manifest: the lookup also sees libc's functions.
             entry = self._handle.tinsmith_get_module
@@ -38,7 +45,8 @@ class SharedLibrary:
                     f"{folder}: runtime interface {self.interface.abi}, this Tinsmith needs {ABI}; "
                     "compile the model again"
                 )
-            if self.interface.open(os.fsencode(folder / "weights.bin")):
+            path = None if weights is None else f"/proc/self/fd/{weights}".encode()
+            if self.interface.open(path):
                 message = self.interface.last_error().decode(errors="replace")
                 raise ArtifactError(f"{folder}: {message}")
         except BaseException:
@@ -46,26 +54,31 @@ class SharedLibrary:
             raise
 
     @staticmethod
-    def acquire(folder: Path, descriptor: int) -> SharedLibrary:
-        """The library of the open file `descriptor`, which belongs to it from now on.
+    def acquire(folder: Path, manifest: Manifest) -> SharedLibrary:
+        """The library of the module in `folder`, once its files have been checked.
 
-        Raises ArtifactError if it is not one of ours, OSError or AttributeError if the
-        dynamic linker refuses it.
+        Raises ArtifactError if they differ from the manifest or are not ours.
         """
-        status = os.fstat(descriptor)
-        key = (status.st_dev, status.st_ino)
-        with _lock:
-            found = _loaded.get(key)
-            if found is None:
-                try:
-                    found = _loaded[key] = SharedLibrary(folder, descriptor)
-                except BaseException:
-                    os.close(descriptor)
-                    raise
-            else:
+        names = [LIBRARY_NAME] if manifest.weights_embedded else [LIBRARY_NAME, WEIGHTS_NAME]
+        opened: list[int] = []
+        try:
+            for name in names:
+                opened.append(open_checked(folder / name, manifest))
+            digests = [manifest.files[name] for name in names]
+            key = (digests[0], digests[1] if len(digests) > 1 else None)
+            with _lock:
+                found = _loaded.get(key)
+                if found is None:
+                    found = SharedLibrary(folder, key, opened[0], (*opened, None)[1])
+                    _loaded[key] = found
+                    del opened[0]  # it belongs to the library from now on
+                found._users += 1
+                return found
+        except (OSError, AttributeError) as error:
+            raise ArtifactError(f"{folder}: {LIBRARY_NAME} cannot be loaded: {error}") from error
+        finally:
+            for descriptor in opened:
                 os.close(descriptor)
-            found._users += 1
-            return found
 
     def release(self) -> None:
         """Give the library back; the last user stops its threads and unloads it."""
@@ -73,8 +86,7 @@ class SharedLibrary:
             self._users -= 1
             if self._users:
                 return
-            status = os.fstat(self._descriptor)
-            del _loaded[status.st_dev, status.st_ino]
+            del _loaded[self._key]
             self.interface.close()
             self._unload()
             os.close(self._descriptor)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import numpy as np
 from compiler.errors import ArtifactError, InputError, TinsmithError
 from compiler.module.base import Context, Module, StepTime
 from compiler.module.manifest import Manifest
+from compiler.module.module_file import open_checked
 from compiler.module.signature import Inputs
+from compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model_vm.so"
 
@@ -25,7 +27,7 @@ class VirtualMachineContext(Context):
         super().__init__(module._signature)
         self._module = module
         self._machine = module._relax.VirtualMachine(module._executable, module._tvm.cpu())
-        self._lock = threading.Lock()
+        self._lock = lock_that_forks_open()
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         arrays = self._signature.checked(inputs)
@@ -75,8 +77,12 @@ class VirtualMachineModule(Module):
             ) from error
         self._tvm = tvm
         self._relax = relax
+        # Open as long as the library is loaded, so that no other has its name meanwhile.
+        descriptor = open_checked(path / LIBRARY_NAME, manifest)
+        weakref.finalize(self, os.close, descriptor)
         try:
-            self._executable = tvm.runtime.load_module(str(path / LIBRARY_NAME))
+            load_library = tvm.get_global_func("ffi.Module.load_from_file.so")
+            self._executable = load_library(f"/proc/self/fd/{descriptor}", "so")
         except (RuntimeError, ValueError) as error:
             detail = str(error).strip().splitlines()[-1]
             raise ArtifactError(f"{path}: {LIBRARY_NAME} cannot be loaded: {detail}") from error

@@ -2,7 +2,7 @@
  * these have been defined: NAME, TARGET, VERSION, inputs, outputs, INPUT_COUNT,
  * OUTPUT_COUNT, steps, step_names, STEP_COUNT, copies, COPY_COUNT, MAX_PLACES,
  * WEIGHTS_BYTES, ARENA_BYTES, TASK_SCRATCH_BYTES, EMBEDDED_WEIGHTS (pointer or NULL),
- * NEEDS_TILES.
+ * MAP_WEIGHTS, NEEDS_TILES.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,15 +10,16 @@
 #include <sys/stat.h>
 
 struct tinsmith_context {
-  atomic_int running;
+  atomic_int running; /* 1 + the lineage of the process that runs it; a child's fork ends a run */
+  atomic_int threads; /* 0: the module's number */
   size_t mapped;
   char *task_scratch;
   char *bases[2 + INPUT_COUNT + OUTPUT_COUNT];
 };
 
 static _Thread_local char error_text[256];
-static const char *weights = EMBEDDED_WEIGHTS;
-static int threads_wanted; /* 0: not chosen yet */
+static const char *weights = EMBEDDED_WEIGHTS; /* guarded by pool.control, as opening is */
+static atomic_int threads_wanted;              /* 0: not chosen yet */
 
 static const char *module_last_error(void) { return error_text; }
 
@@ -33,45 +34,111 @@ static int fail(const char *what, const char *detail) {
 static int machine_refuses(void) { return 0; }
 #endif
 
-static int module_open(const char *path) {
+/* The weights in memory of our own (whoever rewrites the file changes nothing), or mapped. */
+static void *load_weights(int file) {
+  if (MAP_WEIGHTS) {
+    void *mapped = mmap(NULL, WEIGHTS_BYTES, PROT_READ, MAP_PRIVATE, file, 0);
+    if (mapped == MAP_FAILED) return NULL;
+    madvise(mapped, WEIGHTS_BYTES, MADV_WILLNEED);
+    return mapped;
+  }
+  char *memory = mmap(NULL, WEIGHTS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+  if (memory == MAP_FAILED) return NULL;
+  size_t filled = 0;
+  while (filled < (size_t)WEIGHTS_BYTES) {
+    ssize_t got = pread(file, memory + filled, (size_t)WEIGHTS_BYTES - filled, (off_t)filled);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      int reason = got < 0 ? errno : EIO;
+      munmap(memory, WEIGHTS_BYTES);
+      errno = reason;
+      return NULL;
+    }
+    filled += (size_t)got;
+  }
+  mprotect(memory, WEIGHTS_BYTES, PROT_READ);
+  return memory;
+}
+
+static int open_weights(const char *path) {
   if (weights || WEIGHTS_BYTES == 0) return 0;
   if (!path) return fail("this module's weights are in a file of their own", "no path was given");
-  int file = open(path, O_RDONLY | O_CLOEXEC);
+  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
   if (file < 0) return fail("cannot open the weights", strerror(errno));
   struct stat status;
-  if (fstat(file, &status) || (uint64_t)status.st_size != (uint64_t)WEIGHTS_BYTES) {
+  if (fstat(file, &status) || !S_ISREG(status.st_mode)) {
+    close(file);
+    return fail("the weights are not a file", path);
+  }
+  if ((uint64_t)status.st_size != (uint64_t)WEIGHTS_BYTES) {
     close(file);
     return fail("the weights file does not have the size that the module expects", path);
   }
-  void *mapped = mmap(NULL, WEIGHTS_BYTES, PROT_READ, MAP_PRIVATE, file, 0);
+  weights = load_weights(file);
   int reason = errno;
   close(file);
-  if (mapped == MAP_FAILED) return fail("cannot map the weights", strerror(reason));
-  madvise(mapped, WEIGHTS_BYTES, MADV_WILLNEED);
-  weights = mapped;
-  return 0;
+  return weights ? 0 : fail("cannot read the weights", strerror(reason));
 }
 
-static int module_threads(void) { return atomic_load(&pool.threads); }
+static int module_open(const char *path) {
+  pool_enter();
+  pthread_mutex_lock(&pool.control);
+  int status = open_weights(path);
+  pthread_mutex_unlock(&pool.control);
+  return status;
+}
 
-static int module_set_threads(int threads) {
+/* Has `threads` threads run, if fewer do; `wanted` is lowered to what can be had. */
+static int have_threads(int threads, atomic_int *wanted) {
+  pthread_mutex_lock(&pool.control);
+  int running = pool_start(threads, TASK_SCRATCH_BYTES), reason = errno;
+  pthread_mutex_unlock(&pool.control);
+  if (running >= threads) return 0;
+  atomic_store(wanted, running);
+  return fail("not all threads could be started", strerror(reason));
+}
+
+/* The number to use for what a caller asks for; -1 if it makes no sense. */
+static int checked_threads(int threads) {
   if (threads < 0 || threads > MAX_THREADS) return fail("the number of threads is out of range", "");
   if (threads == 0) threads = usable_processors();
-  if (threads > MAX_THREADS) threads = MAX_THREADS;
+  return threads < MAX_THREADS ? threads : MAX_THREADS;
+}
+
+static int module_threads(void) {
+  pool_enter();
+  int threads = atomic_load(&threads_wanted);
+  return threads ? threads : checked_threads(0);
+}
+
+static int module_set_threads(int threads) {
+  pool_enter();
+  if ((threads = checked_threads(threads)) < 0) return -1;
   pthread_mutex_lock(&pool.control);
-  threads_wanted = threads;
-  int started = pool_resize(threads, TASK_SCRATCH_BYTES);
+  atomic_store(&threads_wanted, threads);
+  pool_stop();
   pthread_mutex_unlock(&pool.control);
-  return started == threads ? 0 : fail("not all threads could be started", strerror(errno));
+  return have_threads(threads, &threads_wanted);
+}
+
+static int module_set_context_threads(tinsmith_context *context, int threads) {
+  pool_enter();
+  if ((threads = checked_threads(threads)) < 0) return -1;
+  atomic_store(&context->threads, threads);
+  return have_threads(threads, &context->threads);
 }
 
 static tinsmith_context *module_create(void) {
+  pool_enter();
   if (machine_refuses()) return NULL;
-  if (!weights && WEIGHTS_BYTES) {
+  pthread_mutex_lock(&pool.control);
+  const char *opened = weights;
+  pthread_mutex_unlock(&pool.control);
+  if (!opened && WEIGHTS_BYTES) {
     fail("open() must be called before create()", "");
     return NULL;
   }
-  if (threads_wanted == 0 && module_set_threads(0)) return NULL;
   size_t bytes = (size_t)ARENA_BYTES + (size_t)TASK_SCRATCH_BYTES;
   tinsmith_context *context = calloc(1, sizeof *context);
   if (!context) {
@@ -92,7 +159,7 @@ static tinsmith_context *module_create(void) {
     context->task_scratch = (char *)arena + ARENA_BYTES;
     context->mapped = bytes;
   }
-  context->bases[0] = (char *)weights;
+  context->bases[0] = (char *)opened;
   return context;
 }
 
@@ -103,36 +170,46 @@ static void module_destroy(tinsmith_context *context) {
 }
 
 static void module_close(void) {
+  pool_enter();
   pthread_mutex_lock(&pool.control);
-  pool_resize(1, 0);
-  threads_wanted = 0;
-  pthread_mutex_unlock(&pool.control);
+  pool_stop();
+  atomic_store(&threads_wanted, 0);
   if (weights && !(EMBEDDED_WEIGHTS)) {
     munmap((void *)weights, WEIGHTS_BYTES);
     weights = NULL;
   }
+  pthread_mutex_unlock(&pool.control);
 }
 
-static int run_step(const tinsmith_context *context, const step *s) {
+static int run_step(const tinsmith_context *context, int threads, const step *s) {
   char *pointers[MAX_PLACES];
   for (int32_t i = 0; i < s->place_count; i++)
     pointers[i] = context->bases[s->places[i].base] + s->places[i].offset;
   for (int32_t i = 0; i < s->stage_count; i++)
-    if (pool_run(&s->stages[i], pointers, context->task_scratch)) return -1;
+    if (pool_run(&s->stages[i], threads, pointers, context->task_scratch)) return -1;
   return 0;
 }
 
 static int run_plan(tinsmith_context *context, const void *const *in, void *const *out,
                     double *seconds) {
-  if (atomic_exchange(&context->running, 1))
+  pool_enter();
+  int self = 1 + pool.lineage;
+  if (atomic_exchange(&context->running, self) == self)
     return fail("this context is already running in another thread",
                 "give each thread its own context");
-  int status = 0;
+  atomic_int *wanted = atomic_load(&context->threads) ? &context->threads : &threads_wanted;
+  int threads = atomic_load(wanted), status = 0;
+  if (!threads) {
+    threads = checked_threads(0);
+    atomic_store(wanted, threads);
+  }
+  /* Those of the parent, if this is a forked child, or nobody has chosen a number yet. */
+  if (threads > atomic_load(&pool.threads)) status = have_threads(threads, wanted);
   for (int i = 0; i < INPUT_COUNT; i++) context->bases[2 + i] = (char *)in[i];
   for (int i = 0; i < OUTPUT_COUNT; i++) context->bases[2 + INPUT_COUNT + i] = (char *)out[i];
   for (int i = 0; i < STEP_COUNT && status == 0; i++) {
     double begin = seconds ? seconds_now() : 0;
-    if (run_step(context, &steps[i])) status = fail("a kernel failed", step_names[i]);
+    if (run_step(context, threads, &steps[i])) status = fail("a kernel failed", step_names[i]);
     if (seconds) seconds[i] = seconds_now() - begin;
   }
   for (int i = 0; i < COPY_COUNT && status == 0; i++)
@@ -162,6 +239,7 @@ static const tinsmith_module description = {
     .inputs = inputs,
     .outputs = outputs,
     .step_count = STEP_COUNT,
+    .revision = TINSMITH_REVISION,
     .step_names = step_names,
     .weights_bytes = WEIGHTS_BYTES,
     .arena_bytes = (uint64_t)ARENA_BYTES + TASK_SCRATCH_BYTES,
@@ -174,4 +252,5 @@ static const tinsmith_module description = {
     .set_threads = module_set_threads,
     .threads = module_threads,
     .last_error = module_last_error,
+    .set_context_threads = module_set_context_threads,
 };

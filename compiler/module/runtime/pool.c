@@ -11,6 +11,11 @@
  * taken, even if only by threads of another module that wait for work a little longer,
  * the system would put it there, behind the caller, and it would come too late for
  * the whole run. Waiting threads give way for the same reason.
+ *
+ * Each loop names how many of the threads share it, so that contexts may differ in that.
+ *
+ * A forked child has none of the threads, and locks and counters as they were at that moment.
+ * It notices by a page that the kernel hands it zeroed, and begins anew (`pool_enter`).
  */
 #include <errno.h>
 #include <pthread.h>
@@ -18,6 +23,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +43,7 @@ enum { SPIN_MICROSECONDS = 20, YIELD_MICROSECONDS = 200 };
 /* The iterations that one thread begins with, in a cache line of their own. */
 typedef struct {
   _Alignas(LINE_BYTES) _Atomic uint64_t claim; /* generation << 32 | next iteration */
+  atomic_int asleep;                           /* its thread waits for `wake` */
 } pool_share;
 
 static struct {
@@ -44,17 +51,19 @@ static struct {
   pthread_mutex_t control; /* guards starting and stopping */
   pthread_mutex_t sleep;
   pthread_cond_t wake;
-  atomic_int sleepers;
-  atomic_int busy; /* a loop is being shared out, or the threads are being replaced */
-  atomic_int threads;
+  atomic_int busy;    /* a loop is being shared out, or the threads are being stopped */
+  atomic_int threads; /* that run, a caller included */
+  atomic_int sharing; /* those that share the current loop: the first ones */
   atomic_int stop;
   _Atomic uint32_t done;
   _Atomic(stage_function) run;
   _Atomic(char *const *) pointers;
   _Atomic uint32_t extent;
   atomic_int failed;
-  pid_t owner; /* a forked child has none of the threads */
-  cpu_set_t usable;  /* the processors of the process when the threads were started */
+  atomic_int *owner; /* the process whose threads these are; negative while it begins anew */
+  int wiped;         /* `owner` lies on a page that is zero in a forked child */
+  int lineage;       /* differs between a process and its forked children */
+  cpu_set_t usable;   /* the processors of the process when the first threads were started */
   atomic_int avoided; /* the usable processor that the threads are kept off, or -1 */
   pthread_t handles[MAX_THREADS];
   char *scratch[MAX_THREADS];
@@ -101,7 +110,8 @@ static void pool_work_on(int share, int threads, uint32_t generation, char *task
 
 /* Works on the loop of `generation`: on the share `own`, then on those of the others. */
 static void pool_work(int own, uint32_t generation, char *task_scratch) {
-  int threads = atomic_load_explicit(&pool.threads, memory_order_relaxed);
+  /* Acquire: the number of the next loop implies that this loop's claim words are gone. */
+  int threads = atomic_load_explicit(&pool.sharing, memory_order_acquire);
   for (int i = 0; i < threads; i++)
     pool_work_on((own + i) % threads, threads, generation, task_scratch);
 }
@@ -121,10 +131,11 @@ static void *pool_thread(void *argument) {
       if (now - start > 1e-6 * SPIN_MICROSECONDS) sched_yield();
       if (now - start > 1e-6 * YIELD_MICROSECONDS) {
         pthread_mutex_lock(&pool.sleep);
-        atomic_fetch_add(&pool.sleepers, 1);
-        while (pool_generation(own) == seen && !atomic_load(&pool.stop))
+        atomic_store(&pool.shares[own].asleep, 1);
+        while (generation_of(atomic_load(&pool.shares[own].claim)) == seen &&
+               !atomic_load(&pool.stop))
           pthread_cond_wait(&pool.wake, &pool.sleep);
-        atomic_fetch_sub(&pool.sleepers, 1);
+        atomic_store(&pool.shares[own].asleep, 0);
         pthread_mutex_unlock(&pool.sleep);
       }
     }
@@ -145,29 +156,36 @@ static void pool_make_room(void) {
 }
 
 static void pool_wake(void) {
-  if (atomic_load(&pool.sleepers) == 0) return;
   pthread_mutex_lock(&pool.sleep);
   pthread_cond_broadcast(&pool.wake);
   pthread_mutex_unlock(&pool.sleep);
 }
 
-/* Runs a stage to its end; `task_scratch` belongs to the calling thread. */
-static int pool_run(const stage *s, char *const *pointers, char *task_scratch) {
-  if (s->extent < 2 || atomic_load_explicit(&pool.threads, memory_order_relaxed) < 2 ||
+/* Runs a stage to its end on up to `threads` threads; `task_scratch` is the calling thread's. */
+static int pool_run(const stage *s, int threads, char *const *pointers, char *task_scratch) {
+  if (s->extent < 2 || threads < 2 ||
+      atomic_load_explicit(&pool.threads, memory_order_relaxed) < 2 ||
       atomic_exchange(&pool.busy, 1))
     return s->run(0, s->extent, pointers, task_scratch);
-  int threads = atomic_load(&pool.threads);
+  int running = atomic_load(&pool.threads);
+  if (threads > running) threads = running;
   uint32_t extent = (uint32_t)s->extent, generation = pool_generation(0) + 1;
   atomic_store_explicit(&pool.run, s->run, memory_order_release);
   atomic_store_explicit(&pool.pointers, pointers, memory_order_release);
   atomic_store_explicit(&pool.failed, 0, memory_order_relaxed);
   atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.sharing, threads, memory_order_release);
   atomic_store_explicit(&pool.extent, extent, memory_order_release);
-  for (int i = threads; i--;)
+  int asleep = 0;
+  for (int i = threads; i--;) {
     atomic_store(&pool.shares[i].claim,
                  (uint64_t)generation << 32 | share_begin(i, threads, extent));
-  if (atomic_load(&pool.sleepers)) pool_make_room();
-  pool_wake();
+    asleep |= atomic_load(&pool.shares[i].asleep);
+  }
+  if (asleep) {
+    pool_make_room();
+    pool_wake();
+  }
   pool_work(0, generation, task_scratch);
   for (unsigned spins = 1;
        atomic_load_explicit(&pool.done, memory_order_acquire) < extent; spins++) {
@@ -189,37 +207,91 @@ static int usable_processors(void) {
   return online > 0 ? (int)online : 1;
 }
 
-/* Replaces the threads; the caller holds `control`. Returns the number that run. */
-static int pool_resize(int threads, uint64_t scratch_bytes) {
-  while (atomic_exchange(&pool.busy, 1)) sched_yield();
-  int old = atomic_load(&pool.threads);
-  int ours = pool.owner == getpid();
-  atomic_store(&pool.stop, 1);
-  pool_wake();
-  for (int i = 1; i < old; i++) {
-    if (ours) pthread_join(pool.handles[i], NULL);
-    free(pool.scratch[i]);
-    pool.scratch[i] = NULL;
+/* Starts threads until `threads` run; the caller holds `control`. Returns the number that run. */
+static int pool_start(int threads, uint64_t scratch_bytes) {
+  int running = atomic_load(&pool.threads);
+  if (running >= threads) return running;
+  if (running == 1) {
+    CPU_ZERO(&pool.usable);
+    sched_getaffinity(0, sizeof pool.usable, &pool.usable);
   }
-  if (!ours) atomic_store(&pool.sleepers, 0);
-  atomic_store(&pool.stop, 0);
-  pool.owner = getpid();
-  CPU_ZERO(&pool.usable);
-  sched_getaffinity(0, sizeof pool.usable, &pool.usable);
-  atomic_store(&pool.avoided, -1);
-  int running = 1;
   while (running < threads) {
     void *scratch = NULL;
-    if (scratch_bytes && posix_memalign(&scratch, 64, scratch_bytes)) break;
+    if (scratch_bytes && (errno = posix_memalign(&scratch, 64, scratch_bytes))) break;
     pool.scratch[running] = scratch;
-    if (pthread_create(&pool.handles[running], NULL, pool_thread, (void *)(intptr_t)running)) {
+    errno = pthread_create(&pool.handles[running], NULL, pool_thread, (void *)(intptr_t)running);
+    if (errno) {
       free(scratch);
-      pool.scratch[running] = NULL;
       break;
     }
     running++;
   }
   atomic_store(&pool.threads, running);
-  atomic_store(&pool.busy, 0);
+  atomic_store(&pool.avoided, -1); /* the new ones are not kept off it */
   return running;
+}
+
+/* Stops all threads; the caller holds `control`. */
+static void pool_stop(void) {
+  while (atomic_exchange(&pool.busy, 1)) sched_yield();
+  int running = atomic_exchange(&pool.threads, 1);
+  atomic_store(&pool.stop, 1);
+  pool_wake();
+  for (int i = 1; i < running; i++) {
+    pthread_join(pool.handles[i], NULL);
+    free(pool.scratch[i]);
+  }
+  atomic_store(&pool.stop, 0);
+  atomic_store(&pool.busy, 0);
+}
+
+/* Makes the pool the calling process's own, once, whichever of its threads comes first. The
+ * threads' scratch memory is given up: they may have been about to free it. */
+static void pool_adopt(void) {
+  int self = (int)getpid(), owner = atomic_load(pool.owner);
+  do {
+    while (owner == -self) {
+      sched_yield();
+      owner = atomic_load(pool.owner);
+    }
+    if (owner == self) return;
+  } while (!atomic_compare_exchange_weak(pool.owner, &owner, -self));
+  pthread_mutex_init(&pool.control, NULL);
+  pthread_mutex_init(&pool.sleep, NULL);
+  pthread_cond_init(&pool.wake, NULL);
+  for (int i = 0; i < MAX_THREADS; i++) {
+    atomic_store(&pool.shares[i].claim, CLOSED);
+    atomic_store(&pool.shares[i].asleep, 0);
+  }
+  atomic_store(&pool.threads, 1);
+  atomic_store(&pool.stop, 0);
+  atomic_store(&pool.busy, 0);
+  pool.lineage++;
+  atomic_store(pool.owner, self);
+}
+
+/* Comes before anything else in every function that the module offers. */
+static inline void pool_enter(void) {
+  int owner = atomic_load_explicit(pool.owner, memory_order_acquire);
+  if (owner <= 0 || (!pool.wiped && owner != (int)getpid())) pool_adopt();
+}
+
+__attribute__((constructor)) static void pool_construct(void) {
+  static atomic_int fallback; /* where the kernel wipes no pages (Linux before 4.14) */
+  pool.owner = &fallback;
+#ifdef MADV_WIPEONFORK
+  void *page = mmap(NULL, sizeof *pool.owner, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                    -1, 0);
+  if (page != MAP_FAILED && madvise(page, sizeof *pool.owner, MADV_WIPEONFORK) == 0) {
+    pool.owner = page;
+    pool.wiped = 1;
+  } else if (page != MAP_FAILED) {
+    munmap(page, sizeof *pool.owner);
+  }
+#endif
+  atomic_store(pool.owner, (int)getpid());
+}
+
+__attribute__((destructor)) static void pool_destruct(void) {
+  if (pool.wiped) munmap(pool.owner, sizeof *pool.owner);
 }

@@ -11,6 +11,9 @@
  * `run` takes one pointer per input and per output, in the declared order, each to
  * a contiguous row-major tensor; inputs and outputs must not overlap. A context
  * serves one thread at a time; several contexts may run at the same time.
+ *
+ * After fork() the child may use all of it, whatever the parent's threads were doing:
+ * threads of its own are started when it first runs a context.
  */
 #ifndef TINSMITH_H
 #define TINSMITH_H
@@ -22,6 +25,8 @@ extern "C" {
 #endif
 
 #define TINSMITH_ABI 1
+/* Raised with every addition to the end of tinsmith_module; 1 added set_context_threads. */
+#define TINSMITH_REVISION 1
 
 typedef struct tinsmith_tensor {
   const char *name;
@@ -45,7 +50,7 @@ typedef struct tinsmith_module {
   const tinsmith_tensor *inputs;
   const tinsmith_tensor *outputs;
   int32_t step_count;
-  int32_t reserved;
+  int32_t revision; /* TINSMITH_REVISION of the module */
   const char *const *step_names;
   uint64_t weights_bytes;
   uint64_t arena_bytes; /* memory of one context */
@@ -58,9 +63,12 @@ typedef struct tinsmith_module {
   /* As `run`, and writes the seconds that each step took. */
   int (*profile)(tinsmith_context *, const void *const *inputs, void *const *outputs,
                  double *seconds);
-  int (*set_threads)(int threads); /* the caller included; 0: as many as the process may use */
+  /* Threads that share each loop, the caller included; 0: as many as the process may use. */
+  int (*set_threads)(int threads);
   int (*threads)(void);
   const char *(*last_error)(void); /* of the calling thread */
+  /* As `set_threads`, for one context; it keeps its number whatever the module's is. */
+  int (*set_context_threads)(tinsmith_context *, int threads);
 } tinsmith_module;
 
 #ifdef __cplusplus

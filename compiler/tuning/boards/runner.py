@@ -14,7 +14,7 @@ from compiler.errors import BuildError
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.module.base import StepTime
 from compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from compiler.module.golden import GoldenVectors, read_golden
+from compiler.module.golden import GoldenVectors, decode_golden
 from compiler.module.manifest import read_manifest
 from compiler.module.signature import numpy_dtype
 from compiler.tuning.batch import Kernel
@@ -135,4 +135,4 @@ def _golden(path: Path) -> GoldenVectors | None:
         [(numpy_dtype(t.dtype), tuple(int(n) for n in t.shape)) for t in tensors]
         for tensors in (manifest.inputs, manifest.outputs)
     )
-    return read_golden(path / GOLDEN_NAME, inputs, outputs)
+    return decode_golden((path / GOLDEN_NAME).read_bytes(), str(path), inputs, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compiler.errors import ArtifactError
-from compiler.module import machine
+from compiler.module import machine, module_file
 from compiler.module.loader import load, verify_files
+from compiler.module.manifest import FileDigest, digest_bytes, read_manifest
 
 
 @pytest.fixture
@@ -147,6 +150,85 @@ def test_a_library_that_is_no_library(copy: Path) -> None:
     _edit(copy, lambda data: data["files"].update({"model.so": entry}))
     with pytest.raises(ArtifactError, match=r"model\.so cannot be loaded"):
         load(copy)
+
+
+@pytest.mark.parametrize("name", ["model.so", "weights.bin", "golden.bin", "manifest.json"])
+def test_what_is_no_regular_file(copy: Path, name: str) -> None:
+    """A pipe would be waited for, a device never ends."""
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir):
+        path = copy / name
+        path.unlink() if not path.is_dir() else path.rmdir()
+        make(path)
+        with pytest.raises(ArtifactError, match=f"{name}.*not a regular file"):
+            verify_files(copy)
+        if name != "golden.bin":
+            with pytest.raises(ArtifactError, match="not a regular file"):
+                load(copy)
+
+
+def test_golden_vectors_are_checked_when_they_are_read(copy: Path) -> None:
+    with load(copy) as module:
+        data = bytearray((copy / "golden.bin").read_bytes())
+        data[-1] ^= 1
+        (copy / "golden.bin").write_bytes(data)
+        with pytest.raises(ArtifactError, match=r"golden\.bin: does not match its digest"):
+            module.golden()
+
+
+@pytest.mark.parametrize("damage", ["overwrite", "truncate", "replace"])
+def test_files_that_change_under_a_running_module(copy: Path, damage: str) -> None:
+    x = np.ones((1, 3, 16, 16), "float32")
+    with load(copy) as module:
+        expected = module.run([x])
+        for name in ("model.so", "weights.bin"):
+            path = copy / name
+            size = path.stat().st_size
+            if damage == "truncate":
+                os.truncate(path, 0)
+            elif damage == "overwrite":
+                with open(path, "r+b") as stream:
+                    stream.write(b"\x5a" * size)
+            else:
+                path.unlink()
+                path.write_bytes(bytes(size))
+        context = module.context()
+        for ran in (module, context):
+            assert all(map(np.array_equal, ran.run([x]), expected))
+
+
+@pytest.mark.parametrize("name", ["model.so", "weights.bin"])
+def test_what_was_checked_is_what_is_used(
+    copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither another file by that name nor other bytes in it reach the module in between."""
+    checked = module_file._digest
+
+    def check_then_change(descriptor: int) -> FileDigest:
+        digest = checked(descriptor)
+        with open(copy / name, "r+b") as stream:
+            stream.write(b"\x5a" * 1000)
+        (copy / name).unlink()
+        (copy / name).write_bytes(b"other")
+        return digest
+
+    manifest = read_manifest(copy)
+    monkeypatch.setattr(module_file, "_digest", check_then_change)
+    descriptor = module_file.open_checked(copy / name, manifest)
+    monkeypatch.undo()
+    with os.fdopen(descriptor, "rb") as stream:
+        assert digest_bytes(stream.read()) == manifest.files[name]
+
+
+def test_weights_from_a_bound_on_are_mapped_from_the_file_that_was_checked(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_file, "MAP_FROM_BYTES", 1)
+    with load(copy) as module:
+        maps = Path("/proc/self/maps").read_text()
+        assert str(copy / "model.so") in maps
+        golden = module.golden()
+        assert golden is not None
+        module.run(golden.inputs)
 
 
 def test_loading_and_running_needs_no_tvm(network_folder: Path) -> None:

@@ -215,6 +215,34 @@ def test_two_modules_of_one_folder_are_independent(network_folder: Path) -> None
     second.close()
 
 
+def test_modules_of_one_folder_have_threads_of_their_own(network_folder: Path) -> None:
+    with load(network_folder, threads=3) as first, load(network_folder, threads=1) as second:
+        assert (first.threads, second.threads) == (3, 1)
+        context = first.context()
+        expected = first.run([_image()])
+        for module in (second, context, first):
+            assert all(map(np.array_equal, module.run([_image()]), expected))
+        first.threads = 2
+        assert (first.threads, second.threads) == (2, 1)
+        assert all(map(np.array_equal, context.run([_image()]), expected))
+
+
+def test_one_thread_starts_no_others(network_folder: Path) -> None:
+    code = f"""
+import numpy, os, compiler
+before = len(os.listdir("/proc/self/task"))
+module = compiler.load({str(network_folder)!r}, threads=1)
+x = numpy.zeros((1, 3, 16, 16), "float32")
+module.run([x]), module.context().run([x])
+print(len(os.listdir("/proc/self/task")) - before)
+other = compiler.load({str(network_folder)!r}, threads=3)
+other.run([x]), module.run([x])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "2"]
+
+
 def test_a_forgotten_module_is_unloaded(network_folder: Path) -> None:
     def mapped() -> bool:
         return "model.so" in Path("/proc/self/maps").read_text()
