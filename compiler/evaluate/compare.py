@@ -13,6 +13,10 @@ from compiler.module.golden import largest_deviation
 # Largest deviation of a float output, relative to the range of the reference.
 TOLERANCE = 1e-3
 
+# The same by dtype, where that has few digits itself: two units in the last place of values as
+# large as the range, and what a cast in the middle of the model adds.
+_TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
+
 # The same where values are rounded to codes on the way: a value that lies within rounding of a
 # tie may become the next code on another machine.
 QUANTIZED_TOLERANCE = 2e-2
@@ -20,6 +24,11 @@ QUANTIZED_TOLERANCE = 2e-2
 # The same for another implementation, where codes differ sooner: networks with depthwise
 # convolutions make a tenth of the range of a single one.
 OTHER_CODES_TOLERANCE = 0.15
+
+
+def tolerance(*dtypes: str) -> float:
+    """How far results of these dtypes may be off, relative to the range of the reference."""
+    return max((_TOLERANCES.get(dtype, TOLERANCE) for dtype in dtypes), default=TOLERANCE)
 
 
 @dataclass(frozen=True)

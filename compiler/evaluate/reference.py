@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from compiler.errors import ModelError
-from compiler.evaluate.compare import OTHER_CODES_TOLERANCE, TOLERANCE
+from compiler.evaluate.compare import OTHER_CODES_TOLERANCE, tolerance
 from compiler.evaluate.peers import OnnxRuntime, installed
 
 _ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm", "QuantizeLinear"})
@@ -26,7 +26,9 @@ class Reference:
     """
 
     def __init__(self, model: onnx.ModelProto, serialized: bytes, threads: int = 1) -> None:
-        self.tolerance = OTHER_CODES_TOLERANCE if _rounds_to_codes(model) else TOLERANCE
+        self.tolerance = tolerance(*_output_dtypes(model))
+        if _rounds_to_codes(model):
+            self.tolerance = OTHER_CODES_TOLERANCE
         self._outputs = [output.name for output in model.graph.output]
         self._session: OnnxRuntime | None = None
         self._evaluator: onnx.reference.ReferenceEvaluator | None = None
@@ -58,6 +60,12 @@ class Reference:
                 "install tinsmith[verify] to use ONNX Runtime instead"
             ) from error
         return dict(zip(self._outputs, map(np.asarray, outputs), strict=True))
+
+
+def _output_dtypes(model: onnx.ModelProto) -> list[str]:
+    """As ONNX spells them, in lower case."""
+    elements = (output.type.tensor_type.elem_type for output in model.graph.output)
+    return [onnx.TensorProto.DataType.Name(element).lower() for element in elements]
 
 
 def _rounds_to_codes(model: onnx.ModelProto) -> bool:

@@ -1,7 +1,7 @@
 """ONNX models into Relax.
 
-file -> read safely -> inputs bound to fixed shapes -> functions inlined
-     -> constants folded -> operators checked -> Relax module
+file -> read safely -> inputs bound to fixed shapes -> 16-bit floats widened
+     -> functions inlined -> constants folded -> operators checked -> Relax module
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from compiler.evaluate.domains import input_domains
 from compiler.frontends.imported import ImportedModel, described_outputs
 from compiler.frontends.onnx_files import check_model, read_model
 from compiler.frontends.onnx_functions import inline_functions
+from compiler.frontends.onnx_halves import widen_halves
 from compiler.frontends.onnx_importer import GraphImporter
 from compiler.frontends.onnx_operators import check_operators, find_converters
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
@@ -43,7 +44,7 @@ def import_onnx(
         source, loaded = str(model), read_model(model)
     bound, inputs, notes = bind_inputs(loaded, shapes or {}, constants or {}, source)
     converters = find_converters()
-    inlined = inline_functions(bound, converters, source)
+    inlined = inline_functions(widen_halves(bound), converters, source)
     folded, fold_notes = fold(inlined)
     check_operators(folded, converters, source)
     _check_outputs(folded, source)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.evaluate.compare import QUANTIZED_TOLERANCE, compare, compare_all
+from compiler.evaluate.compare import (
+    QUANTIZED_TOLERANCE,
+    TOLERANCE,
+    compare,
+    compare_all,
+    tolerance,
+)
 
 REFERENCE = np.array([-1.0, 0.0, 3.0], np.float32)
 
@@ -69,3 +75,14 @@ def test_a_missing_output_does_not_agree() -> None:
     assert one.agrees
     assert not two.agrees
     assert two.detail == "missing"
+
+
+def test_dtypes_of_few_digits_are_allowed_more() -> None:
+    assert tolerance() == tolerance("float32", "float64", "int64") == TOLERANCE
+    assert tolerance("float32", "float16") > TOLERANCE
+    assert tolerance("bfloat16", "float16") > tolerance("float16")
+    # Neighbours of all numbers up to 1 agree, neighbours four places away do not.
+    near = np.array([0.0, 1.0], np.float16)
+    for places, agrees in ((2, True), (8, False)):
+        moved = near + np.float16(places * 2**-10)
+        assert compare("y", moved, near, tolerance("float16")).agrees is agrees
