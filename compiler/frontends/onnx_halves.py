@@ -104,14 +104,14 @@ class _Widener:
 
     def _rounding(self, node: NodeProto) -> Sequence[NodeProto]:
         """`node`; for a cast to 16 bits, what rounds and widens again."""
-        target = next((a.i for a in node.attribute if a.name == "to"), None)
+        target = next((int(a.i) for a in node.attribute if a.name == "to"), 0)
         if node.op_type != "Cast" or node.domain or target not in HALVES:
             return [node]
         # By way of float32: processors convert nothing else to 16 bits.
         single, half = (self._fresh(node.output[0]) for _ in range(2))
         return [
             _cast(node.input[0], single, TensorProto.FLOAT),
-            _cast(single, half, int(target)),
+            _cast(single, half, target),
             _cast(half, node.output[0], TensorProto.FLOAT),
         ]
 
