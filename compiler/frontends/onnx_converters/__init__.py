@@ -31,6 +31,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     elementwise.Cast,
     elementwise.CastLike,
     elementwise.Dropout,
+    elementwise.Equal,
     elementwise.IsInf,
     elementwise.Mish,
     elementwise.Pow,

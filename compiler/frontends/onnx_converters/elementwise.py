@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters.constants import (
@@ -56,6 +57,16 @@ class Pow(OnnxOpConverter):
         wide = other if other.startswith("float") else "float64"
         power = relax.op.power(relax.op.astype(base, wide), relax.op.astype(exponent, wide))
         return relax.op.astype(power, dtype)
+
+
+class Equal(OnnxOpConverter):
+    """Whether two values are the same; of truth values, which LLVM cannot compare, too."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        if dtype_of(inputs[0]) == "bool":
+            return relax.op.logical_not(bb.emit(relax.op.logical_xor(inputs[0], inputs[1])))
+        return onnx_frontend.Equal._impl_v13(bb, inputs, attr, params)
 
 
 class IsInf(OnnxOpConverter):

@@ -94,7 +94,8 @@ def _padding_for(
     strides = attr.get("strides", (1,) * spatial)
     dilations = attr.get("dilations", (1,) * spatial)
     extra = list(attr.get("output_padding", (0,) * spatial))
-    upper = attr.get("auto_pad", b"NOTSET") != b"SAME_LOWER"
+    # The larger half of an odd padding comes last for SAME_UPPER alone, also where nothing is said.
+    upper = attr.get("auto_pad", b"NOTSET") == b"SAME_UPPER"
     before, after = [], []
     for axis, kernel in enumerate(static_shape(weight)[2:]):
         full = strides[axis] * (shape[2 + axis] - 1) + (kernel - 1) * dilations[axis] + 1

@@ -45,26 +45,36 @@ class Sampling:
 
 
 def positions(size: int, output: int, scale: float, how: Sampling) -> np.ndarray:
-    """Where each output entry lies in the input, in entries, float64."""
-    index = np.arange(output, dtype=np.float64)
+    """Where each output entry lies in the input, in entries, float64.
+
+    Computed in single precision, as ONNX Runtime and the standard's own evaluator do: which of
+    two neighbours is the nearest hangs on the last bit.
+    """
+    return _positions(size, output, np.float32(scale), how).astype(np.float64)
+
+
+def _positions(size: int, output: int, scale: np.float32, how: Sampling) -> np.ndarray:
+    index = np.arange(output, dtype=np.float32)
+    half, extent = np.float32(0.5), np.float32(size)
     if how.coordinates == "half_pixel":
-        return (index + 0.5) / scale - 0.5
+        return (index + half) / scale - half
     if how.coordinates == "pytorch_half_pixel":
-        return (index + 0.5) / scale - 0.5 if output > 1 else np.zeros(1)
+        return (index + half) / scale - half if output > 1 else np.zeros(1, np.float32)
     if how.coordinates == "half_pixel_symmetric":
         # The part that rounding cut off or added is shared out between both ends.
-        adjustment = output / (scale * size)
-        return size / 2 * (1 - adjustment) + (index + 0.5) / scale - 0.5
+        adjustment = np.float32(output) / (scale * extent)
+        return extent * half * (1 - adjustment) + (index + half) / scale - half
     if how.coordinates == "align_corners":
-        length = scale * size
-        return index * (size - 1) / (length - 1) if length > 1 else np.zeros(output)
+        length = scale * extent
+        return index * (extent - 1) / (length - 1) if length > 1 else np.zeros(output, np.float32)
     if how.coordinates == "asymmetric":
         return index / scale
     if how.coordinates == "tf_crop_and_resize":
+        start, end = np.float32(how.start), np.float32(how.end)
         if output == 1:
-            return np.full(1, 0.5 * (how.start + how.end) * (size - 1))
-        span = (how.end - how.start) * (size - 1) / (output - 1)
-        return how.start * (size - 1) + index * span
+            return np.full(1, half * (start + end) * (extent - 1))
+        span = (end - start) * (extent - 1) / np.float32(output - 1)
+        return start * (extent - 1) + index * span
     raise ValueError(f"unknown coordinate transformation {how.coordinates!r}")
 
 
@@ -167,7 +177,7 @@ def _resize(
         antialias=bool(attr.get("antialias", 0)),
         extrapolation=attr.get("extrapolation_value", 0.0),
     )
-    if _served(shape, output, scale, how):
+    if _served(dtype_of(x), shape, output, scale, how):
         plain = {
             key: attr[key]
             for key in ("mode", "coordinate_transformation_mode", "nearest_mode")
@@ -176,7 +186,19 @@ def _resize(
         sizes = constant(np.array(output, np.int64))
         return onnx_frontend.Resize._impl_v18(bb, [x, None, None, sizes], plain, params)
     region = as_numpy(roi)
-    for position, axis in enumerate(axes):
+    dtype = dtype_of(x)
+    weighted = how.mode != "nearest" and not dtype.startswith(("float", "bfloat"))
+    if weighted:
+        # Fractions of integers; what is between two of them is cut off at the end.
+        x = bb.emit(relax.op.astype(x, "float32"))
+    resized = [axis for axis in axes if shape[axis] != output[axis] or scale[axis] != 1.0]
+    plain = not how.antialias and not how.exclude_outside
+    if weighted and how.mode == "linear" and plain and resized == [2, 3] and len(shape) == 4:
+        if how.coordinates != "tf_crop_and_resize":
+            return _as_integers(bb, _between_four(bb, x, output, scale, how), dtype)
+    # Rounding between the axes makes their order count: rows first, as everybody does.
+    turns = list(enumerate(axes))
+    for position, axis in reversed(turns) if weighted and how.antialias else turns:
         if how.coordinates == "tf_crop_and_resize":
             if region is None:
                 raise ValueError("the region to crop depends on data")
@@ -185,7 +207,63 @@ def _resize(
         elif shape[axis] == output[axis] and scale[axis] == 1.0:
             continue
         x = bb.emit(_resample(bb, x, axis, output[axis], scale[axis], how))
-    return x
+        if weighted and how.antialias:
+            x = bb.emit(_within(bb, _halves_away_from_zero(bb, x), dtype))
+    return _as_integers(bb, x, dtype) if weighted else x
+
+
+def _between_four(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    output: Sequence[int],
+    scale: Sequence[float],
+    how: Sampling,
+) -> relax.Expr:
+    """The last two axes of `x: (n, c, h, w)`, each result summed of its four neighbours.
+
+    The sum has the order and the precision of ONNX Runtime's, for integers are cut off behind it:
+    one bit less, and a whole number becomes the one below.
+    """
+    shape = static_shape(x)
+    neighbours, parts = [], []
+    for axis in (2, 3):
+        last = shape[axis] - 1
+        where = _positions(shape[axis], output[axis], np.float32(scale[axis]), how)
+        where = np.clip(where, 0, np.float32(last)).astype(np.float32)
+        first = np.minimum(where.astype(np.int64), last)
+        second = np.minimum(first + 1, last)
+        near, far = np.abs(where - second), np.abs(where - first)
+        same = first == second
+        neighbours.append((first, second))
+        parts.append([np.where(same, np.float32(0.5), part) for part in (near, far)])
+    total: relax.Expr | None = None
+    for row in (0, 1):
+        rows = take(bb, x, neighbours[0][row], 2)
+        for column in (0, 1):
+            weight = parts[1][column][None, :] * parts[0][row][:, None]
+            entries = take(bb, rows, neighbours[1][column], 3)
+            term = bb.emit(relax.op.multiply(entries, constant(weight.astype(np.float32))))
+            total = term if total is None else bb.emit(relax.op.add(total, term))
+    return total
+
+
+def _as_integers(bb: relax.BlockBuilder, x: relax.Expr, dtype: str) -> relax.Expr:
+    """`x` without its fractions, within the limits of `dtype`, which cubic weights overshoot."""
+    return bb.emit(relax.op.astype(_within(bb, x, dtype), dtype))
+
+
+def _halves_away_from_zero(bb: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
+    half, zero = relax.const(0.5, "float32"), relax.const(0.0, "float32")
+    up = relax.op.floor(relax.op.add(x, half))
+    down = relax.op.ceil(relax.op.subtract(x, half))
+    return bb.emit(relax.op.where(relax.op.less(x, zero), down, up))
+
+
+def _within(bb: relax.BlockBuilder, x: relax.Expr, dtype: str) -> relax.Expr:
+    limits = np.iinfo(dtype)
+    if limits.bits > 16:
+        return x
+    return bb.emit(relax.op.clip(x, float(limits.min), float(limits.max)))
 
 
 def _resample(
@@ -245,7 +323,11 @@ def _scales_and_sizes(
 
 
 def _served(
-    shape: Sequence[int], output: Sequence[int], scale: Sequence[float], how: Sampling
+    dtype: str,
+    shape: Sequence[int],
+    output: Sequence[int],
+    scale: Sequence[float],
+    how: Sampling,
 ) -> bool:
     """Whether TVM's own operator computes this correctly."""
     return (
@@ -255,6 +337,7 @@ def _served(
         and how.coordinates in _SERVED_COORDINATES
         and not how.antialias
         and not how.exclude_outside
+        and dtype == "float32"
         and min(output[2:]) > 1
         and all(
             abs(size * factor - wanted) < 1e-4
