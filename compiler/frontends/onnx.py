@@ -19,6 +19,7 @@ from compiler.frontends.onnx_files import check_model, read_model
 from compiler.frontends.onnx_functions import inline_functions
 from compiler.frontends.onnx_halves import widen_halves
 from compiler.frontends.onnx_importer import GraphImporter
+from compiler.frontends.onnx_old_versions import modernized
 from compiler.frontends.onnx_operators import check_operators, find_converters
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
 
@@ -42,6 +43,7 @@ def import_onnx(
         check_model(loaded, source)
     else:
         source, loaded = str(model), read_model(model)
+    loaded = modernized(loaded, source)
     bound, inputs, notes = bind_inputs(loaded, shapes or {}, constants or {}, source)
     converters = find_converters()
     inlined = inline_functions(widen_halves(bound), converters, source)

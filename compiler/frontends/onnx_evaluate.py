@@ -46,6 +46,7 @@ _CHEAP = frozenset(
         "Unsqueeze", "Where",
     }
 )  # fmt: skip
+_LISTS_IN_CONSTANTS = 12
 _ELEMENT_LIMIT = 1 << 16
 _OUTPUT_LIMIT = 1 << 28
 
@@ -65,6 +66,9 @@ def evaluate(
         return None
     if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and not _small(node, inputs):
         return None
+    if node.op_type == "Constant":
+        # The optimizer writes lists of numbers into models whose version had tensors only.
+        opset = max(opset, _LISTS_IN_CONSTANTS)
     names = [name for name in node.input if name]
     graph = onnx.helper.make_graph(
         [node],

@@ -24,7 +24,7 @@ from compiler.frontends.onnx_wellformed import check_graphs
 # installed onnx package: a later one may have changed the meaning of an operator.
 _OLDEST_IR_VERSION = 3
 _NEWEST_OPSET = onnx.defs.onnx_opset_version()
-_OLDEST_OPSET = 7
+_OLDEST_OPSET = 1
 _PROTOBUF_LIMIT = 2**31 - 1
 _STANDARD_DOMAINS = ("", "ai.onnx")
 

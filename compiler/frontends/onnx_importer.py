@@ -25,6 +25,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 from compiler.errors import ModelError, TinsmithError
 from compiler.frontends.onnx_control import ControlFlow
 from compiler.frontends.onnx_converters.constants import constant, static_shape, storable
+from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
@@ -89,7 +90,7 @@ class GraphImporter:
             variable = relax.Var(
                 self._fresh_name(value.name), relax.TensorType(value.shape, value.dtype)
             )
-            self.values[value.name] = variable
+            self.values[value.name] = _known_if_empty(variable)
             parameters.append(variable)
         with self.builder.function("main", params=parameters):
             try:
@@ -208,6 +209,9 @@ class GraphImporter:
             "notes": self.notes,
         }
         converter = self._converters[domain_of(node), node.op_type].get_converter(self.opset)
+        made = without_empty_operands(self.builder, node, list(inputs), attributes)
+        if made is not None:
+            return made
         # The converters print and warn; what matters of it becomes an error or a note.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -235,7 +239,13 @@ class GraphImporter:
             field = fields[index]
             if not isinstance(field, relax.ShapeExpr):
                 field = self.emit(self.builder.normalize(field), name)
-            self.values[name] = field
+            self.values[name] = _known_if_empty(field)
+
+
+def _known_if_empty(value: Any) -> Any:
+    """`value`, or the constant that it is if it has no elements."""
+    empty = empty_constant(value)
+    return value if empty is None else empty
 
 
 def _attribute(attribute: AttributeProto) -> Any:

@@ -47,7 +47,7 @@ class Scaling:
     def dequantized(self, bb: relax.BlockBuilder, codes: relax.Expr) -> relax.Expr:
         """The values of `codes`, in the scale's dtype."""
         dtype = dtype_of(self.scale)
-        if not self.block:
+        if not self.block and self._is_positive():
             return bb.emit(
                 relax.op.dequantize(codes, self.scale, self.zero_point, self.axis, dtype)
             )
@@ -60,13 +60,15 @@ class Scaling:
     def quantized(self, bb: relax.BlockBuilder, values: relax.Expr) -> relax.Expr:
         """The codes of `values`."""
         stored = NARROW_INTEGERS.get(self.dtype, self.dtype)
-        if stored == self.dtype and not static_shape(self.scale) and _is_parameter(bb, values):
+        positive = self._is_positive()
+        scalar = not static_shape(self.scale)
+        if stored == self.dtype and scalar and positive and _is_parameter(bb, values):
             # The standard divides; the reciprocal that kernels multiply with gives some values
             # the next code. Here it costs nothing, and nothing else can undo it later.
             whole = bb.emit(relax.op.divide(values, self.scale))
             one = relax.const(1.0, dtype_of(self.scale))
             return bb.emit(relax.op.quantize(whole, one, self.zero_point, self.axis, stored))
-        if self.block:
+        if self.block or not positive:
             scale, zero_point = self._elementwise(bb, static_shape(values))
             rounded = relax.op.round(relax.op.divide(values, scale))
             codes = bb.emit(relax.op.add(rounded, relax.op.astype(zero_point, dtype_of(scale))))
@@ -80,8 +82,21 @@ class Scaling:
         limited = relax.op.clip(codes, float(limits.min), float(limits.max))
         return bb.emit(relax.op.astype(limited, stored))
 
+    def _is_positive(self) -> bool:
+        """Whether larger codes mean larger values, which the integer passes take for granted.
+
+        A scale that is negative or zero is legal and odd: it is multiplied with, nothing more.
+        """
+        known = as_numpy(self.scale)
+        return known is None or bool((known > 0).all())
+
     def _elementwise(self, bb: relax.BlockBuilder, shape: tuple[int, ...]) -> list[relax.Expr]:
-        """Scale and zero point repeated to the tensor's `shape`."""
+        """Scale and zero point in a shape that broadcasts to the tensor's `shape`."""
+        if not self.block:
+            column = [1] * len(shape)
+            if static_shape(self.scale):
+                column[self.axis] = shape[self.axis]
+            return [reshape(bb, each, column) for each in (self.scale, self.zero_point)]
         size = shape[self.axis]
         spread = []
         for blocked in (self.scale, self.zero_point):
@@ -119,9 +134,9 @@ def scaling(
     if block < 0:
         raise ValueError(f"{what}: the block size {block} is negative")
     known = as_numpy(scale)
-    if known is not None and not (np.isfinite(known).all() and (known > 0).all()):
-        bad = known.reshape(-1)[~(np.isfinite(known) & (known > 0)).reshape(-1)][0]
-        raise ValueError(f"{what}: a scale must be positive and finite, not {bad:g}")
+    if known is not None and not np.isfinite(known).all():
+        bad = known[~np.isfinite(known)].reshape(-1)[0]
+        raise ValueError(f"{what}: a scale must be finite, not {bad:g}")
     extents = static_shape(scale)
     count = int(np.prod(extents))
     if rank and not -rank <= axis < rank and count != 1:

@@ -193,9 +193,9 @@ def _resize(
         x = bb.emit(relax.op.astype(x, "float32"))
     resized = [axis for axis in axes if shape[axis] != output[axis] or scale[axis] != 1.0]
     plain = not how.antialias and not how.exclude_outside
-    if weighted and how.mode == "linear" and plain and resized == [2, 3] and len(shape) == 4:
-        if how.coordinates != "tf_crop_and_resize":
-            return _as_integers(bb, _between_four(bb, x, output, scale, how), dtype)
+    within = how.coordinates != "tf_crop_and_resize" and resized == [2, 3] and len(shape) == 4
+    if weighted and how.mode == "linear" and plain and within:
+        return _as_integers(bb, _between_four(bb, x, output, scale, how), dtype)
     # Rounding between the axes makes their order count: rows first, as everybody does.
     turns = list(enumerate(axes))
     for position, axis in reversed(turns) if weighted and how.antialias else turns:

@@ -69,7 +69,7 @@ def test_refuses_missing_files_and_folders(tmp_path: Path) -> None:
     _raises(ModelError, tmp_path, "directory")
 
 
-@pytest.mark.parametrize("opset", [1, 6, 10_000])
+@pytest.mark.parametrize("opset", [0, 10_000])
 def test_refuses_unknown_operator_sets(tmp_path: Path, opset: int) -> None:
     proto = linear_model()
     proto.opset_import[0].version = opset
