@@ -177,6 +177,9 @@ def _resize(
         antialias=bool(attr.get("antialias", 0)),
         extrapolation=attr.get("extrapolation_value", 0.0),
     )
+    if list(shape) == output and how.coordinates != "tf_crop_and_resize":
+        # Whatever the scales are that come to the same size, as in ONNX Runtime.
+        return x
     if _served(dtype_of(x), shape, output, scale, how):
         plain = {
             key: attr[key]
@@ -192,9 +195,9 @@ def _resize(
         # Fractions of integers; what is between two of them is cut off at the end.
         x = bb.emit(relax.op.astype(x, "float32"))
     resized = [axis for axis in axes if shape[axis] != output[axis] or scale[axis] != 1.0]
-    plain = not how.antialias and not how.exclude_outside
+    simple = not how.antialias and not how.exclude_outside
     within = how.coordinates != "tf_crop_and_resize" and resized == [2, 3] and len(shape) == 4
-    if weighted and how.mode == "linear" and plain and within:
+    if weighted and how.mode == "linear" and simple and within:
         return _as_integers(bb, _between_four(bb, x, output, scale, how), dtype)
     # Rounding between the axes makes their order count: rows first, as everybody does.
     turns = list(enumerate(axes))
