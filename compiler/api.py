@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from compiler.config import CompileConfig
 from compiler.errors import ArtifactError, VerificationError
 from compiler.evaluate.compare import Difference, compare_all
+from compiler.evaluate.reference import Reference, Settlement
 from compiler.evaluate.roofline import cpu_name
 from compiler.module.golden import GoldenVectors
 from compiler.module.loader import Module, load
 from compiler.module.manifest import Manifest, update_measured
-from compiler.module.writer import write_module
+from compiler.module.writer import replace_golden, write_module
 from compiler.preparation import Clock, Progress, prepare, target_of
 from compiler.processes import at_end
 from compiler.pruning.report import PruneReport
@@ -176,7 +177,7 @@ def compile_to(
             prepared.lowered, output, golden=golden, forms=forms, embed_weights=config.embed_weights
         )
     differences: tuple[Difference, ...] = ()
-    manifest = written.manifest
+    manifest, reference = written.manifest, prepared.reference
     with clock.phase("prove"):
         try:
             module = load(written.path, threads=config.threads)
@@ -184,8 +185,14 @@ def compile_to(
             notes.append(f"not run here: {error}")
         else:
             with module:
-                differences = _prove(module, golden)
                 if golden is not None:
+                    settled = _prove(module, golden, reference, prepared.judge)
+                    differences, reference = settled.differences, settled.label
+                    if settled.note:
+                        outputs = tuple(settled.expected[t.name] for t in manifest.outputs)
+                        golden = GoldenVectors(golden.inputs, outputs, settled.tolerance)
+                        replace_golden(written.path, golden)
+                        notes.append(settled.note)
                     manifest = update_measured(written.path, latency=_latency(module, golden))
         if prepared.quantization is not None:
             manifest = update_measured(written.path, quantization=prepared.quantization.to_dict())
@@ -196,7 +203,7 @@ def compile_to(
         worst = max(difference.relative for difference in differences)
         notes.append(
             f"Winograd's algorithm in {switched_on} convolutions by tuning records: all in all "
-            f"the results differ from {prepared.reference} by {worst:.1e} of their range"
+            f"the results differ from {reference} by {worst:.1e} of their range"
         )
     return CompileReport(
         path=written.path,
@@ -204,7 +211,7 @@ def compile_to(
         seconds=clock.seconds,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in prepared.pipeline.passes),
         peak_memory_bytes=_peak_memory(),
-        reference=prepared.reference,
+        reference=reference,
         differences=differences,
         notes=tuple(notes),
         quantization=prepared.quantization,
@@ -213,22 +220,30 @@ def compile_to(
     )
 
 
-def _prove(module: Module, golden: GoldenVectors | None) -> tuple[Difference, ...]:
-    """The module's deviation from its golden vectors; raises VerificationError if too large."""
-    if golden is None:
-        return ()
+def _prove(
+    module: Module, golden: GoldenVectors, label: str, judge: Reference | None
+) -> Settlement:
+    """How the module does on its golden vectors, computed by `label`.
+
+    Where it disagrees and `judge` is there, that asks other implementations for the last word.
+    Raises VerificationError if nobody agrees with the module.
+    """
     names = [tensor.name for tensor in module.manifest.outputs]
     expected = dict(zip(names, golden.outputs, strict=True))
     actual = dict(zip(names, module.run(golden.inputs), strict=True))
     differences = compare_all(actual, expected, golden.tolerance)
-    wrong = [difference for difference in differences if not difference.agrees]
+    settled = Settlement(label, expected, golden.tolerance, differences)
+    if judge is not None and not settled.agrees:
+        inputs = dict(zip((t.name for t in module.manifest.inputs), golden.inputs, strict=True))
+        settled = judge.settle(inputs, actual, expected)
+    wrong = [difference for difference in settled.differences if not difference.agrees]
     if wrong:
         raise VerificationError(
             f"{module.path}: output {wrong[0].name} does not agree with the reference "
-            f"({wrong[0].detail or f'off by {wrong[0].relative:.1e} of its range'}); "
+            f"({wrong[0].told}); "
             f"find the cause with: tinsmith verify {module.path} --model MODEL.onnx --bisect"
         )
-    return differences
+    return settled
 
 
 def _coverage(

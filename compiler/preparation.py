@@ -49,7 +49,8 @@ class Prepared:
     """A model whose kernels are scheduled, and what it is to be compared with.
 
     `pipeline.fused` are the kernels before they were scheduled. `reference` names what has
-    computed the golden vectors; it is empty, like `golden`, if there are none.
+    computed the golden vectors; it is empty, like `golden`, if there are none. `judge` settles
+    what a module makes of them, where somebody else's implementation has computed them.
     """
 
     lowered: LoweredModel
@@ -59,6 +60,7 @@ class Prepared:
     notes: tuple[str, ...]
     quantization: QuantizationReport | None
     pruning: PruneReport | None
+    judge: Reference | None = None
 
 
 def prepare(
@@ -110,6 +112,7 @@ def prepare(
         pass_names=pipeline.pass_names,
         config=config.to_dict(),
     )
+    judge = None
     with clock.phase("reference"):
         if quantizer is not None:
             golden, reference = _quantized_golden(quantizer, config, notes)
@@ -124,7 +127,8 @@ def prepare(
             )
             golden, reference = _graph_golden(module, inputs, config, "the graph read")
         else:
-            golden, reference = _golden(imported, imported.reference, config, notes)
+            judge = Reference(imported.reference, imported.reference_bytes(), threads=2)
+            golden, reference = _golden(imported, judge, config, notes)
     return Prepared(
         lowered,
         pipeline,
@@ -133,6 +137,7 @@ def prepare(
         tuple(notes),
         None if quantizer is None else quantizer.report,
         None if pruner is None else pruner.report,
+        judge,
     )
 
 
@@ -255,7 +260,7 @@ def _quantized_golden(
 
 
 def _golden(
-    imported: ImportedModel, original: ModelProto, config: CompileConfig, notes: list[str]
+    imported: ImportedModel, reference: Reference, config: CompileConfig, notes: list[str]
 ) -> tuple[GoldenVectors | None, str]:
     """A random input with its reference output, and who computed it; why not is in `notes`."""
     if not config.golden:
@@ -263,14 +268,13 @@ def _golden(
     if any(size is None for shape in imported.output_shapes for size in shape):
         notes.append("no golden vectors: the shape of an output depends on the data")
         return None, ""
+    inputs = random_inputs(imported.signature, imported.domains, config.seed)
     try:
-        reference = Reference(original, imported.reference_bytes(), threads=2)
-        inputs = random_inputs(imported.signature, imported.domains, config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
         notes.append(f"no golden vectors: {error}")
         return None, ""
+    notes += reference.notes
     arrays = [outputs[name] for name in imported.output_names]
-    return GoldenVectors(
-        tuple(inputs.values()), tuple(arrays), reference.tolerance
-    ), reference.label
+    golden = GoldenVectors(tuple(inputs.values()), tuple(arrays), reference.tolerance)
+    return golden, reference.label

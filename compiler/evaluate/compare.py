@@ -50,6 +50,11 @@ class Difference:
     def agrees(self) -> bool:
         return not self.detail and self.relative <= self.tolerance
 
+    @property
+    def told(self) -> str:
+        """The deviation in words."""
+        return self.detail or f"off by {self.relative:.1e} of its range"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON (an infinite deviation is null)."""
         return {

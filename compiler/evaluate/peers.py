@@ -43,14 +43,19 @@ class Peer(Protocol):
 
 
 class OnnxRuntime:
-    """ONNX Runtime on its CPU provider, all graph optimisations on."""
+    """ONNX Runtime on its CPU provider, graph optimisations on or, for a second opinion, off."""
 
     label: ClassVar[str] = "ONNX Runtime"
     package: ClassVar[str] = "onnxruntime"
     precisions: ClassVar[frozenset[str]] = frozenset({"float32"})
 
     def __init__(
-        self, model: OnnxModel, threads: int, shapes: Shapes, precision: str = "float32"
+        self,
+        model: OnnxModel,
+        threads: int,
+        shapes: Shapes,
+        precision: str = "float32",
+        optimised: bool = True,
     ) -> None:
         import onnxruntime
 
@@ -58,6 +63,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else os.fspath(model),

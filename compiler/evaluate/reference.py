@@ -1,65 +1,231 @@
 """What a model ought to compute, from somebody else's implementation of ONNX.
 
-ONNX Runtime where it is installed, else the reference evaluator of the onnx
-package (plain numpy: slow, and without the operators of `com.microsoft`).
+ONNX Runtime where it is installed, else the reference evaluator of the onnx package (plain
+numpy: slow, and without the operators of `com.microsoft`). Where one of them fails or a module
+disagrees with it, the others are asked: ONNX Runtime without optimisation, and the evaluator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import TensorProto, numpy_helper
 
 from compiler.errors import ModelError
-from compiler.evaluate.compare import OTHER_CODES_TOLERANCE, tolerance
-from compiler.evaluate.peers import OnnxRuntime, installed
+from compiler.evaluate.compare import (
+    OTHER_CODES_TOLERANCE,
+    Difference,
+    compare_all,
+    tolerance,
+)
+from compiler.evaluate.opinions import Opinions, label_of, opinions
+from compiler.evaluate.oracle import Answer, Arrays
 
 _ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm", "QuantizeLinear"})
+
+_SECONDS = 600.0
+# A second opinion is not worth waiting for as long.
+_SECOND_SECONDS = 60.0
+
+# How often the model is run with its numbers moved by one unit in their last place, and how
+# many times the largest movement of an output a module may be away from it: another order of
+# summation rounds each partial sum, of which there are more than numbers.
+_PERTURBATIONS = 2
+_ROUNDINGS = 4
+# Letters of another runtime's message that are shown.
+_REASON = 160
+# Floats that are moved, and of how many numbers a constant is taken for weights.
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_FEW = 8
+# What rounding moves further than this, relative to its range, cannot be told from a fault.
+_LARGEST_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """Who has the last word on some outputs: `expected` by `label`, and how far off they are."""
+
+    label: str
+    expected: Mapping[str, np.ndarray]
+    tolerance: float
+    differences: tuple[Difference, ...]
+    note: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return all(difference.agrees for difference in self.differences)
 
 
 class Reference:
     """An independent implementation of `model`, whose input shapes are fixed.
 
-    `label` names it with its version; `tolerance` is how far from it a right result may be,
-    relative to its range. Raises ModelError if it refuses the model.
+    `label` names who computes, with its version; `tolerance` is how far from it a right result
+    may be, relative to its range. `notes` tell who could not compute, and why. All of it happens
+    in another process, which may die of it.
     """
 
     def __init__(self, model: onnx.ModelProto, serialized: bytes, threads: int = 1) -> None:
         self.tolerance = tolerance(*_output_dtypes(model))
         if _rounds_to_codes(model):
             self.tolerance = OTHER_CODES_TOLERANCE
+        self.notes: list[str] = []
+        self._model = model
+        self._threads = threads
+        self._opinions = Opinions(serialized, threads)
+        self._able = list(opinions())
         self._outputs = [output.name for output in model.graph.output]
-        self._session: OnnxRuntime | None = None
-        self._evaluator: onnx.reference.ReferenceEvaluator | None = None
-        if installed(OnnxRuntime):
-            self._session = OnnxRuntime(serialized, threads, {})
-            self.label = f"{OnnxRuntime.label} {self._session.version}"
-            return
-        import onnx.reference
 
-        try:
-            self._evaluator = onnx.reference.ReferenceEvaluator(model)
-        except Exception as error:
-            raise ModelError(
-                f"the onnx reference evaluator refuses the model ({error}); "
-                "install tinsmith[verify] to use ONNX Runtime instead"
-            ) from error
-        self.label = f"onnx reference evaluator {onnx.__version__}"
+    @property
+    def label(self) -> str:
+        return label_of(self._able[0]) if self._able else "nobody"
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs by name, in the model's order."""
-        if self._session is not None:
-            return self._session.run(inputs)
-        assert self._evaluator is not None
-        try:
-            outputs = self._evaluator.run(self._outputs, dict(inputs))
-        except Exception as error:
-            raise ModelError(
-                f"the onnx reference evaluator failed ({error}); "
-                "install tinsmith[verify] to use ONNX Runtime instead"
-            ) from error
-        return dict(zip(self._outputs, map(np.asarray, outputs), strict=True))
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs by name, in the model's order, by the first that can compute them.
+
+        Raises ModelError if none can.
+        """
+        reasons: dict[str, None] = {}
+        unable = []
+        while self._able:
+            answer = self._ask(self._able[0], inputs, _SECONDS)
+            if not isinstance(answer, str):
+                if unable:
+                    told = f"{' and '.join(unable)} cannot run the model ({'; '.join(reasons)})"
+                    self.notes.append(f"{told}: {self.label} was asked")
+                return answer
+            unable.append(self.label)
+            reasons[_shortened(answer)] = None
+            del self._able[0]
+        raise ModelError(f"{', '.join(unable)} cannot run the model: {'; '.join(reasons)}")
+
+    def compare(self, inputs: Arrays, actual: Arrays) -> Settlement:
+        """Run the model and settle whether the outputs `actual` agree."""
+        return self.settle(inputs, actual, self.run(inputs))
+
+    def settle(self, inputs: Arrays, actual: Arrays, expected: Arrays) -> Settlement:
+        """Whether `actual` agrees with `expected`, this reference's outputs, or with another one.
+
+        Where it does not agree, the others are asked; if one of them agrees, the note says who
+        differs. Tolerances are widened to what rounding alone does to these outputs.
+        """
+        first = Settlement(
+            self.label, expected, self.tolerance, compare_all(actual, expected, self.tolerance)
+        )
+        if first.agrees:
+            return first
+        appeals = self._appeals(inputs, actual, first)
+        return next((s for s in appeals if s is not None and s.agrees), first)
+
+    def _appeals(
+        self, inputs: Arrays, actual: Arrays, first: Settlement
+    ) -> Iterator[Settlement | None]:
+        """Further judgements, each made when it is asked for; what takes long comes last."""
+        for who in self._able[1:2]:
+            yield self._second(who, inputs, actual, first)
+        yield self._widened(inputs, actual, first)
+        for who in self._able[2:]:
+            yield self._second(who, inputs, actual, first)
+
+    def _second(
+        self, who: str, inputs: Arrays, actual: Arrays, first: Settlement
+    ) -> Settlement | None:
+        """What another one says about outputs that disagree with the first."""
+        answer = self._ask(who, inputs, _SECOND_SECONDS)
+        if isinstance(answer, str):
+            return None
+        found = compare_all(actual, answer, self.tolerance)
+        wrong = next(d for d in first.differences if not d.agrees)
+        note = (
+            f"{first.label} differs from {label_of(who)} in output {wrong.name} "
+            f"({wrong.told}); the module agrees with the latter"
+        )
+        return Settlement(label_of(who), answer, self.tolerance, found, note)
+
+    def _widened(self, inputs: Arrays, actual: Arrays, first: Settlement) -> Settlement | None:
+        """The first reference's outputs again, with tolerances of what rounding does to them."""
+        moved = self._moved_by_rounding(inputs, first.expected)
+        tolerances = {
+            name: min(max(self.tolerance, _ROUNDINGS * share), _LARGEST_TOLERANCE)
+            for name, share in moved.items()
+        }
+        if not tolerances:
+            return None
+        found = tuple(
+            difference
+            for name, expected in first.expected.items()
+            for difference in compare_all(
+                actual, {name: expected}, tolerances.get(name, self.tolerance)
+            )
+        )
+        wrong = next(d for d in first.differences if not d.agrees)
+        note = (
+            f"output {wrong.name} is off by {wrong.relative:.1e} of its range, which is only "
+            f"{np.ptp(first.expected[wrong.name]):.1e}: rounding alone moves it by "
+            f"{moved.get(wrong.name, 0):.1e}"
+        )
+        return Settlement(first.label, first.expected, max(tolerances.values()), found, note)
+
+    def _moved_by_rounding(self, inputs: Arrays, expected: Arrays) -> dict[str, float]:
+        """By output, how far it moves if all floats of the model and its inputs move by one
+        unit in their last place, up or down at random; relative to its range.
+        """
+        moved: dict[str, float] = {}
+        for seed in range(_PERTURBATIONS):
+            generator = np.random.default_rng(seed)
+            content = _perturbed(self._model, generator)
+            shaken = {name: _shaken(array, generator) for name, array in inputs.items()}
+            answer = Opinions(content, self._threads).ask(self._able[0], shaken, _SECOND_SECONDS)
+            if isinstance(answer, str):
+                return {}
+            for difference in compare_all(answer, expected, np.inf):
+                if not difference.detail:
+                    largest = max(moved.get(difference.name, 0.0), difference.relative)
+                    moved[difference.name] = largest
+        return moved
+
+    def _ask(self, who: str, inputs: Arrays, seconds: float) -> Answer:
+        answer = self._opinions.ask(who, inputs, seconds)
+        if isinstance(answer, str):
+            return answer
+        missing = [name for name in self._outputs if name not in answer]
+        if missing:
+            return f"it has no output {missing[0]}"
+        return {name: answer[name] for name in self._outputs}
+
+
+def _perturbed(model: onnx.ModelProto, generator: np.random.Generator) -> bytes:
+    """The model serialised, its weights moved by one unit in their last place.
+
+    A few numbers may be scales of a Resize, from which shapes follow.
+    """
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)
+    tensors: list[TensorProto] = list(moved.graph.initializer)
+    for node in moved.graph.node:
+        tensors += [a.t for a in node.attribute if node.op_type == "Constant" and a.HasField("t")]
+    for tensor in tensors:
+        if tensor.data_type in _FLOATS and np.prod(tensor.dims) > _FEW:
+            array = _shaken(numpy_helper.to_array(tensor), generator)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return moved.SerializeToString()
+
+
+def _shaken(array: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    signs = generator.integers(0, 2, array.shape, np.int8) * 2 - 1
+    step = np.asarray(np.finfo(array.dtype).eps, array.dtype)
+    return np.asarray(array * (1 + step * signs.astype(array.dtype))).astype(array.dtype)
+
+
+def _shortened(reason: str) -> str:
+    """The beginning and the end of a foreign message, without its prefixes and source paths."""
+    words = [word for word in reason.split() if "/" not in word]
+    text = " ".join(words).split("FAIL : ")[-1]
+    return text if len(text) <= _REASON else f"{text[: _REASON // 2]} ... {text[-_REASON // 2 :]}"
 
 
 def _output_dtypes(model: onnx.ModelProto) -> list[str]:

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +43,7 @@ from compiler.module.manifest import (
     Manifest,
     TensorEntry,
     digest_file,
+    read_manifest,
     write_atomically,
 )
 from compiler.module.plan import (
@@ -119,6 +120,17 @@ def write_module(
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise BuildError(f"{destination}: the module could not be written: {reason}") from error
     return WrittenModule(destination, manifest, watch.seconds)
+
+
+def replace_golden(folder: Path, golden: GoldenVectors) -> Manifest:
+    """Give the module in `folder` other golden vectors; its manifest, with their digest."""
+    path = folder / GOLDEN_NAME
+    write_atomically(path, golden.encode())
+    manifest = read_manifest(folder)
+    files = {**manifest.files, GOLDEN_NAME: digest_file(path)}
+    updated = replace(manifest, files=files, tolerance=golden.tolerance)
+    write_atomically(folder / MANIFEST_NAME, updated.to_json().encode())
+    return updated
 
 
 def _write_into(

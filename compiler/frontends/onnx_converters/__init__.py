@@ -7,6 +7,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 from compiler.frontends.onnx_converters import (
     activations,
     blocked,
+    division,
     elementwise,
     gathering,
     normalization,
@@ -30,6 +31,8 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     activations.LeakyRelu,
     activations.Selu,
     activations.ThresholdedRelu,
+    division.Div,
+    division.Mod,
     elementwise.Cast,
     elementwise.CastLike,
     elementwise.Dropout,
