@@ -88,7 +88,7 @@ class Reference:
         Raises ModelError if none can.
         """
         reasons: dict[str, None] = {}
-        unable = []
+        unable: list[str] = []
         while self._able:
             answer = self._ask(self._able[0], inputs, _SECONDS)
             if not isinstance(answer, str):
