@@ -7,11 +7,10 @@ linking -> the module is loaded and compared with the reference
 from __future__ import annotations
 
 import resource
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,16 @@ from compiler.errors import ArtifactError, VerificationError
 from compiler.evaluate.compare import Difference, compare_all
 from compiler.evaluate.reference import Reference, Settlement
 from compiler.evaluate.roofline import cpu_name
+from compiler.module.folder import set_aside
 from compiler.module.golden import GoldenVectors
 from compiler.module.loader import Module, load
 from compiler.module.manifest import Manifest, update_measured
-from compiler.module.writer import replace_golden, write_module
+from compiler.module.writer import new_module, replace_golden
 from compiler.preparation import Clock, Progress, prepare, target_of
 from compiler.processes import at_end
 from compiler.pruning.report import PruneReport
 from compiler.quantization.report import QuantizationReport
+from compiler.scratch import ScratchFolder
 from compiler.tuning.algorithms import StoredAlgorithms
 from compiler.tuning.lookup import StoredRecords, stores
 from targets.cpu.template import UNFIT, KernelReport
@@ -129,17 +130,23 @@ def compile(
     config = (config or CompileConfig()).with_options(**options)
     temporary = None
     if output is None:
-        temporary = tempfile.mkdtemp(prefix="tinsmith-")
-        output = Path(temporary) / "module"
+        temporary = ScratchFolder()
+        output = temporary.path / "module"
     try:
         report = compile_to(model, output, target=target, config=config, progress=progress)
         module = load(report.path, threads=config.threads)
+    except VerificationError as error:
+        if temporary is None:
+            raise
+        temporary.close()
+        told = str(error).partition("; ")[0].replace(str(temporary.path), "the module")
+        raise VerificationError(f"{told}; give `output` to keep it and find the cause") from error
     except BaseException:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.close()
         raise
     if temporary is not None:
-        at_end(module, shutil.rmtree, temporary, True)
+        at_end(module, temporary.close)
     return module
 
 
@@ -156,8 +163,8 @@ def compile_to(
 
     Arguments and errors are those of `compile`; `progress` is called with the name of
     the phase and the share of the whole that is done. A module for this machine is run
-    once on its golden vectors; if it disagrees, VerificationError is raised and the
-    module stays where it is, for `tinsmith verify --bisect`.
+    once on its golden vectors; if it disagrees, VerificationError is raised, what was at
+    `output` stays, and the module is put beside it, for `tinsmith verify --bisect`.
     """
     if target is not None:
         options["target"] = target
@@ -169,35 +176,45 @@ def compile_to(
     algorithms = StoredAlgorithms(records)
     prepared = prepare(model, config, spec, clock, records, algorithms=algorithms)
     golden, notes = prepared.golden, [*unread, *prepared.notes]
-    with clock.phase("build"):
-        forms = ["shared"]
-        forms += ["static"] if config.static_library else []
-        forms += ["runner"] if config.runner else []
-        written = write_module(
-            prepared.lowered, output, golden=golden, forms=forms, embed_weights=config.embed_weights
-        )
+    forms = ["shared"]
+    forms += ["static"] if config.static_library else []
+    forms += ["runner"] if config.runner else []
+    output = Path(output)
     differences: tuple[Difference, ...] = ()
-    manifest, reference = written.manifest, prepared.reference
-    with clock.phase("prove"):
-        try:
-            module = load(written.path, threads=config.threads)
-        except ArtifactError as error:
-            notes.append(f"not run here: {error}")
-        else:
-            with module:
-                if golden is not None:
-                    settled = _prove(module, golden, reference, prepared.judge)
-                    differences, reference = settled.differences, settled.label
-                    if settled.note:
-                        outputs = tuple(settled.expected[t.name] for t in manifest.outputs)
-                        golden = GoldenVectors(golden.inputs, outputs, settled.tolerance)
-                        replace_golden(written.path, golden)
-                        notes.append(settled.note)
-                    manifest = update_measured(written.path, latency=_latency(module, golden))
-        if prepared.quantization is not None:
-            manifest = update_measured(written.path, quantization=prepared.quantization.to_dict())
-        if prepared.pruning is not None:
-            manifest = update_measured(written.path, pruning=prepared.pruning.to_dict())
+    reference = prepared.reference
+    with ExitStack() as stack:
+        with clock.phase("build"):
+            written = stack.enter_context(
+                new_module(
+                    prepared.lowered,
+                    output,
+                    golden=golden,
+                    forms=forms,
+                    embed_weights=config.embed_weights,
+                )
+            )
+        manifest = written.manifest
+        with clock.phase("prove"):
+            try:
+                module = load(written.path, threads=config.threads)
+            except ArtifactError as error:
+                notes.append(f"not run here: {str(error).replace(str(written.path), str(output))}")
+            else:
+                with module:
+                    if golden is not None:
+                        settled = _prove(module, golden, reference, prepared.judge, output)
+                        differences, reference = settled.differences, settled.label
+                        if settled.note:
+                            outputs = tuple(settled.expected[t.name] for t in manifest.outputs)
+                            golden = GoldenVectors(golden.inputs, outputs, settled.tolerance)
+                            replace_golden(written.path, golden)
+                            notes.append(settled.note)
+                        manifest = update_measured(written.path, latency=_latency(module, golden))
+            if prepared.quantization is not None:
+                report = prepared.quantization.to_dict()
+                manifest = update_measured(written.path, quantization=report)
+            if prepared.pruning is not None:
+                manifest = update_measured(written.path, pruning=prepared.pruning.to_dict())
     switched_on = algorithms.switched_on()
     if switched_on and differences:
         worst = max(difference.relative for difference in differences)
@@ -206,7 +223,7 @@ def compile_to(
             f"the results differ from {reference} by {worst:.1e} of their range"
         )
     return CompileReport(
-        path=written.path,
+        path=output,
         manifest=manifest,
         seconds=clock.seconds,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in prepared.pipeline.passes),
@@ -221,12 +238,12 @@ def compile_to(
 
 
 def _prove(
-    module: Module, golden: GoldenVectors, label: str, judge: Reference | None
+    module: Module, golden: GoldenVectors, label: str, judge: Reference | None, output: Path
 ) -> Settlement:
     """How the module does on its golden vectors, computed by `label`.
 
     Where it disagrees and `judge` is there, that asks other implementations for the last word.
-    Raises VerificationError if nobody agrees with the module.
+    If nobody agrees with the module, it is put beside `output`, and VerificationError raised.
     """
     names = [tensor.name for tensor in module.manifest.outputs]
     expected = dict(zip(names, golden.outputs, strict=True))
@@ -238,10 +255,12 @@ def _prove(
         settled = judge.settle(inputs, actual, expected)
     wrong = [difference for difference in settled.differences if not difference.agrees]
     if wrong:
+        before = f"; the module at {output} is as it was" if output.exists() else ""
+        failed = set_aside(module.path, output)
         raise VerificationError(
-            f"{module.path}: output {wrong[0].name} does not agree with the reference "
-            f"({wrong[0].told}); "
-            f"find the cause with: tinsmith verify {module.path} --model MODEL.onnx --bisect"
+            f"{failed}: output {wrong[0].name} does not agree with the reference "
+            f"({wrong[0].told}){before}; "
+            f"find the cause with: tinsmith verify {failed} --model MODEL.onnx --bisect"
         )
     return settled
 

@@ -7,11 +7,9 @@ makes plain C functions of it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import tvm
 import tvm_ffi
@@ -20,6 +18,7 @@ from tvm import s_tir, tirx
 from compiler.errors import BuildError
 from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
+from compiler.scratch import ScratchFolder
 from targets.cpu.bfloat16 import spread_bfloat16
 from targets.spec import TargetSpec
 
@@ -223,8 +222,8 @@ def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
         with target:
             module = finish(tvm.IRModule(stages))
             library = tvm.get_global_func("target.build.llvm")(module, target)
-        with tempfile.TemporaryDirectory(prefix="tinsmith-") as folder:
-            path = Path(folder) / "kernels.o"
+        with ScratchFolder() as folder:
+            path = folder / "kernels.o"
             library.write_to_file(str(path), "o")
             return path.read_bytes()
     except (RuntimeError, ValueError, TypeError) as error:

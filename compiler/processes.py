@@ -41,9 +41,14 @@ def _open_locks() -> None:
 os.register_at_fork(after_in_child=_open_locks)
 
 
-def at_end(owner: object, action: Callable[..., object], *arguments: object) -> None:
-    """Do `action(*arguments)` when `owner` is forgotten, or at exit; a forked child never does."""
-    weakref.finalize(owner, _if_still_in, os.getpid(), action, *arguments)
+def at_end(
+    owner: object, action: Callable[..., object], *arguments: object
+) -> Callable[[], object]:
+    """Do `action(*arguments)` when `owner` is forgotten, or at exit; a forked child never does.
+
+    The result does it at once, and only once.
+    """
+    return weakref.finalize(owner, _if_still_in, os.getpid(), action, *arguments)
 
 
 def _if_still_in(process: int, action: Callable[..., object], *arguments: object) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tvm
@@ -18,6 +15,7 @@ from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.writer import write_module
 from compiler.pipeline import PassRunner, integer_passes, kernel_passes
+from compiler.scratch import ScratchFolder
 from passes.graph.fused_groups import kernel_calls
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.expose_tensors import ExposeTensors
@@ -77,12 +75,12 @@ class ObservedModule:
         lowered = _lower(module, self._computed, spec, parameters, name, records)
         self._own = len(lowered.output_names) - len(self._computed)
         self.calls = kernel_calls(lowered.module)
-        self._folder = tempfile.mkdtemp(prefix="tinsmith-calibration-")
+        self._folder = ScratchFolder()
         try:
-            written = write_module(lowered, Path(self._folder) / "module", forms=("shared",))
+            written = write_module(lowered, self._folder.path / "module", forms=("shared",))
             self._module = load(written.path, threads=threads)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
             raise
         self._buffers: list[np.ndarray] | None = None
         self._context: Context | None = None
@@ -98,7 +96,7 @@ class ObservedModule:
         if self._context is not None:
             self._context.close()
         self._module.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def run(self, inputs: Sequence[np.ndarray]) -> Observation:
         """Run on arrays in the order of the parameters of `main`."""

@@ -25,6 +25,7 @@ from compiler.evaluate.inputs import Domain, random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
 from compiler.module.loader import folder_of, load
 from compiler.processes import child_environment
+from compiler.scratch import ScratchFolder
 
 MODULE_LABEL = "Tinsmith"
 BURST = 5
@@ -112,9 +113,9 @@ def bench(
         raise ConfigError(f"--precision {precision}: choose from {', '.join(known)}")
     missing: dict[str, str] = {}
     # Unpacked here, and not by the contestant's process, which ends without cleaning up.
-    with tempfile.TemporaryDirectory() as folder, folder_of(module) as unpacked:
-        inputs, peer_model = _prepare(unpacked, model, Path(folder))
-        archive = Path(folder) / "inputs.npz"
+    with ScratchFolder() as folder, folder_of(module) as unpacked:
+        inputs, peer_model = _prepare(unpacked, model, folder)
+        archive = folder / "inputs.npz"
         np.savez(archive, **inputs)  # type: ignore[arg-type]
         contestants = [_Contestant(MODULE_LABEL, "tinsmith", unpacked, archive, threads)]
         try:

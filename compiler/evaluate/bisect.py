@@ -9,7 +9,6 @@ generated code are compared with those of the last graph.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.writer import write_module
 from compiler.pipeline import PassRunner, graph_passes, kernel_passes
+from compiler.scratch import ScratchFolder
 from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
 from targets.cpu.schedule import schedule_module
 from targets.registry import get_target
@@ -243,8 +243,8 @@ def _generated_tensors(
     lowered = LoweredModel(
         exposed, spec, imported.input_names, tuple(f"t{i}" for i in range(len(names)))
     )
-    with tempfile.TemporaryDirectory(prefix="tinsmith-") as folder:
-        written = write_module(lowered, Path(folder) / "module", forms=["shared"])
+    with ScratchFolder() as folder:
+        written = write_module(lowered, folder / "module", forms=["shared"])
         with load(written.path) as generated:
             values = generated.run(arrays)
     return [Tensor(name, value) for name, value in zip(names, values, strict=True)]

@@ -68,7 +68,7 @@ class KernelsReport:
             f"inputs: {tensors}",
             f"outputs: {results}",
             f"weights {m.weights_bytes / 2**20:.2f} MiB "
-            f"({'embedded' if m.weights_embedded else 'in weights.bin'}), "
+            f"({_where_weights_are(m)}), "
             f"arena {m.arena_bytes / 2**20:.2f} MiB, Tinsmith {m.tinsmith}, TVM {m.tvm}",
             *(f"note: {remark}" for remark in m.notes),
         )
@@ -151,6 +151,12 @@ def inspect(
     ]
     rows.sort(key=lambda row: -row.seconds)
     return KernelsReport(path, manifest, threads, roofline, tuple(rows))
+
+
+def _where_weights_are(manifest: Manifest) -> str:
+    if manifest.weights_embedded:
+        return "embedded"
+    return f"in weights.bin, {'mapped' if manifest.weights_mapped else 'read into memory'}"
 
 
 def _beats(roofline: Roofline, manifest: Manifest, times: Mapping[str, list[float]]) -> bool:

@@ -12,9 +12,6 @@ import ctypes
 import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +22,9 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import BuildError
+from compiler.module.linker import run_zig
+from compiler.scratch import ScratchFolder, replacing
+from compiler.user_folders import cache_folder
 
 KIBIBYTE = 1024
 # Per thread: inside the second-level cache, inside the third, and far outside.
@@ -62,12 +62,6 @@ class Roofline:
     def share(self, flops: int, traffic: int, seconds: float) -> float:
         """Which share of the roofline a kernel reaches, 1.0 being the ceiling."""
         return self.shortest_seconds(flops, traffic) / seconds if seconds > 0 else 0.0
-
-
-def cache_folder() -> Path:
-    """Where measurements of this machine are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "tinsmith"
 
 
 def cpu_name() -> str:
@@ -172,26 +166,28 @@ def _write_cache(path: Path, entries: dict[str, dict[str, Any]]) -> None:
     # A folder that cannot be written costs a second measurement next time, nothing else.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as stream:
-            json.dump({"version": CACHE_VERSION, "machines": entries}, stream)
-        os.replace(stream.name, path)
+        content = json.dumps({"version": CACHE_VERSION, "machines": entries})
+        with replacing(path) as stream:
+            stream.write(content.encode())
     except OSError:
         pass
 
 
 def _build(vector_bytes: int) -> ctypes.CDLL:
     source = Path(__file__).with_name("roofline.c")
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "roofline.so"
-        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O3", "-s"]
+    with ScratchFolder() as folder:
+        output = folder / "roofline.so"
+        command: list[str | Path] = ["cc", "-shared", "-fPIC", "-O3", "-s"]
         command += ["-mcpu=native", "-ffp-contract=fast", f"-DVECTOR_BYTES={vector_bytes}"]
-        command += [str(source), "-o", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
+        command += [source.absolute(), "-o", output]
+        run_zig(command, "build the microbenchmark of the roofline")
+        try:
+            return ctypes.CDLL(str(output))
+        except OSError as error:
             raise BuildError(
-                f"cannot build the roofline microbenchmark: {' '.join(command)}: {done.stderr}"
-            )
-        return ctypes.CDLL(str(output))
+                f"the microbenchmark of the roofline cannot be loaded: {error}; "
+                "set TMPDIR to a folder that is not mounted noexec"
+            ) from error
 
 
 def _rate(threads: int, work: Callable[[int, int], int]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from compiler.errors import ArtifactError, BuildError, ConfigError
 from compiler.module.loader import verify_files
 from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
 from compiler.module.manifest import read_manifest
+from compiler.scratch import ScratchFolder, replacing
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 LEVELS = (1, 19)
@@ -56,41 +56,39 @@ def pack(
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: not a compiled module (no folder)")
     names = [MANIFEST_NAME, *sorted(verify_files(folder).files)]
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
-        with open(temporary, "xb") as stream:
+        with replacing(destination) as stream:
             _write(stream, folder, names, level)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, destination)
     except OSError as error:
         raise BuildError(f"{destination}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return destination.stat().st_size
 
 
-def unpack(archive: Path) -> Path:
+def unpack(archive: Path) -> ScratchFolder:
     """A new temporary folder with the module in `archive`, every digest checked.
 
-    Whoever calls deletes it. Only files that the manifest lists are written, by their plain
+    Whoever calls closes it. Only files that the manifest lists are written, by their plain
     names. Raises ArtifactError for a damaged archive, and if it cannot be unpacked.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tinsmith-"))
+    try:
+        scratch = ScratchFolder()
+    except OSError as error:
+        raise ArtifactError(f"{archive}: cannot be unpacked: {error.strerror}") from error
+    folder = scratch.path
     try:
         _read(archive, folder)
         verify_files(folder)
     except (ArtifactError, EOFError, tarfile.TarError, zstandard.ZstdError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.close()
         reason = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), str(archive))
         raise ArtifactError(f"{archive}: damaged archive: {reason}") from error
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.close()
         raise ArtifactError(f"{archive}: cannot be unpacked: {error.strerror}") from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.close()
         raise
-    return folder
+    return scratch
 
 
 def _within(level: int) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from compiler.module.manifest import MAP_FROM_BYTES
+from compiler.module.manifest import MAP_FROM_BYTES, digest_file
 from compiler.module.plan import Place, Plan, TensorSpec
 from compiler.module.sort_kernels import SortCall
 from compiler.module.stages import KernelCode
@@ -144,11 +144,14 @@ def generate_driver(
     }
     embedding = []
     if embedded_weights:
-        section = c_string(f'.incbin "{embedded_weights}"')
+        # By its name alone: the folder, which is among those to include from, may have any.
+        section = c_string(f'.incbin "{embedded_weights.name}"')
         embedding = [
             '__asm__(".section .rodata.weights,\\"a\\",%progbits\\n.balign 64\\n"',
             f'        ".local embedded_weights\\nembedded_weights:\\n" {section}',
             '        "\\n.previous\\n");',
+            # The compiler's cache knows a source by its text.
+            f"/* {digest_file(embedded_weights).blake3} */",
             'extern const char embedded_weights[] __attribute__((visibility("hidden")));',
         ]
     return "\n".join(

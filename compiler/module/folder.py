@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from compiler.errors import BuildError
 from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
+from compiler.scratch import ScratchFolder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -33,19 +33,17 @@ def scratch_folder(destination: Path) -> Iterator[Path]:
     parent = destination.resolve().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
-        folder.chmod(0o755)
+        scratch = ScratchFolder(parent, hidden=True)
+        scratch.path.chmod(0o755)
     except OSError as error:
         raise BuildError(
             f"{destination}: cannot write the module there: {error.strerror}"
         ) from error
     if destination.is_dir() and not os.access(destination, os.W_OK):
-        folder.rmdir()
+        scratch.close()
         raise BuildError(f"{destination}: cannot write the module there: Permission denied")
-    try:
+    with scratch as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(source: Path, destination: Path) -> None:
@@ -66,6 +64,20 @@ def replace_folder(source: Path, destination: Path) -> None:
         os.rename(source, target)
         shutil.rmtree(aside, ignore_errors=True)
     _flush(target.parent)
+
+
+def set_aside(source: Path, destination: Path) -> Path:
+    """Put a module that may not take the place of `destination` beside it; where it is now.
+
+    The name is that of `destination` and `.failed`. Raises `OSError` where that is not possible.
+    """
+    target = destination.resolve()
+    for number in ("", *(f"-{i}" for i in range(2, 100))):
+        aside = target.with_name(f"{target.name}.failed{number}")
+        if not aside.exists() or (aside.is_dir() and _replaceable(aside)):
+            replace_folder(source, aside)
+            return destination.with_name(aside.name)
+    raise FileExistsError(f"{destination}.failed: is no module")
 
 
 def _replaceable(folder: Path) -> bool:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import compiler.attended
 from compiler.errors import BuildError
+from compiler.user_folders import tool_cache
 from targets.spec import TargetSpec
+
+# The C library of a target is built when it is first linked for, which takes half a minute.
+_LIMIT_SECONDS = 900
+_LONGEST_OUTPUT = 600
 
 _C_FLAGS = (
     "-std=gnu11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
@@ -20,32 +30,85 @@ def _triple(spec: TargetSpec, libc: str) -> str:
     return spec.link_triple + f"-{libc}" + ("eabihf" if spec.architecture == "arm" else "")
 
 
-def run_zig(arguments: Sequence[str | Path], purpose: str) -> None:
-    """Run `zig ARGUMENTS`; raises `BuildError` with the command and its output."""
-    command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
+def run_zig(arguments: Sequence[str | Path], purpose: str, folder: Path | None = None) -> None:
+    """Run `zig ARGUMENTS` in `folder`; it ends with this process.
+
+    Raises `BuildError` with the command and its output when it fails, or takes too long.
+    """
+    command = [_zig(), *map(str, arguments)]
+    shown = f"the command was: {' '.join(['python -m ziglang', *map(str, arguments)])}"
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        code, output = _attended(command, folder)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"zig could not {purpose} within {_LIMIT_SECONDS} s and was stopped; {shown}"
+        ) from error
     except OSError as error:
         raise BuildError(f"cannot run the linker to {purpose}: {error}") from error
-    if result.returncode:
-        output = " | ".join(line for line in result.stderr.strip().splitlines()[-5:])
+    if code:
+        told = " | ".join(output.strip().splitlines()[-5:])[-_LONGEST_OUTPUT:]
+        raise BuildError(f"zig could not {purpose} (exit status {code}): {told}; {shown}")
+
+
+@lru_cache(maxsize=1)
+def _zig() -> str:
+    found = importlib.util.find_spec("ziglang")
+    if found is None or found.origin is None:
         raise BuildError(
-            f"zig could not {purpose} (exit status {result.returncode}): {output}; "
-            f"the command was: {' '.join(command)}"
+            "the package ziglang, which links modules, is missing: pip install ziglang"
         )
+    return str(Path(found.origin).with_name("zig"))
 
 
-def _compile_options(spec: TargetSpec, libc: str, include: Sequence[Path]) -> list[str]:
+def _attended(command: Sequence[str], folder: Path | None) -> tuple[int, str]:
+    """Exit code and error output of a command that dies with this process."""
+    wrapper = [sys.executable, "-I", "-S", compiler.attended.__file__, str(os.getpid())]
+    cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(tool_cache())
+    places = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    process = subprocess.Popen(
+        [*wrapper, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=folder,
+        env=os.environ | places,
+        # A group of its own, to be stopped with all that zig has started.
+        start_new_session=True,
+    )
+    with process:
+        try:
+            _, output = process.communicate(timeout=_LIMIT_SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output
+
+
+def _compile_options(spec: TargetSpec, libc: str, include: Sequence[str]) -> list[str]:
     # No -mcpu: zig builds its libc once for every CPU it is given, which takes half a minute,
     # and the C code only drives the kernels, which LLVM has compiled for the CPU.
     options = ["cc", "-target", _triple(spec, libc), *_C_FLAGS]
     return [*options, *(f"-I{folder}" for folder in include)]
 
 
+def _seen_from(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Names of `paths` for a command that runs in `folder`.
+
+    zig cannot read back what it writes about files in folders with quotes or backslashes, and
+    a comma ends an option of the linker: the folder's own name is told to neither.
+    """
+    here = folder.resolve()
+    return [os.path.join(".", os.path.relpath(path.resolve(), here)) for path in paths]
+
+
 def compile_c(source: Path, result: Path, spec: TargetSpec, include: Sequence[Path]) -> None:
     """Compile one C file against glibc into a position-independent object."""
-    options = _compile_options(spec, "gnu", include)
-    run_zig([*options, "-c", source, "-o", result], f"compile {source.name}")
+    folder = source.parent
+    options = _compile_options(spec, "gnu", _seen_from(folder, include))
+    names = _seen_from(folder, [source, result])
+    run_zig([*options, "-c", names[0], "-o", names[1]], f"compile {source.name}", folder)
 
 
 def link_shared(
@@ -61,25 +124,29 @@ def link_shared(
 
     `libraries` are those of the C library besides `m` and `pthread`.
     """
+    folder = result.parent
     script = result.with_suffix(".map")
     symbols = "".join(f" {name};" for name in exported)
     script.write_text(f"{{ global:{symbols} local: *; }};\n")
-    options = [*_compile_options(spec, "gnu", include), *(f"-D{d}" for d in definitions)]
+    options = _compile_options(spec, "gnu", _seen_from(folder, include))
     run_zig(
         [
-            *options, "-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs",
-            f"-Wl,--version-script={script}", "-o", result, *objects, "-lm", "-lpthread",
-            *(f"-l{name}" for name in libraries),
+            *options, *(f"-D{d}" for d in definitions),
+            "-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs",
+            f"-Wl,--version-script={script.name}", "-o", f"./{result.name}",
+            *_seen_from(folder, objects), "-lm", "-lpthread", *(f"-l{name}" for name in libraries),
         ],
         f"link {result.name}",
+        folder,
     )  # fmt: skip
     script.unlink()
 
 
 def link_objects(objects: Sequence[Path], result: Path, spec: TargetSpec) -> None:
     """Link objects into a shared library that leaves symbols to its host and exports all."""
-    options = _compile_options(spec, "gnu", ())
-    run_zig([*options, "-shared", "-o", result, *objects, "-lm"], f"link {result.name}")
+    folder = result.parent
+    options = [*_compile_options(spec, "gnu", ()), "-shared", "-o", f"./{result.name}"]
+    run_zig([*options, *_seen_from(folder, objects), "-lm"], f"link {result.name}", folder)
 
 
 def link_executable(
@@ -90,16 +157,19 @@ def link_executable(
     definitions: Sequence[str],
 ) -> None:
     """Compile and link C sources and objects into a static executable (musl)."""
-    options = _compile_options(spec, "musl", include)
+    folder = result.parent
+    options = _compile_options(spec, "musl", _seen_from(folder, include))
     run_zig(
         [
             *options, *(f"-D{d}" for d in definitions), "-static", "-s", "-Wl,--gc-sections",
-            "-o", result, *sources, "-lm", "-lpthread",
+            "-o", f"./{result.name}", *_seen_from(folder, sources), "-lm", "-lpthread",
         ],
         f"link {result.name}",
+        folder,
     )  # fmt: skip
 
 
 def make_archive(objects: Sequence[Path], result: Path) -> None:
     """Collect objects into a static library."""
-    run_zig(["ar", "rcsD", result, *objects], f"write {result.name}")
+    names = _seen_from(result.parent, [result, *objects])
+    run_zig(["ar", "rcsD", *names], f"write {result.name}", result.parent)

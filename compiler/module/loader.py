@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from compiler.module.manifest import Manifest, read_manifest
 from compiler.module.module_file import open_checked
 from compiler.module.selfcontained import SelfContainedModule
 from compiler.processes import at_end
+from compiler.scratch import ScratchFolder
 
 __all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 
@@ -32,18 +32,18 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
     if temporary is None:
         return _load_folder(Path(path), threads)
     try:
-        module = _load_folder(temporary, threads)
+        module = _load_folder(temporary.path, threads)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.close()
         if isinstance(error, ArtifactError):  # the user knows the archive alone
-            message = str(error).replace(str(temporary), str(path))
+            message = str(error).replace(str(temporary.path), str(path))
             raise ArtifactError(message) from error
         raise
-    at_end(module, shutil.rmtree, temporary, True)
+    at_end(module, temporary.close)
     return module
 
 
-def _unpacked(path: Path) -> Path | None:
+def _unpacked(path: Path) -> ScratchFolder | None:
     """A temporary folder with the module, if it is an archive."""
     if not path.is_file():
         return None
@@ -94,7 +94,7 @@ def folder_of(path: Path) -> Iterator[Path]:
     """
     temporary = _unpacked(path)
     try:
-        yield path if temporary is None else temporary
+        yield path if temporary is None else temporary.path
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.close()

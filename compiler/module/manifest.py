@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from compiler.errors import ArtifactError
 from compiler.module.regular_file import open_regular
+from compiler.scratch import replacing
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
@@ -243,12 +244,5 @@ def update_measured(folder: str | os.PathLike[str], **measured: Any) -> Manifest
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file's content so that a reader sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        stream.write(content)

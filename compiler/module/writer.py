@@ -18,8 +18,9 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,7 @@ from compiler.module.manifest import (
 )
 from compiler.module.manifest import (
     FORMAT,
+    MAP_FROM_BYTES,
     Manifest,
     TensorEntry,
     digest_file,
@@ -107,6 +109,28 @@ def write_module(
     Raises `BuildError` when code generation, linking or writing fails; then
     `out_dir` is as it was.
     """
+    with new_module(
+        lowered, out_dir, golden=golden, forms=forms, embed_weights=embed_weights, jobs=jobs
+    ) as written:
+        pass
+    return replace(written, path=Path(out_dir))
+
+
+@contextmanager
+def new_module(
+    lowered: LoweredModel,
+    out_dir: str | Path,
+    *,
+    golden: GoldenVectors | None = None,
+    forms: Sequence[str] = FORMS,
+    embed_weights: bool | None = None,
+    jobs: int = 2,
+) -> Iterator[WrittenModule]:
+    """As `write_module`, but the module takes the place of `out_dir` at the end of the block.
+
+    Within, it is in a folder beside that, to be loaded and tried. After an exception `out_dir`
+    is as it was.
+    """
     unknown = sorted(set(forms) - set(FORMS))
     if unknown:
         raise ConfigError(f"unknown module form {unknown[0]!r}; choose from {', '.join(FORMS)}")
@@ -115,11 +139,11 @@ def write_module(
     with scratch_folder(destination) as folder:
         try:
             manifest = _write_into(folder, lowered, golden, forms, embed_weights, jobs, watch)
+            yield WrittenModule(folder, manifest, watch.seconds)
             watch.measure("rename", lambda: replace_folder(folder, destination))
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise BuildError(f"{destination}: the module could not be written: {reason}") from error
-    return WrittenModule(destination, manifest, watch.seconds)
 
 
 def replace_golden(folder: Path, golden: GoldenVectors) -> Manifest:
@@ -206,12 +230,14 @@ def _self_contained(
     build.mkdir()
     weights_file = (build if embed_weights else folder) / "weights.bin"
     watch.measure("weights", lambda: _write_weights(weights_file, graph, plan))
+    for path in RUNTIME_FOLDER.iterdir():
+        shutil.copyfile(path, build / path.name)
     objects = []
     for i, data in enumerate(built.objects):
         objects.append(build / f"kernels_{i}.o")
         objects[-1].write_bytes(data)
     source = build / f"{prefix}_model.c"
-    embedded = weights_file.resolve() if embed_weights and plan.weights_bytes else None
+    embedded = weights_file if embed_weights and plan.weights_bytes else None
     source.write_text(
         generate_driver(
             plan,
@@ -231,18 +257,18 @@ def _self_contained(
 
     def libraries() -> None:
         driver = build / f"{prefix}_model.o"
-        compile_c(source, driver, lowered.spec, [RUNTIME_FOLDER])
+        compile_c(source, driver, lowered.spec, [build])
         link_shared(
-            [RUNTIME_FOLDER / "entry.c", driver, *objects], folder / "model.so", lowered.spec,
-            [RUNTIME_FOLDER], [entry], [f"{prefix}_module", "tinsmith_get_module"],
+            [build / "entry.c", driver, *objects], folder / "model.so", lowered.spec,
+            [build], [entry], [f"{prefix}_module", "tinsmith_get_module"],
         )  # fmt: skip
         if "static" in forms:
             make_archive([driver, *objects], folder / "model.a")
 
     def runner() -> None:
         link_executable(
-            [RUNTIME_FOLDER / "runner.c", source, *objects], folder / "tinsmith-run",
-            lowered.spec, [RUNTIME_FOLDER], [entry],
+            [build / "runner.c", source, *objects], folder / "tinsmith-run",
+            lowered.spec, [build], [entry],
         )  # fmt: skip
 
     def link() -> None:
@@ -267,8 +293,18 @@ def _self_contained(
         "arena_bytes": plan.arena_bytes,
         "kernels": _kernel_entries(lowered, plan),
         "steps": tuple(step.kernel for step in plan.steps),
-        "notes": (*lowered.notes, *serialised),
+        "notes": (*lowered.notes, *serialised, *_mapped(plan, embed_weights)),
     }
+
+
+def _mapped(plan: Plan, embedded: bool) -> tuple[str, ...]:
+    if embedded or plan.weights_bytes < MAP_FROM_BYTES:
+        return ()
+    size = plan.weights_bytes / 2**20
+    return (
+        f"weights.bin ({size:.0f} MiB) is mapped, not read: while a process uses the module, "
+        "replace its files by renaming, never rewrite them",
+    )
 
 
 def _write_weights(path: Path, graph: Graph, plan: Plan) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from compiler.evaluate.roofline import cache_folder
 from compiler.module.version import tinsmith_version
 from compiler.pruning.observed import compile_graph
 from compiler.quantization.timing import measure
 from compiler.tuning.target_key import describe
+from compiler.user_folders import cache_folder
 from passes.prune.allocation.cost import Axis, CostModel, Term
 from passes.prune.allocation.flops import flops_model
 from passes.prune.allocation.ranking import Ranking

@@ -9,9 +9,9 @@ from tvm.tirx import PrimFunc
 
 import tuning_logs
 from compiler.errors import ConfigError
-from compiler.evaluate.roofline import cache_folder
 from compiler.tuning.records import Record, Subject, workload_key
 from compiler.tuning.store import Store
+from compiler.user_folders import cache_folder
 from targets.cpu.schedule import RecordLookup
 from targets.cpu.template import Decisions, Template
 from targets.spec import TargetSpec

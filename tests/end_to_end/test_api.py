@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,9 @@ def test_mistakes_raise_what_they_are(small_model_file: Path, tmp_path: Path) ->
 
 
 def test_a_module_that_computes_something_else_is_reported(
-    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model_file: Path, small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let the reference disagree, as it would after a miscompilation."""
+    """Let all references disagree, as they would after a miscompilation."""
     from compiler.evaluate.reference import Reference
 
     honest = Reference.run
@@ -71,8 +72,19 @@ def test_a_module_that_computes_something_else_is_reported(
         return {name: value * 1.1 for name, value in honest(self, inputs).items()}
 
     monkeypatch.setattr(Reference, "run", lying)
-    with pytest.raises(compiler.VerificationError, match=r"scores.*--bisect"):
-        compiler.compile_to(small_model_file, tmp_path / "m")
+    monkeypatch.setattr(Reference, "_appeals", lambda *_: iter(()))
+    with pytest.raises(compiler.VerificationError, match=r"m\.failed: .*scores.*--bisect"):
+        compiler.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.failed"]
+    # The module that was there before stays, and a failing one takes the last failing one's place.
+    shutil.copytree(small_module, tmp_path / "m")
+    with pytest.raises(compiler.VerificationError, match=r"the module at .*m is as it was"):
+        compiler.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.failed"]
+    compiler.load(tmp_path / "m").close()
+    compiler.load(tmp_path / "m.failed").close()
+    with pytest.raises(compiler.VerificationError, match="give `output` to keep it"):
+        compiler.compile(small_model_file)
 
 
 def test_running_a_module_needs_no_tvm(small_module: Path) -> None:

@@ -135,7 +135,7 @@ static tinsmith_context *module_create(void) {
   pthread_mutex_lock(&pool.control);
   const char *opened = weights;
   pthread_mutex_unlock(&pool.control);
-  if (!opened && WEIGHTS_BYTES) {
+  if (!opened && WEIGHTS_BYTES > 0) {
     fail("open() must be called before create()", "");
     return NULL;
   }

@@ -17,6 +17,7 @@ from compiler.module.golden import FILE_NAME as GOLDEN_NAME
 from compiler.module.golden import GoldenVectors, decode_golden
 from compiler.module.manifest import read_manifest
 from compiler.module.signature import numpy_dtype
+from compiler.scratch import ScratchFolder
 from compiler.tuning.batch import Kernel
 from compiler.tuning.boards.board import Findings, Order
 from compiler.tuning.boards.candidates import write_tensors
@@ -45,7 +46,7 @@ class BoardRunner:
         self.processor = f"board {key}"
         self._spec, self._threads = spec, threads
         with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._folder = stack.enter_context(ScratchFolder())
             self._fleet = Fleet(tracker, key, spec, seconds, self._folder)
             stack.callback(self._fleet.close)
             self._stack = stack.pop_all()

@@ -61,11 +61,12 @@ def test_the_archive_computes_what_the_folder_does(network_folder: Path, archive
 
 def test_all_files_come_back(network_folder: Path, archive: Path) -> None:
     assert verify_files(archive) == verify_files(network_folder)
-    folder = unpack(archive)
+    scratch = unpack(archive)
+    folder = scratch.path
     for path in network_folder.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
         assert os.access(folder / path.name, os.X_OK) == os.access(path, os.X_OK)
-    shutil.rmtree(folder)
+    scratch.close()
 
 
 def test_equal_modules_give_equal_archives(
