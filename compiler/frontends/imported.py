@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from onnx import ModelProto
@@ -61,12 +62,13 @@ def described_outputs(
     module: tvm.IRModule, source: str
 ) -> list[tuple[tuple[int | None, ...], str]]:
     """Shape and dtype of each output of `main`."""
-    result = module["main"].ret_ty
-    fields = list(result.fields) if isinstance(result, relax.TupleType) else [result]
     outputs = []
-    for index, field in enumerate(fields):
+    for index, field in enumerate(result_types(module["main"])):
         if not isinstance(field, relax.TensorType) or field.ndim < 0:
-            raise ModelError(f"{source}: the rank of output {index} is not known")
+            raise ModelError(
+                f"{source}: output {index} has a number of dimensions that depends on data, or is "
+                "a sequence; declare its shape in the model, or cut the model before it"
+            )
         shape = field.shape
         if isinstance(shape, relax.ShapeExpr):
             sizes = tuple(getattr(dim, "value", None) for dim in shape.values)
@@ -74,3 +76,10 @@ def described_outputs(
             sizes = (None,) * field.ndim
         outputs.append((sizes, str(field.dtype)))
     return outputs
+
+
+def result_types(main: relax.Function) -> list[Any]:
+    """The types of the results, with the extents that are known where others depend on data."""
+    body = main.body
+    kind = body.body.ty if isinstance(body, relax.SeqExpr) else main.ret_ty
+    return list(kind.fields) if isinstance(kind, relax.TupleType) else [kind]

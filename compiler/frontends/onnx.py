@@ -51,7 +51,7 @@ def import_onnx(
     check_operators(folded, converters, source)
     _check_outputs(folded, source)
     importer = GraphImporter(folded, converters, source)
-    module = importer.import_graph(inputs)
+    module = importer.import_graph(inputs, _declared_ranks(loaded))
     outputs = described_outputs(module, source)
     # ONNX Runtime 1.31 crashes when it inlines a branch whose condition became a constant.
     reference = folded if constants else bound
@@ -68,6 +68,15 @@ def import_onnx(
         notes=(*notes, *fold_notes, *importer.notes),
         reference=reference,
     )
+
+
+def _declared_ranks(model: ModelProto) -> dict[str, int]:
+    """The ranks that the file declares for its outputs."""
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in model.graph.output
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _check_outputs(model: ModelProto, source: str) -> None:

@@ -1,26 +1,34 @@
-"""Control flow of ONNX graphs, resolved while importing.
+"""Control flow of ONNX graphs, resolved while importing where that is possible.
 
-The compiled function has none: a branch whose condition is known is taken, one that
-depends on data is computed on both sides and selected (operators have no side
-effects), and loops of a known number of turns are unrolled.
+A branch whose condition is known is taken, one that depends on data is computed on both
+sides and selected (operators have no side effects), and loops of a known number of turns,
+or of few turns at most, are unrolled. Branches of different shapes and all other loops are
+run by the VM form (`onnx_dynamic_control`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import GenericConst
 
 from compiler.errors import ModelError
 from compiler.frontends.onnx_converters.constants import constant
+from compiler.frontends.onnx_dynamic_control import DynamicControl
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx_importer import GraphImporter
 
 _UNROLL_LIMIT = 1024
+# A loop of so many turns at most is unrolled although data may end it earlier.
+_SELECT_LIMIT = 16
+
+
+class _DependsOnDataError(Exception):
+    """The loop cannot be unrolled."""
 
 
 class ControlFlow:
@@ -28,6 +36,7 @@ class ControlFlow:
 
     def __init__(self, importer: GraphImporter) -> None:
         self._importer = importer
+        self._dynamic = DynamicControl(importer)
 
     def add(self, node: NodeProto) -> None:
         """Bind the outputs of `node` in the scope of the importer."""
@@ -46,51 +55,88 @@ class ControlFlow:
         condition = importer.tensor(node.input[0], "condition")
         then_values = self._run(branches["then_branch"], {})
         else_values = self._run(branches["else_branch"], {})
+        if [_signature(v) for v in then_values] != [_signature(v) for v in else_values]:
+            self._dynamic.branch(node, branches)
+            return
         importer.notes.append(
             f"If node {node.name or node.output[0]!r} depends on data: both branches are computed"
         )
-        selected = []
-        for name, first, second in zip(node.output, then_values, else_values, strict=True):
-            if _signature(first) != _signature(second):
-                raise ModelError(
-                    f"{importer.describe(node)}: the branches give output {name!r} different "
-                    f"shapes or dtypes ({first.ty}, {second.ty}), and the condition depends on "
-                    "data; bind the input that decides it to a constant"
-                )
-            scalar = importer.builder.emit(relax.op.reshape(condition, ()))
-            selected.append(importer.emit(relax.op.where(scalar, first, second), name))
-        self._bind(node, selected)
+        scalar = importer.builder.emit(relax.op.reshape(condition, ()))
+        self._bind(
+            node,
+            [
+                importer.emit(relax.op.where(scalar, first, second), name)
+                for name, first, second in zip(node.output, then_values, else_values, strict=True)
+            ],
+        )
 
     def _add_loop(self, node: NodeProto) -> None:
         importer = self._importer
         body = _body(node, importer)
+        functions = dict(importer.functions)
+        try:
+            results = self._unrolled(node, body)
+        except _DependsOnDataError:
+            # What was unrolled so far is read by nothing.
+            importer.functions = functions
+            self._dynamic.loop(node, body)
+            return
+        self._bind(node, results)
+
+    def _unrolled(self, node: NodeProto, body: GraphProto) -> list[relax.Expr]:
+        """The results of a loop turn by turn.
+
+        Where data decide whether a loop of few turns goes on, every turn is computed, and
+        counts only as long as all conditions held.
+        """
+        importer = self._importer
         trips = importer.constant(node.input[0]) if node.input[0] else None
         has_condition = len(node.input) > 1 and bool(node.input[1])
-        condition = importer.constant(node.input[1]) if has_condition else np.array(True)
-        if condition is None:
-            raise ModelError(f"{importer.describe(node)}: the condition depends on data")
+        condition: relax.Expr = constant(np.array(True))
+        if has_condition:
+            condition = importer.tensor(node.input[1], "condition")
         limit = int(trips.reshape(-1)[0]) if trips is not None else _UNROLL_LIMIT + 1
-        if node.input[0] and trips is None:
-            raise ModelError(f"{importer.describe(node)}: the number of turns depends on data")
+        if (node.input[0] and trips is None) or (trips is not None and limit > _UNROLL_LIMIT):
+            raise _DependsOnDataError
         state = [importer.values[name] for name in node.input[2:]]
         scanned: list[list[relax.Expr]] = [[] for _ in body.output[1 + len(state) :]]
-        turn = 0
-        while turn < limit and bool(condition.reshape(-1)[0]):
-            if turn == _UNROLL_LIMIT:
-                raise ModelError(
-                    f"{importer.describe(node)}: more than {_UNROLL_LIMIT} turns to unroll"
+        goes_on: relax.Expr | None = None
+        names = [value.name for value in body.input]
+        for turn in range(limit):
+            if isinstance(condition, GenericConst):
+                if not bool(condition.value.numpy().reshape(-1)[0]):
+                    break
+            elif scanned or limit > _SELECT_LIMIT:
+                raise _DependsOnDataError
+            else:
+                held = importer.builder.emit(relax.op.reshape(condition, ()))
+                goes_on = (
+                    held
+                    if goes_on is None
+                    else importer.builder.emit(relax.op.logical_and(goes_on, held))
                 )
+            if turn == _UNROLL_LIMIT:
+                raise _DependsOnDataError
             first = [constant(np.array(turn, np.int64)), constant(np.array(True))]
-            names = [value.name for value in body.input]
             results = self._run(body, dict(zip(names, [*first, *state], strict=True)))
-            if not isinstance(results[0], GenericConst):
-                raise ModelError(f"{importer.describe(node)}: when it ends depends on data")
-            condition = results[0].value.numpy()
-            state = results[1 : 1 + len(state)]
+            condition = results[0]
+            state = [
+                self._selected(goes_on, new, old)
+                for new, old in zip(results[1 : 1 + len(state)], state, strict=True)
+            ]
             for values, value in zip(scanned, results[1 + len(state) :], strict=True):
                 values.append(value)
-            turn += 1
-        self._bind(node, [*state, *(self._stack(node, values, 0) for values in scanned)])
+        if any(not values for values in scanned):
+            raise _DependsOnDataError
+        return [*state, *(self._stack(node, values, 0) for values in scanned)]
+
+    def _selected(self, condition: relax.Expr | None, new: relax.Expr, old: relax.Expr) -> Any:
+        """The new state where the loop went on, else the old one."""
+        if condition is None:
+            return new
+        if _signature(new) != _signature(old):
+            raise _DependsOnDataError
+        return self._importer.builder.emit(relax.op.where(condition, new, old))
 
     def _add_scan(self, node: NodeProto) -> None:
         importer = self._importer
@@ -105,12 +151,16 @@ class ControlFlow:
         sources = [importer.tensor(name, "scan input") for name in node.input[state_count:]]
         axes = ints.get("scan_input_axes", [0] * scan_count)
         backward = ints.get("scan_input_directions", [0] * scan_count)
-        lengths = {int(source.ty.shape[axis]) for source, axis in zip(sources, axes, strict=True)}
-        if len(lengths) != 1:
+        lengths = {source.ty.shape[axis] for source, axis in zip(sources, axes, strict=True)}
+        if not all(isinstance(extent, tirx.IntImm) for extent in lengths):
+            self._dynamic.scan(node, body, scan_count, ints)
+            return
+        if len({int(extent) for extent in lengths}) != 1:
             raise ModelError(f"{importer.describe(node)}: the scan inputs differ in length")
-        length = lengths.pop()
-        if length > _UNROLL_LIMIT:
-            raise ModelError(f"{importer.describe(node)}: more than {_UNROLL_LIMIT} turns")
+        length = int(lengths.pop())
+        if not 0 < length <= _UNROLL_LIMIT:
+            self._dynamic.scan(node, body, scan_count, ints)
+            return
         scanned: list[list[relax.Expr]] = [[] for _ in range(outputs)]
         names = [value.name for value in body.input]
         for turn in range(length):

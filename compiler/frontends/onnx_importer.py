@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 from compiler.errors import ModelError, TinsmithError
 from compiler.frontends.onnx_control import ControlFlow
 from compiler.frontends.onnx_converters.constants import constant, static_shape, storable
+from compiler.frontends.onnx_dynamic import DynamicNodes
 from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
@@ -80,15 +82,24 @@ class GraphImporter:
         # What was stored in a wider dtype than the model says: the model's dtype by name.
         self.narrow: dict[str, str] = {}
         self._converters = converters
+        # Subgraphs that are called at run time, and how often which operator is.
+        self.functions: dict[str, relax.Function] = {}
+        self.dynamic = DynamicNodes(self)
+        self._evaluated: Counter[str] = Counter()
         self._control_flow = ControlFlow(self)
         self._names: set[str] = set()
 
-    def import_graph(self, inputs: Sequence[BoundInput]) -> tvm.IRModule:
-        """The module with the function `main`; its parameters follow `inputs`."""
+    def import_graph(
+        self, inputs: Sequence[BoundInput], ranks: Mapping[str, int] | None = None
+    ) -> tvm.IRModule:
+        """The module with the function `main`; its parameters follow `inputs`.
+
+        `ranks` are what is declared of outputs, for those of which nothing else is known.
+        """
         parameters = []
         for value in inputs:
             variable = relax.Var(
-                self._fresh_name(value.name), relax.TensorType(value.shape, value.dtype)
+                self.fresh_name(value.name), relax.TensorType(value.shape, value.dtype)
             )
             self.values[value.name] = _known_if_empty(variable)
             parameters.append(variable)
@@ -96,7 +107,10 @@ class GraphImporter:
             try:
                 with self.builder.dataflow():
                     self.add_graph(self.graph)
-                    outputs = [self.tensor(value.name, "output") for value in self.graph.output]
+                    outputs = [
+                        self._ranked(self.tensor(value.name, "output"), value.name, ranks or {})
+                        for value in self.graph.output
+                    ]
                     result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
                     result = self.builder.emit_output(result)
             except BaseException:
@@ -104,7 +118,23 @@ class GraphImporter:
                 self.builder._end_block()
                 raise
             self.builder.emit_func_output(result)
-        return self.builder.get()
+        if self._evaluated:
+            told = ", ".join(f"{count} {name}" for name, count in sorted(self._evaluated.items()))
+            self.notes.append(f"shapes that depend on data: evaluated one by one are {told}")
+        module = self.builder.get()
+        for name, function in self.functions.items():
+            module[name] = function
+        return module
+
+    def _ranked(self, value: relax.Expr, name: str, ranks: Mapping[str, int]) -> relax.Expr:
+        """An output of a rank that only its declaration tells, with that."""
+        if isinstance(value.ty, relax.TensorType) and value.ty.ndim < 0 and name in ranks:
+            return self.dynamic.named_extents(value, [None] * ranks[name], name)
+        return value
+
+    def note_dynamic(self, node: NodeProto) -> None:
+        """Count a node that is evaluated at run time as it is."""
+        self._evaluated[node.op_type] += 1
 
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
@@ -138,7 +168,7 @@ class GraphImporter:
         """Bind `value` to a variable named after the ONNX value `name`."""
         if isinstance(value, GenericConst | relax.Var):
             return value
-        return self.builder.emit(value, self._fresh_name(name))
+        return self.builder.emit(value, self.fresh_name(name))
 
     def _hold(self, name: str, array: np.ndarray) -> None:
         """Bind the value `name` to a constant."""
@@ -155,7 +185,8 @@ class GraphImporter:
             )
         return self.values[name]
 
-    def _fresh_name(self, name: str) -> str:
+    def fresh_name(self, name: str) -> str:
+        """A name like `name` that no variable has."""
         clean = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
         clean = f"v_{clean}" if clean[0].isdigit() else clean
         unique, number = clean, 1
@@ -175,6 +206,10 @@ class GraphImporter:
             if known is not None:
                 for name, array in zip((n for n in node.output if n), known, strict=True):
                     self._hold(name, array)
+                return
+            if self.dynamic.concerns(node):
+                convert = lambda: self._bind_outputs(node, self._convert(node, inputs))  # noqa: E731
+                self.dynamic.add(node, convert)
                 return
             self._bind_outputs(node, self._convert(node, inputs))
         except TinsmithError:

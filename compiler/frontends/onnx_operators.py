@@ -9,6 +9,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, _get_convert_
 
 from compiler.errors import UnsupportedOpError
 from compiler.frontends.onnx_converters import OWN_CONVERTERS
+from compiler.frontends.onnx_dynamic import DATA_DEPENDENT
 from compiler.frontends.onnx_evaluate import may_evaluate
 
 # Handled by the importer itself: branches are resolved or computed both, loops unrolled.
@@ -60,7 +61,8 @@ def check_operators(
     known = {tensor.name for tensor in model.graph.initializer}
     for path, node in _walk(model.graph, "", known):
         domain = domain_of(node)
-        if (domain, node.op_type) in converters or (not domain and node.op_type in CONTROL_FLOW):
+        ours = not domain and (node.op_type in CONTROL_FLOW or node.op_type in DATA_DEPENDENT)
+        if ours or (domain, node.op_type) in converters:
             continue
         qualified = f"{domain}.{node.op_type}" if domain else node.op_type
         label = node.name or next(iter(node.output), "unnamed")

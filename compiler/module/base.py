@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import TinsmithError
 from compiler.module.golden import FILE_NAME as GOLDEN_NAME
 from compiler.module.golden import GoldenVectors, decode_golden
 from compiler.module.manifest import Manifest, TensorEntry
@@ -115,8 +114,8 @@ class Module(ABC):
         return decode_golden(
             read_checked(path, self.manifest),
             str(path),
-            _static(signature.inputs, signature.input_dtypes),
-            _static(signature.outputs, signature.output_dtypes),
+            _described(signature.inputs, signature.input_dtypes),
+            _described(signature.outputs, signature.output_dtypes),
         )
 
     def __enter__(self) -> Module:
@@ -126,13 +125,11 @@ class Module(ABC):
         self.close()
 
 
-def _static(
+def _described(
     tensors: Sequence[TensorEntry], dtypes: Sequence[np.dtype]
-) -> list[tuple[np.dtype, tuple[int, ...]]]:
-    pairs = []
-    for tensor, dtype in zip(tensors, dtypes, strict=True):
-        shape = tuple(extent for extent in tensor.shape if isinstance(extent, int))
-        if len(shape) != len(tensor.shape):
-            raise TinsmithError(f"{tensor.name!r} has a dynamic shape and no golden vectors")
-        pairs.append((dtype, shape))
-    return pairs
+) -> list[tuple[np.dtype, tuple[int | None, ...]]]:
+    """Dtype and shape of each tensor; extents that are not fixed are None."""
+    return [
+        (dtype, tuple(extent if isinstance(extent, int) else None for extent in tensor.shape))
+        for tensor, dtype in zip(tensors, dtypes, strict=True)
+    ]

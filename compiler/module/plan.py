@@ -25,6 +25,14 @@ from compiler.module.stages import ALIGNMENT, KernelCode, align_up
 # Operators that name the same memory with another shape.
 _VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
 
+# Why a graph calls a function that only the VM form provides.
+_AT_RUN_TIME = {
+    "tinsmith.evaluate": "a shape depends on data",
+    "tinsmith.loop": "data decide when a loop ends",
+    "tinsmith.scan": "a loop is too long to be unrolled, or data decide how long it is",
+    "tinsmith.branch": "data decide between branches of different shapes",
+}
+
 
 class NeedsVirtualMachineError(Exception):
     """The model cannot take the self-contained form; carries the reason."""
@@ -160,7 +168,8 @@ class _GraphReader:
         elif isinstance(value.op, Op):
             self._operator(binding, value)
         else:
-            raise NeedsVirtualMachineError(f"call of {str(value.op)[:80]}")
+            symbol = getattr(value.op, "global_symbol", str(value.op)[:80])
+            raise NeedsVirtualMachineError(_AT_RUN_TIME.get(symbol, f"call of {symbol}"))
 
     def _kernel_call(self, call: relax.Call) -> None:
         callee = self.module[call.op]

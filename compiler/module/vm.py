@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
 from compiler.build import tvm_target
 from compiler.errors import BuildError
+from compiler.frontends.imported import result_types
 from compiler.module.linker import link_objects
 from compiler.module.lowered import LoweredModel
 from compiler.module.manifest import TensorEntry
@@ -27,7 +28,7 @@ def write_vm_module(folder: Path, lowered: LoweredModel, reason: str) -> dict[st
 
     Raises `BuildError` when TVM cannot compile the model either.
     """
-    executable = _compile(lowered.module, lowered.spec, lowered.source_name)
+    executable = _compile(_with_a_kernel(lowered.module), lowered.spec, lowered.source_name)
     build = folder / "build"
     build.mkdir()
 
@@ -49,10 +50,24 @@ def write_vm_module(folder: Path, lowered: LoweredModel, reason: str) -> dict[st
         ),
         "outputs": tuple(
             _entry(name, kind)
-            for name, kind in zip(lowered.output_names, _result_types(main), strict=True)
+            for name, kind in zip(lowered.output_names, result_types(main), strict=True)
         ),
         "notes": (*lowered.notes, f"written in the VM form: {reason}"),
     }
+
+
+def kernel_calls(module: IRModule) -> list[str]:
+    """The kernels that the functions of a lowered module call, once for each call."""
+    names: list[str] = []
+
+    def note(node: Any) -> None:
+        if isinstance(node, relax.Call) and getattr(node.op, "name", "") == "relax.call_tir":
+            names.append(str(node.args[0].name_hint))
+
+    for function in module.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, note)
+    return names
 
 
 def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Executable:
@@ -77,9 +92,15 @@ def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Execu
         raise BuildError(f"{name}: TVM could not compile the model's VM form: {detail}") from error
 
 
-def _result_types(main: relax.Function) -> list[Any]:
-    kind = main.ret_ty
-    return list(kind.fields) if isinstance(kind, relax.TupleType) else [kind]
+def _with_a_kernel(module: IRModule) -> IRModule:
+    """The module with at least one kernel: TVM cannot load a library of bytecode alone."""
+    if any(isinstance(function, tirx.PrimFunc) for function in module.functions.values()):
+        return module
+    x = te.placeholder((1,), name="x")
+    function = te.create_prim_func([x, te.compute((1,), lambda i: x[i], name="copy")])
+    result = module.clone()
+    result["nothing_to_compute"] = function.with_attr("global_symbol", "nothing_to_compute")
+    return result
 
 
 def _entry(name: str, kind: Any) -> TensorEntry:

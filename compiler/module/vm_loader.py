@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,39 @@ from compiler.module.base import Context, Module, StepTime
 from compiler.module.manifest import Manifest
 from compiler.module.module_file import open_checked
 from compiler.module.signature import Inputs
+from compiler.module.vm_functions import call_label, register, running
 from compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model_vm.so"
+
+
+class _Stopwatch:
+    """Times the calls of a virtual machine, without those that run inside of them."""
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[float, float]] = []
+        self._times: list[tuple[str, float]] = []
+
+    def __call__(
+        self, _function: Any, symbol: str, before: bool, _result: Any, *arguments: Any
+    ) -> int:
+        now = time.perf_counter()
+        if before:
+            # The seconds of the calls inside are gathered beside the moment of the beginning.
+            self._begun.append((now, 0.0))
+            return 0
+        begin, inside = self._begun.pop()
+        if self._begun:
+            outer, gathered = self._begun[-1]
+            self._begun[-1] = (outer, gathered + now - begin)
+        if not symbol.startswith("vm.builtin."):
+            self._times.append((call_label(symbol, arguments), now - begin - inside))
+        return 0
+
+    def collect(self) -> list[tuple[str, float]]:
+        """Name and seconds of each call since the last time, in order of their ends."""
+        times, self._times = self._times, []
+        return times
 
 
 class VirtualMachineContext(Context):
@@ -26,14 +57,14 @@ class VirtualMachineContext(Context):
     def __init__(self, module: VirtualMachineModule) -> None:
         super().__init__(module._signature)
         self._module = module
-        self._machine = module._relax.VirtualMachine(module._executable, module._tvm.cpu())
+        self._machine: Any = module.machine()
         self._lock = lock_that_forks_open()
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         arrays = self._signature.checked(inputs)
         tensor = self._module._tvm.runtime.tensor
         try:
-            with self._lock:
+            with self._lock, running(self._machine):
                 result = self._machine["main"](*(tensor(array) for array in arrays))
         except (RuntimeError, ValueError, TypeError) as error:
             detail = str(error).strip().splitlines()[-1]
@@ -51,19 +82,28 @@ class VirtualMachineContext(Context):
         return list(outputs)
 
     def profile(self, inputs: Inputs, repeats: int = 10) -> list[StepTime]:
-        times = []
-        for _ in range(max(repeats, 1)):
-            begin = time.perf_counter()
-            self.run(inputs)
-            times.append(time.perf_counter() - begin)
-        return [StepTime(0, "main", float(np.median(times)))]
+        arrays = self._signature.checked(inputs)
+        tensors = [self._module._tvm.runtime.tensor(array) for array in arrays]
+        # An instrument cannot be taken off again: it gets a machine of its own.
+        machine = self._module.machine()
+        watch = _Stopwatch()
+        machine.set_instrument(watch)
+        runs: list[list[tuple[str, float]]] = []
+        with self._lock, running(machine):
+            for _ in range(max(repeats, 1)):
+                machine["main"](*tensors)
+                runs.append(watch.collect())
+        return [
+            StepTime(index, calls[0][0], float(np.median([seconds for _, seconds in calls])))
+            for index, calls in enumerate(zip(*runs, strict=False))
+        ]
 
     def close(self) -> None:
         self._machine = None
 
 
 class VirtualMachineModule(Module):
-    """A Relax executable; runs are serialised, `profile` sees the model as one step."""
+    """A Relax executable; runs are serialised."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         super().__init__(path, manifest)
@@ -75,6 +115,7 @@ class VirtualMachineModule(Module):
                 f"{path}: is in the VM form ({manifest.vm_reason}) and needs TVM: "
                 "pip install apache-tvm"
             ) from error
+        register()
         self._tvm = tvm
         self._relax = relax
         # Open as long as the library is loaded, so that no other has its name meanwhile.
@@ -93,6 +134,10 @@ class VirtualMachineModule(Module):
                 f"{path}: {LIBRARY_NAME} holds no executable; the model has nothing to compute"
             ) from error
         self._threads = 0
+
+    def machine(self) -> Any:
+        """A new virtual machine."""
+        return self._relax.VirtualMachine(self._executable, self._tvm.cpu())
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         return self._shared.run(inputs, outputs)

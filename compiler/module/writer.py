@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -172,13 +173,16 @@ def _write_into(
         reason = str(error)
         graph = None
     if graph is None:
-        from compiler.module.vm import write_vm_module
+        from compiler.module.vm import kernel_calls, write_vm_module
 
         fields = watch.measure("virtual machine", lambda: write_vm_module(folder, lowered, reason))
+        calls = kernel_calls(lowered.module)
+        fields["kernels"] = _kernel_entries(lowered, calls)
     else:
         fields = _self_contained(folder, lowered, graph, plan, built, forms, embed_weights, watch)
     if golden:
-        (folder / GOLDEN_NAME).write_bytes(golden.encode())
+        # Only the C runtime reads files without shapes, and it has fixed ones.
+        (folder / GOLDEN_NAME).write_bytes(golden.encode(with_shapes=graph is None))
         fields["tolerance"] = golden.tolerance
     spec = lowered.spec
     manifest = Manifest(
@@ -291,7 +295,7 @@ def _self_contained(
         "weights_bytes": plan.weights_bytes,
         "weights_embedded": embed_weights,
         "arena_bytes": plan.arena_bytes,
-        "kernels": _kernel_entries(lowered, plan),
+        "kernels": _kernel_entries(lowered, [step.kernel for step in plan.steps]),
         "steps": tuple(step.kernel for step in plan.steps),
         "notes": (*lowered.notes, *serialised, *_mapped(plan, embed_weights)),
     }
@@ -315,11 +319,10 @@ def _write_weights(path: Path, graph: Graph, plan: Plan) -> None:
         stream.write(b"\0" * (plan.weights_bytes - stream.tell()))
 
 
-def _kernel_entries(lowered: LoweredModel, plan: Plan) -> tuple[dict[str, object], ...]:
+def _kernel_entries(lowered: LoweredModel, called: Sequence[str]) -> tuple[dict[str, object], ...]:
     reports = {report.name: report for report in lowered.kernels}
     entries = []
-    for name in dict.fromkeys(step.kernel for step in plan.steps):
-        calls = sum(step.kernel == name for step in plan.steps)
+    for name, calls in Counter(called).items():
         entry: dict[str, object] = {"name": name, "calls": calls}
         if name in reports:
             report = reports[name]

@@ -36,7 +36,7 @@ class BlockRewriter:
 
     Only dataflow blocks are touched: bindings outside them, branches of
     conditionals and `PrimFunc`s stay as they are, and so do the variables that
-    a block hands to the outside.
+    a block hands to the outside and the matches of shapes known at run time.
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
@@ -165,8 +165,6 @@ class BlockRewriter:
 
     def _rewrite_block(self, block: relax.DataflowBlock) -> relax.DataflowBlock:
         bindings = list(block.bindings)
-        if not all(isinstance(binding, relax.VarBinding) for binding in bindings):
-            return block
         self._new_bindings = []
         self._known_names.update(binding.var.name for binding in bindings)
         self._replacement = {}
@@ -180,6 +178,9 @@ class BlockRewriter:
                 self._old_uses[binding.var] += 1
         self.begin(bindings)
         for binding in bindings:
+            if isinstance(binding, relax.MatchCast):
+                self._match_cast(binding)
+                continue
             new = self.visit(binding.var, binding.value)
             if isinstance(binding.var, relax.DataflowVar):
                 self.replace(binding.var, new)
@@ -188,11 +189,18 @@ class BlockRewriter:
         live = self._without_dead(self._new_bindings)
         return relax.DataflowBlock(live)
 
+    def _match_cast(self, binding: relax.MatchCast) -> None:
+        """Keep a check of a shape that is known at run time: it defines what its extents are."""
+        value = self.substitute(binding.value)
+        self._new_bindings.append(relax.MatchCast(binding.var, value, binding.ty))
+        self._definition[binding.var] = value
+        self.replace(binding.var, binding.var)
+
     def _hand_out(self, variable: relax.Var, new: relax.Expr) -> None:
         """Bind an output of the block; it keeps its variable because others read it."""
         value = new
         last = self._new_bindings[-1] if self._new_bindings else None
-        if last is not None and last.var.same_as(new):
+        if isinstance(last, relax.VarBinding) and last.var.same_as(new):
             # Bind the value itself rather than an alias of the variable just made.
             value = self._new_bindings.pop().value
         self._bind(variable, value)

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import tvm
 import tvm_ffi
+from tvm import tirx
 from tvm.tirx import PrimFunc
 
 from targets.cpu.bfloat16 import use_bfloat16_instructions
 from targets.cpu.elementary_functions import lower_elementary_functions
 from targets.cpu.nan_propagation import propagate_nan
-from targets.cpu.program import buffer_shape
 from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
 from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
@@ -63,8 +63,17 @@ def match_template(function: PrimFunc, spec: TargetSpec) -> tuple[Template, Matc
     raise ValueError("no template matches; `Unscheduled` must be the last of TEMPLATES")
 
 
-def _interface(function: PrimFunc) -> list[tuple[tuple[int, ...], str]]:
-    return [(buffer_shape(p), str(p.ty.dtype)) for p in function.params]
+def _interface(function: PrimFunc) -> list[tuple[tuple[int | str, ...], str]]:
+    """Shape and dtype of each parameter; an extent known at run time by its name."""
+    return [
+        (
+            tuple(int(e) if isinstance(e, tirx.IntImm) else str(e) for e in p.ty.shape),
+            str(p.ty.dtype),
+        )
+        if isinstance(p.ty, tirx.BufferType)
+        else ((), str(p.ty))
+        for p in function.params
+    ]
 
 
 def schedule_function(

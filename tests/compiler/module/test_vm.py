@@ -66,7 +66,8 @@ def test_dynamic_shapes(dynamic_folder: Path) -> None:
             out = np.empty((n, 4), "float32")
             assert module.run([x, y], [out])[0] is out
             np.testing.assert_array_equal(module.context()(x=x, y=y)["z"], out)
-        assert [step.kernel for step in module.profile([x, y], 2)] == ["main"]
+        timed = {step.kernel: step.seconds for step in module.profile([x, y], 2)}
+        assert all(timed[str(entry["name"])] > 0 for entry in manifest.kernels)
 
 
 def test_symbolic_dimensions_must_agree(dynamic_folder: Path) -> None:
