@@ -75,7 +75,11 @@ def _decode(
     """The content of a file; raises ValueError or struct.error where it is damaged."""
     magic, version, input_count, output_count, _, tolerance = _HEADER.unpack_from(data)
     known = magic == _MAGIC and version in (_VERSION, _WITH_SHAPES)
-    if not known or (input_count, output_count) != (len(inputs), len(outputs)) or not tolerance >= 0:
+    if (
+        not known
+        or (input_count, output_count) != (len(inputs), len(outputs))
+        or not tolerance >= 0
+    ):
         raise ValueError("header")
     position = _HEADER.size
     arrays = []

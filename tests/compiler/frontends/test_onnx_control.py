@@ -7,7 +7,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.errors import ModelError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import model, random, run, value
 
