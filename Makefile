@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test lint format bench sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -32,6 +32,11 @@ lint: $(VENV)/.installed-test ## ruff and mypy
 
 test: lint ## lint, then all tests but the slow ones
 	$(BIN)/python -m pytest -q
+
+sanitize: $(VENV)/.installed-test ## the C runtime under ASan, UBSan and TSan (needs gcc or clang)
+	@if command -v gcc >/dev/null || command -v clang >/dev/null; then \
+	  TINSMITH_ROUNDS=100 TINSMITH_MUTANTS=20000 $(BIN)/python -m pytest -q -m '' tests/compiler/module/test_sanitizers.py; \
+	else echo "sanitize: skipped, neither gcc nor clang is here"; fi
 
 format: $(VENV)/.installed-test ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .

@@ -1,14 +1,20 @@
 /* tinsmith-run: the model as a program. Usage at the end of this file. */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "deviation.h"
+#include "npy.h"
 #include "tinsmith.h"
+
+enum { LONGEST_NAME = 200, MOST_THREADS = 256, MOST_RUNS = 10000000 };
 
 extern const tinsmith_module *MODULE_ENTRY(void);
 
@@ -44,74 +50,80 @@ static void read_exactly(FILE *file, void *data, uint64_t bytes, const char *pat
   if (fread(data, 1, (size_t)bytes, file) != bytes) die(path, "is shorter than the module expects");
 }
 
-/* ---- .npy ---- */
-
-static const char *npy_type(const char *dtype) {
-  static const char *const names[][2] = {
-      {"float32", "<f4"}, {"float64", "<f8"}, {"float16", "<f2"}, {"bfloat16", "<u2"},
-      {"int8", "|i1"},    {"int16", "<i2"},   {"int32", "<i4"},   {"int64", "<i8"},
-      {"uint8", "|u1"},   {"uint16", "<u2"},  {"uint32", "<u4"},  {"uint64", "<u8"},
-      {"bool", "|b1"}};
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (!strcmp(names[i][0], dtype)) return names[i][1];
-  return "|u1";
-}
-
-static void shape_text(const tinsmith_tensor *t, char *text, size_t size) {
-  size_t used = (size_t)snprintf(text, size, "(");
-  for (int i = 0; i < t->ndim && used < size; i++)
-    used += (size_t)snprintf(text + used, size - used, "%lld, ", (long long)t->shape[i]);
-  if (t->ndim > 1 && used >= 2 && used < size) used -= 2; /* only (n,) keeps its comma */
-  else if (t->ndim == 1) used -= 1;
-  snprintf(text + used, used < size ? size - used : 0, ")");
-}
-
-static void write_npy(const char *path, const tinsmith_tensor *t, const void *data) {
-  char shape[512], header[1024];
-  shape_text(t, shape, sizeof shape);
-  int length = snprintf(header, sizeof header,
-                        "{'descr': '%s', 'fortran_order': False, 'shape': %s, }",
-                        npy_type(t->dtype), shape);
-  int total = (10 + length + 1 + 63) / 64 * 64;
-  FILE *file = fopen(path, "wb");
+/* A pipe would be waited for, and a device never ends: only files are read. */
+static FILE *open_file(const char *path) {
+  int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  struct stat status;
+  if (descriptor < 0 || fstat(descriptor, &status)) die(path, strerror(errno));
+  if (!S_ISREG(status.st_mode)) die(path, "is not a regular file");
+  FILE *file = fdopen(descriptor, "rb");
   if (!file) die(path, strerror(errno));
-  unsigned char magic[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0,
-                             (unsigned char)((total - 10) & 255),
-                             (unsigned char)((total - 10) >> 8)};
-  int bad = fwrite(magic, 1, 10, file) != 10;
-  bad |= fprintf(file, "%s%*s\n", header, total - 11 - length, "") < 0;
-  bad |= fwrite(data, 1, (size_t)t->nbytes, file) != t->nbytes;
-  if (fclose(file) || bad) die(path, "could not be written");
+  return file;
 }
 
 static void read_input(const char *path, const tinsmith_tensor *t, void *data) {
-  FILE *file = fopen(path, "rb");
-  if (!file) die(path, strerror(errno));
-  unsigned char magic[10];
-  if (fread(magic, 1, 10, file) == 10 && !memcmp(magic, "\x93NUMPY\x01", 7)) {
-    char header[65536], wanted[1024], shape[512];
-    size_t length = (size_t)magic[8] | (size_t)magic[9] << 8;
-    read_exactly(file, header, length, path);
-    header[length < sizeof header ? length : sizeof header - 1] = 0;
-    shape_text(t, shape, sizeof shape);
-    snprintf(wanted, sizeof wanted, "'shape': %s", shape);
-    if (!strstr(header, wanted)) die(path, "does not have the input's shape");
-    if (!strstr(header, npy_type(t->dtype))) die(path, "does not have the input's dtype");
-    if (!strstr(header, "'fortran_order': False")) die(path, "is stored in Fortran order");
-  } else {
-    rewind(file);
-  }
-  read_exactly(file, data, t->nbytes, path);
-  if (fgetc(file) != EOF) die(path, "is longer than the module expects");
+  FILE *file = open_file(path);
+  const char *wrong = npy_read(file, t, data);
+  if (wrong) die(path, wrong);
   fclose(file);
+}
+
+/* ---- names of output files ---- */
+
+/* An output's name as a file's: what is no letter, digit, '.', '-' or '_' becomes '_'. */
+static void plain_name(const char *name, char *plain) {
+  size_t length = 0;
+  for (; name[length] && length < LONGEST_NAME; length++) {
+    unsigned char c = (unsigned char)name[length];
+    plain[length] = c >= 128 || isalnum(c) || strchr("._-", c) ? (char)c : '_';
+  }
+  plain[length] = 0;
+}
+
+static int is_taken(const char *name, char (*names)[LONGEST_NAME + 16], int count) {
+  for (int i = 0; i < count; i++)
+    if (!strcmp(names[i], name)) return 1;
+  /* A later output that is called just so keeps its name. */
+  for (int i = count + 1; i < module->output_count; i++)
+    if (!strcmp(module->outputs[i].name, name)) return 1;
+  return 0;
+}
+
+/* Distinct names for the files of all outputs: the second `a_b` becomes `a_b_2`. */
+static char (*file_names(void))[LONGEST_NAME + 16] {
+  char(*names)[LONGEST_NAME + 16] = allocate((uint64_t)module->output_count * sizeof *names);
+  for (int i = 0; i < module->output_count; i++) {
+    char plain[LONGEST_NAME + 1];
+    plain_name(module->outputs[i].name, plain);
+    snprintf(names[i], sizeof names[i], "%s", plain);
+    for (int number = 2; is_taken(names[i], names, i); number++)
+      snprintf(names[i], sizeof names[i], "%s_%d", plain, number);
+  }
+  return names;
+}
+
+static void write_outputs(const char *prefix, void **out) {
+  char(*names)[LONGEST_NAME + 16] = file_names();
+  for (int i = 0; i < module->output_count; i++) {
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s%s.npy", prefix, names[i]) >= (int)sizeof path)
+      die(prefix, "is too long");
+    FILE *file = fopen(path, "wb");
+    if (!file) die(path, strerror(errno));
+    int failed = npy_write(file, &module->outputs[i], out[i]);
+    if (fclose(file) || failed) die(path, "could not be written");
+    int renamed = strcmp(names[i], module->outputs[i].name);
+    printf(renamed ? "%s (output %s)\n" : "%s\n", path, module->outputs[i].name);
+  }
+  free(names);
 }
 
 /* ---- commands ---- */
 
 static void print_tensors(const char *kind, const tinsmith_tensor *tensors, int count) {
   for (int i = 0; i < count; i++) {
-    char shape[512];
-    shape_text(&tensors[i], shape, sizeof shape);
+    char shape[NPY_LONGEST_SHAPE];
+    npy_shape(&tensors[i], shape);
     printf("%s %s %s %s\n", kind, tensors[i].name, tensors[i].dtype, shape);
   }
 }
@@ -130,8 +142,7 @@ static void check(int status) {
 }
 
 static int verify(const char *path, tinsmith_context *context, void **in, void **out) {
-  FILE *file = fopen(path, "rb");
-  if (!file) die(path, strerror(errno));
+  FILE *file = open_file(path);
   struct {
     char magic[8];
     uint32_t version, inputs, outputs, zero;
@@ -195,28 +206,55 @@ static int usage(int status) {
           "usage: tinsmith-run [--weights FILE] [--threads N] COMMAND\n"
           "  info                      inputs, outputs, sizes\n"
           "  run [-o PREFIX] FILE...   one .npy or raw file per input; writes PREFIX<output>.npy\n"
+          "                            and tells the names (what is special in them becomes _)\n"
           "  bench [RUNS]              latency over RUNS runs (default 100)\n"
           "  verify [FILE]             compare with golden vectors (default: golden.bin beside)\n"
           "exit status: 0 success, 1 the results disagree, 2 an error\n");
   return status;
 }
 
+/* A number written in digits alone, from `least` to `most`; anything else is refused. */
+static int count(const char *what, const char *text, int least, int most) {
+  long long value = 0;
+  const char *c = text;
+  for (; *c >= '0' && *c <= '9' && value <= most; c++) value = 10 * value + (*c - '0');
+  if (c == text || *c || value < least || value > most) {
+    fprintf(stderr, "tinsmith-run: %s %s: expected a number from %d to %d\n", what, text, least,
+            most);
+    exit(2);
+  }
+  return (int)value;
+}
+
+static void find_folder(void) {
+  ssize_t length = readlink("/proc/self/exe", folder, sizeof folder - 1);
+  folder[length > 0 ? length : 0] = 0;
+  char *slash = strrchr(folder, '/');
+  if (slash) *slash = 0;
+  else strcpy(folder, ".");
+}
+
 int main(int argc, char **argv) {
   module = MODULE_ENTRY();
-  ssize_t length = readlink("/proc/self/exe", folder, sizeof folder - 1);
-  if (length <= 0) strcpy(folder, ".");
-  else *strrchr(folder, '/') = 0;
+  find_folder();
   const char *weights = NULL;
   int threads = 0, at = 1;
+  if (argc == 2 && !strcmp(argv[1], "--help")) return usage(0);
   for (; at + 1 < argc && !strncmp(argv[at], "--", 2); at += 2) {
     if (!strcmp(argv[at], "--weights")) weights = argv[at + 1];
-    else if (!strcmp(argv[at], "--threads")) threads = atoi(argv[at + 1]);
+    else if (!strcmp(argv[at], "--threads"))
+      threads = count("--threads", argv[at + 1], 0, MOST_THREADS);
     else return usage(2);
   }
   if (at >= argc) return usage(2);
   const char *command = argv[at++];
-  if (!strcmp(command, "--help") || !strcmp(command, "help")) return usage(0);
-  if (!strcmp(command, "info")) return info();
+  int given = argc - at, runs = 100;
+  if (!strcmp(command, "help")) return usage(0);
+  if (!strcmp(command, "info")) return given ? usage(2) : info();
+  int is_verify = !strcmp(command, "verify"), is_bench = !strcmp(command, "bench");
+  if (!is_verify && !is_bench && strcmp(command, "run")) return usage(2);
+  if ((is_verify || is_bench) && given > 1) return usage(2);
+  if (is_bench && given) runs = count("bench", argv[at], 1, MOST_RUNS);
   check(module->open(weights ? weights : beside("weights.bin")));
   check(module->set_threads(threads));
   tinsmith_context *context = module->create();
@@ -225,16 +263,14 @@ int main(int argc, char **argv) {
   void **out = allocate(sizeof(void *) * (uint64_t)(module->output_count + 1));
   for (int i = 0; i < module->input_count; i++) in[i] = allocate(module->inputs[i].nbytes);
   for (int i = 0; i < module->output_count; i++) out[i] = allocate(module->outputs[i].nbytes);
-  int status = 2;
-  if (!strcmp(command, "verify")) {
-    status = verify(at < argc ? argv[at] : beside("golden.bin"), context, in, out);
-  } else if (!strcmp(command, "bench")) {
-    int runs = at < argc ? atoi(argv[at]) : 100;
-    if (runs < 1) return usage(2);
+  int status = 0;
+  if (is_verify) {
+    status = verify(given ? argv[at] : beside("golden.bin"), context, in, out);
+  } else if (is_bench) {
     status = bench(context, in, out, runs);
-  } else if (!strcmp(command, "run")) {
+  } else {
     const char *prefix = "";
-    if (at + 1 < argc && !strcmp(argv[at], "-o")) {
+    if (given > 1 && !strcmp(argv[at], "-o")) {
       prefix = argv[at + 1];
       at += 2;
     }
@@ -242,18 +278,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < module->input_count; i++)
       read_input(argv[at + i], &module->inputs[i], in[i]);
     check(module->run(context, (const void *const *)in, out));
-    for (int i = 0; i < module->output_count; i++) {
-      char path[4096], name[256];
-      snprintf(name, sizeof name, "%s", module->outputs[i].name);
-      for (char *c = name; *c; c++)
-        if (*c == '/') *c = '_';
-      snprintf(path, sizeof path, "%s%s.npy", prefix, name);
-      write_npy(path, &module->outputs[i], out[i]);
-      printf("%s\n", path);
-    }
-    status = 0;
-  } else {
-    return usage(2);
+    write_outputs(prefix, out);
   }
   module->destroy(context);
   module->close();

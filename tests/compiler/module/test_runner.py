@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_networks import NETWORK_INPUT, random_inputs
+from small_networks import NETWORK_INPUT, lowered, random_inputs
+from tvm import relax
 
 from compiler.module.loader import load
+from compiler.module.writer import write_module
 
 
 def _run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -102,6 +106,69 @@ def test_mistakes(network_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"1234")
     assert "shorter" in _run(network_folder, "run", tmp_path / "short").stderr
     assert "shorter" in _run(network_folder, "verify", tmp_path / "short").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--threads", "abc", "bench"),
+        ("--threads", "-1", "bench"),
+        ("--threads", "257", "bench"),
+        ("--threads", "2x", "bench"),
+        ("--threads", "", "bench"),
+        ("--threads", " 2", "bench"),
+        ("bench", "99999999999999"),
+        ("bench", "99999999999999999999999999999999"),
+        ("bench", "0"),
+        ("bench", "-5"),
+        ("bench", "1e3"),
+        ("bench", "+3"),
+    ],
+)
+def test_numbers_are_digits_within_bounds(network_folder: Path, arguments: tuple[str, ...]) -> None:
+    done = _run(network_folder, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"tinsmith-run: .*: expected a number from \d+ to \d+\n", done.stderr)
+
+
+def test_arguments_that_nothing_takes(network_folder: Path) -> None:
+    for arguments in (("info", "x"), ("verify", "a", "b"), ("bench", "1", "2"), ("--threads", "2")):
+        done = _run(network_folder, *arguments)
+        assert (done.returncode, done.stdout) == (2, "") and "usage:" in done.stderr
+    assert _run(network_folder, "--help").returncode == 0
+
+
+def test_only_files_are_read(network_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        for command in ("run", "verify"):
+            done = _run(network_folder, command, path)
+            assert (done.returncode, done.stdout) == (2, "") and "regular file" in done.stderr
+        done = _run(network_folder, "--weights", path, "bench", "1")
+        assert done.returncode == 2 and "not a file" in done.stderr
+
+
+def test_outputs_whose_names_are_alike(tmp_path: Path) -> None:
+    """Each gets a file of its own, and the program tells which."""
+    names = ("a/b", "a_b", "a b", "a_b_2", "../a_b", "x" * 300)
+
+    def each(x: relax.Expr) -> relax.Expr:
+        parts = [relax.op.add(x, relax.const(float(i), "float32")) for i in range(len(names))]
+        return relax.Tuple(parts)
+
+    model = dataclasses.replace(lowered(each, (((2,), "float32"),), len(names)), output_names=names)
+    folder = write_module(model, tmp_path / "m", forms=("runner",)).path
+    np.zeros(2, "float32").tofile(tmp_path / "x")
+    (tmp_path / "out").mkdir()
+    done = _run(folder, "run", "-o", f"{tmp_path}/out/", tmp_path / "x")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len({line.partition(" ")[0] for line in lines}) == len(names)
+    for i, (line, name) in enumerate(zip(lines, names, strict=True)):
+        path, _, said = line.partition(" ")
+        assert np.load(path).tolist() == [i, i] and Path(path).parent == tmp_path / "out"
+        assert said == ("" if Path(path).name == f"{name}.npy" else f"(output {name})")
+    assert lines[1] == f"{tmp_path}/out/a_b.npy"  # who has such a name keeps it
 
 
 def test_weights_are_needed(network_folder: Path, tmp_path: Path) -> None:
