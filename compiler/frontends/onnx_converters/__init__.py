@@ -6,6 +6,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters import (
     activations,
+    attention,
     blocked,
     division,
     elementwise,
@@ -22,6 +23,7 @@ from compiler.frontends.onnx_converters import (
     running,
     selection,
     spectrum,
+    transformer,
     variadic,
 )
 
@@ -73,6 +75,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     selection.Slice,
     spectrum.DFT,
     spectrum.STFT,
+    transformer.SimplifiedLayerNormalization,
     variadic.Max,
     variadic.Mean,
     variadic.Min,
@@ -80,6 +83,10 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
 )
 
 _OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
+    attention.Attention,
+    attention.MultiHeadAttention,
+    attention.QAttention,
+    attention.RotaryEmbedding,
     blocked.MatMulNBits,
     quantization.DequantizeLinear,
     quantization.QuantizeLinear,
@@ -97,6 +104,18 @@ _OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
     quantized_linear.QLinearSigmoid,
     quantized_linear.QLinearSoftmax,
     quantized_linear.QLinearWhere,
+    transformer.BiasGelu,
+    transformer.BiasSoftmax,
+    transformer.EmbedLayerNormalization,
+    transformer.FastGelu,
+    transformer.FusedConv,
+    transformer.FusedGemm,
+    transformer.FusedMatMul,
+    transformer.QuickGelu,
+    transformer.SimplifiedLayerNormalization,
+    transformer.SkipLayerNormalization,
+    transformer.SkipSimplifiedLayerNormalization,
+    transformer.TransposeMatMul,
 )
 
 # Keys are (domain, operator), the standard domain being the empty string. A converter class is
