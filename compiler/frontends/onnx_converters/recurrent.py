@@ -118,6 +118,13 @@ def _convert(
     return relax.Tuple([sequence, *finals])
 
 
+def lstm_workload(
+    attributes: Mapping[str, Any], steps: int, batch: int, hidden: int
+) -> RecurrentWorkload:
+    """What the attributes of an LSTM of float32 ask for."""
+    return _workload("lstm", attributes, steps, batch, hidden, "float32")
+
+
 def _workload(
     kind: str, attributes: Mapping[str, Any], steps: int, batch: int, hidden: int, dtype: str
 ) -> RecurrentWorkload:
