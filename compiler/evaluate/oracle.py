@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import TinsmithError
+from compiler.errors import ModelError, TinsmithError
 from compiler.evaluate.peers import OnnxRuntime
 
 ONNX_RUNTIME = "ONNX Runtime"
@@ -40,7 +40,12 @@ _PATIENCE_SECONDS = 30
 def open_runner(who: str, content: bytes, threads: int) -> Runner:
     """A function that runs the model in `content`; raises what the runtime does if it refuses."""
     if who != EVALUATOR:
-        return OnnxRuntime(content, threads, {}, optimised=who == ONNX_RUNTIME).run
+        optimised = who == ONNX_RUNTIME
+        try:
+            return OnnxRuntime(content, threads, {}, optimised=optimised, exact=True).run
+        except ModelError:
+            # It cannot make weights that share a zero point unsigned.
+            return OnnxRuntime(content, threads, {}, optimised=optimised).run
     import onnx
     from onnx.reference import ReferenceEvaluator
 
