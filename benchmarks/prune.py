@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch_pruning_peer as peer
 from compressed_weights import cifar_images
-from models import CACHE, MODELS, find_model
+from zoo import CACHE, MODELS, find_model
 
 import compiler
 from compiler.evaluate.bench import bench

@@ -19,16 +19,8 @@ import numpy as np
 import onnx
 import tvm
 from latency import find
-from models import (
-    CACHE,
-    MODELS,
-    RealModel,
-    find_model,
-    random_inputs,
-    relative_error,
-    stock_tvm,
-    with_random_weights,
-)
+from models import random_inputs, relative_error, stock_tvm, with_random_weights
+from zoo import CACHE, MODELS, RealModel, find_model
 
 from compiler.errors import TinsmithError
 from compiler.frontends.onnx import ImportedModel, import_onnx

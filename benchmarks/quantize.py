@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from compressed_weights import cifar_images, compressed_weights
-from models import CACHE
 from topologies import IMAGE, write
+from zoo import CACHE
 
 import compiler
 from compiler.evaluate.bench import bench

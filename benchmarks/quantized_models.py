@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from models import CACHE, MODELS, find_model
 from quantize import photographs
 from topologies import IMAGE, write
+from zoo import CACHE, MODELS, find_model
 
 import compiler
 from compiler.evaluate.bench import bench

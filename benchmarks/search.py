@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from latency import find
-from models import CACHE
+from zoo import CACHE
 
 from compiler import CompileConfig, QuantizationConfig
 from compiler.preparation import Clock, Prepared, prepare, target_of

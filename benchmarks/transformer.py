@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from models import CACHE, MODELS, find_model
+from zoo import CACHE, MODELS, find_model
 
 import compiler
 from compiler.evaluate.bench import bench

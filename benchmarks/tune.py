@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latency import find
-from models import CACHE
+from zoo import CACHE
 
 from compiler import CompileConfig, QuantizationConfig, TuneOptions, compile_to, tune
 from compiler.evaluate.bench import bench
