@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from zoo import CACHE, MODELS, UNSEEN, RealModel, find_model
 
 import compiler
 from compiler.errors import TinsmithError
 from compiler.evaluate.bench import bench
+from compiler.evaluate.peers import OnnxRuntime
 from compiler.frontends.onnx import ImportedModel
 
 Feeds = Mapping[str, np.ndarray]
@@ -180,15 +180,13 @@ def deviation(module: compiler.Module, source: onnx.ModelProto, constants: Feeds
     feeds = {**constants, **dict(zip(names, golden.inputs, strict=True))}
     ours = module.run(golden.inputs)
     errors = []
-    for level in ("ORT_ENABLE_ALL", "ORT_DISABLE_ALL"):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        session = onnxruntime.InferenceSession(
-            source.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    for optimised in (True, False):
+        session = OnnxRuntime(
+            source.SerializeToString(), threads=1, shapes={}, optimised=optimised, exact=True
         )
-        wanted = {value.name for value in session.get_inputs()}
-        theirs = session.run(None, {name: feeds[name] for name in feeds if name in wanted})
+        wanted = {value.name for value in source.graph.input}
+        found = session.run({name: feeds[name] for name in feeds if name in wanted})
+        theirs = [found[tensor.name] for tensor in module.manifest.outputs]
         errors.append(max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)))
         if errors[-1] <= golden.tolerance:
             break

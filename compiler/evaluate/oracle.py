@@ -46,10 +46,15 @@ def open_runner(who: str, content: bytes, threads: int) -> Runner:
         except ModelError:
             # It cannot make weights that share a zero point unsigned.
             return OnnxRuntime(content, threads, {}, optimised=optimised).run
-    import onnx
+    import onnx.version_converter
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(onnx.load_from_string(content))
+    model = onnx.load_from_string(content)
+    try:
+        evaluator = ReferenceEvaluator(model)
+    except RuntimeError:
+        # It has QuantizeLinear and its like in newer versions only.
+        evaluator = ReferenceEvaluator(onnx.version_converter.convert_version(model, 21))
     names = list(evaluator.output_names)
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:

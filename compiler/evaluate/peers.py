@@ -62,6 +62,7 @@ class OnnxRuntime:
         optimised: bool = True,
         exact: bool = False,
     ) -> None:
+        """`exact` keeps products of 8-bit integers from saturating on CPUs without VNNI."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

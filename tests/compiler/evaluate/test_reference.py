@@ -251,3 +251,36 @@ def test_the_module_keeps_the_outputs_that_it_agrees_with(
     monkeypatch.setattr(Opinions, "ask", lambda *a: {"y": honest(*a)["y"] * np.float32(1.01)})
     with pytest.raises(VerificationError, match="output y does not agree"):
         compile_to(proto, tmp_path / "other", runner=False, static_library=False)
+
+
+def test_products_of_bytes_do_not_saturate_in_the_reference() -> None:
+    """On CPUs without VNNI ONNX Runtime adds pairs of products in 16 bits, if one lets it."""
+    codes = np.full((64, 8), 127, np.int8)
+    exact = model(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w", "z"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["y"], to=FLOAT),
+        ],
+        {"w": codes},
+        size=64,
+    )
+    reference = Reference(exact, exact.SerializeToString())
+    ones = np.ones((1, 64), np.float32)
+    found = reference.run({"x": ones})["y"]
+    np.testing.assert_array_equal(found, np.full((1, 8), 64 * 255 * 127, np.float32))
+
+
+def test_the_evaluator_knows_old_versions_of_quantisation() -> None:
+    old = model(
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ],
+        {"scale": np.float32(0.5), "zero": np.uint8(3)},
+    )
+    found = Opinions(old.SerializeToString(), 1).ask(
+        EVALUATOR, {"x": np.float32([[0, 1, 2, 9]])}, 30
+    )
+    assert not isinstance(found, str), found
+    np.testing.assert_array_equal(found["y"], [[0, 1, 2, 9]])
