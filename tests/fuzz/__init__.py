@@ -1,0 +1,1 @@
+"""Mutated model files against the front end and the compiler: `python -m tests.fuzz --help`."""
