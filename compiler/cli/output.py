@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from compiler.errors import TinsmithError
+from compiler.plain_text import plain_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,7 +69,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> None:
-    line = " ".join(message.split())
+    line = plain_line(message)
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
     if options.get("as_json"):
@@ -86,11 +87,11 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
 ) -> None:
     """A table on standard output; all but the first `left` columns are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=plain_line(title), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(plain_line(str(cell)) for cell in row))
     console().print(table)
 
 
@@ -101,12 +102,12 @@ def console() -> Console:
 
 def say(line: str) -> None:
     """One line of plain text on standard output, never wrapped."""
-    print(line)
+    print(plain_line(line))
 
 
 def note(line: str) -> None:
     """A remark that is no result: on standard error."""
-    print(f"note: {line}", file=sys.stderr)
+    print(f"note: {plain_line(line)}", file=sys.stderr)
 
 
 def milliseconds(seconds: float) -> str:
@@ -131,7 +132,7 @@ def progress_bar(title: str, hidden: bool = False) -> Iterator[Callable[[str, fl
     """
     screen = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -142,9 +143,10 @@ def progress_bar(title: str, hidden: bool = False) -> Iterator[Callable[[str, fl
         disable=hidden or not screen.is_terminal,
     )
     with bar:
+        title = plain_line(title)
         task = bar.add_task(title, total=1.0)
 
         def show(phase: str, fraction: float) -> None:
-            bar.update(task, description=f"{title}: {phase}", completed=fraction)
+            bar.update(task, description=f"{title}: {plain_line(phase)}", completed=fraction)
 
         yield show

@@ -16,6 +16,7 @@ from compiler.cli import output
 from compiler.cli.options import AsJson, Constant, Shape
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
+from compiler.plain_text import plain_line
 from compiler.quantization.config import QuantizationConfig
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def tune_shown(
 @contextmanager
 def live_table(title: str, hidden: bool) -> Iterator[Callable[[JobView], None]]:
     """A table on standard error that follows a job; nothing if `hidden` or not a terminal."""
-    screen = Console(stderr=True, highlight=False)
+    screen = Console(stderr=True, highlight=False, markup=False)
     if hidden or not screen.is_terminal:
         yield lambda view: None
         return
@@ -152,12 +153,12 @@ def live_table(title: str, hidden: bool) -> Iterator[Callable[[JobView], None]]:
 
         def show(view: JobView) -> None:
             eta = f"{view.eta_seconds:.0f} s left at most"
-            head = f"{title}: {view.phase}, {view.seconds:.0f} s, {eta}"
+            head = f"{plain_line(title)}: {view.phase}, {view.seconds:.0f} s, {eta}"
             table = Table(title=head, title_justify="left", title_style="bold")
             for index, column in enumerate(_COLUMNS):
                 table.add_column(column, justify="left" if index in (0, 1, 8) else "right")
             for row in view.rows[:_ROWS]:
-                table.add_row(*_cells(row))
+                table.add_row(*map(plain_line, _cells(row)))
             live.update(table, refresh=True)
 
         yield show

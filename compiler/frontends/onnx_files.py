@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from compiler.errors import ModelError, UnsafeModelError
+from compiler.frontends.onnx_schemas import check_nodes
 from compiler.frontends.onnx_wellformed import check_graphs
 
 # The oldest file format whose operators the converters describe, and the newest opset of the
@@ -81,6 +82,7 @@ def check_model(model: ModelProto, source: str) -> None:
     for tensor in all_tensors(model):
         _check_tensor(tensor, source)
     check_graphs(model, source)
+    check_nodes(model, source)
 
 
 def standard_opset(model: ModelProto) -> int | None:

@@ -31,6 +31,7 @@ from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
+from compiler.frontends.onnx_schemas import check_input_types, schema_of
 from compiler.frontends.onnx_shapes import BoundInput
 
 Converters = Mapping[tuple[str, str], type[OnnxOpConverter]]
@@ -87,7 +88,8 @@ class GraphImporter:
         self.dynamic = DynamicNodes(self)
         self._evaluated: Counter[str] = Counter()
         self._control_flow = ControlFlow(self)
-        self._names: set[str] = set()
+        # The function itself is named so.
+        self._names: set[str] = {"main"}
 
     def import_graph(
         self, inputs: Sequence[BoundInput], ranks: Mapping[str, int] | None = None
@@ -198,6 +200,8 @@ class GraphImporter:
     def _add_node(self, node: NodeProto) -> None:
         where = f"{self.describe(node)}: input"
         inputs = onnx_input(self._lookup(name, where) if name else None for name in node.input)
+        types = [self._type_of(name) for name in node.input]
+        check_input_types(node, schema_of(node, self.opset), types, self.describe(node))
         try:
             if not domain_of(node) and node.op_type in CONTROL_FLOW:
                 self._control_flow.add(node)
@@ -218,6 +222,18 @@ class GraphImporter:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
             raise ModelError(f"{self.describe(node)} cannot be converted: {reason}") from error
+
+    def _type_of(self, name: str) -> str | None:
+        """The dtype of the value `name`, "sequence" for several tensors, None if not known."""
+        value = self.values.get(name)
+        if isinstance(value, relax.ShapeExpr):
+            return "int64"
+        kind = value.ty if isinstance(value, relax.Expr) else None
+        if isinstance(kind, relax.TupleType):
+            return "sequence"
+        if not isinstance(kind, relax.TensorType):
+            return None
+        return self.narrow.get(name, str(kind.dtype))
 
     def _evaluate(self, node: NodeProto) -> Sequence[np.ndarray] | None:
         """The outputs of `node` if they are known already."""

@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from compiler.errors import ModelError
+from compiler.plain_text import is_plain
+
+# Of a name. Exporters write paths of nested modules, of a few hundred characters at most.
+_LONGEST_NAME = 2048
 
 
 def check_graphs(model: ModelProto, source: str) -> None:
@@ -87,6 +91,16 @@ def _check_name(name: object, what: str, source: str) -> None:
     # Protobuf hands out bytes where a string is not valid UTF-8.
     if not isinstance(name, str):
         raise ModelError(f"{source}: the name {name!r} of {what} is not valid text")
+    if len(name) > _LONGEST_NAME:
+        raise ModelError(
+            f"{source}: the name {name[:40]!r}... of {what} has {len(name)} characters; "
+            f"{_LONGEST_NAME} are allowed"
+        )
+    if not is_plain(name):
+        raise ModelError(
+            f"{source}: the name {name!r} of {what} holds control characters or line breaks; "
+            "rename it in the model"
+        )
 
 
 def _describe(node: NodeProto, source: str) -> str:

@@ -89,13 +89,14 @@ def node_tests() -> dict[str, Sample]:
     }
 
 
-def make(number: int, seed: int, originals: dict[str, Sample]) -> tuple[str, Sample]:
+def make(
+    number: int, seed: int, originals: dict[str, Sample], own: list[str]
+) -> tuple[str, Sample]:
     """The mutant of that number, and the name of what it was made of."""
     generator = Random(f"{seed}/{number}")
     names = sorted(originals)
     # Half of the mutants begin with our own models, which have several nodes.
-    own = sorted(samples()) if generator.random() < 0.5 else names
-    name = generator.choice(own)
+    name = generator.choice(own if generator.random() < 0.5 else names)
     return name, mutant(originals[name], [originals[n] for n in generator.sample(names, 3)],
                         generator)  # fmt: skip
 
@@ -111,7 +112,10 @@ def main() -> int:
     parser.add_argument("--own", action="store_true", help="begin with our own models only")
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"))
     options = parser.parse_args()
-    originals = samples() if options.own else {**node_tests(), **samples()}
+    originals = samples()
+    own = sorted(originals)
+    if not options.own:
+        originals = {**node_tests(), **originals}
     seconds = options.seconds or _SECONDS[options.stage]
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / f"results-{options.stage}-{options.seed}.jsonl"
@@ -127,7 +131,7 @@ def main() -> int:
                     number = next(left, None)
                 if number is None:
                     return
-                name, sample = make(number, options.seed, originals)
+                name, sample = make(number, options.seed, originals, own)
                 path = write_sample(sample, options.out / f"lane{lane}")
                 entry = {"number": number, "of": name, **nursery.ask(path, options.stage, seconds)}
                 if entry["outcome"] in FAILURES:
