@@ -87,7 +87,9 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
 ) -> None:
     """A table on standard output; all but the first `left` columns are right-aligned."""
-    table = Table(title=plain_line(title), title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=plain_line(title), title_justify="left", title_style="bold", header_style="bold"
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:

@@ -30,14 +30,14 @@ _LARGE = 4096
 _UNCHANGED = "unchanged"
 
 
-class ToolFailure(Exception):
+class ToolError(Exception):
     """The tool did not come to a result; the message says why."""
 
 
 def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> ModelProto:
     """What `tool` makes of `model`, computed by a child of this process.
 
-    Raises ToolFailure if it raises, dies, or uses up its time or memory.
+    Raises ToolError if it raises, dies, or uses up its time or memory.
     """
     seconds = _SECONDS + _SECONDS_PER_NODE * len(model.graph.node)
     memory = max(_BYTES, _TIMES_THE_MODEL * model.ByteSize())
@@ -51,7 +51,7 @@ def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> Mod
     except OSError as error:
         os.close(receiver)
         os.close(sender)
-        raise ToolFailure(f"no process for it: {error.strerror}") from error
+        raise ToolError(f"no process for it: {error.strerror}") from error
     if child == 0:
         os.close(receiver)
         _run(tool, model, sender, seconds, memory)
@@ -64,10 +64,10 @@ def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> Mod
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if content is None or code == -signal.SIGXCPU:
-        raise ToolFailure(f"it takes longer than {seconds:.0f} s")
+        raise ToolError(f"it takes longer than {seconds:.0f} s")
     if content[:1] != b"\1":
         told = content[1:].decode(errors="replace")
-        raise ToolFailure(told or f"it {describe_exit(code)}")
+        raise ToolError(told or f"it {describe_exit(code)}")
     result = ModelProto.FromString(content[1:])
     _restore(result, model)
     return result
@@ -89,7 +89,7 @@ def _run(
         processor = int(time.process_time() + seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (processor, processor + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with os.fdopen(sender, "wb") as stream:
+        with os.fdopen(sender, "wb") as pipe:
             try:
                 result = tool(model)
                 _leave_out(result, model)
@@ -100,7 +100,7 @@ def _run(
                 lines = str(error).strip().splitlines()
                 reason = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
                 answer = b"\0" + reason.encode(errors="replace")
-            stream.write(answer)
+            pipe.write(answer)
     finally:
         # No destructors and no flushing: all of that belongs to the parent.
         os._exit(0)

@@ -66,7 +66,9 @@ class Budget:
         return True
 
 
-def budget_for(model: ModelProto, inputs: Sequence[Sequence[int]], asked: bool, source: str) -> Budget:  # fmt: skip
+def budget_for(
+    model: ModelProto, inputs: Sequence[Sequence[int]], asked: bool, source: str
+) -> Budget:
     """The budget of a model whose inputs have these shapes.
 
     Sizes follow from what the file holds and its inputs have, unless the user has `asked` for
@@ -86,9 +88,7 @@ def check_axes(count: int, where: str) -> None:
         raise ModelError(f"{where}: has {count} axes, more than {MOST_AXES}")
 
 
-def check_inputs(
-    shapes: dict[str, tuple[int, ...]], asked: frozenset[str], source: str
-) -> None:
+def check_inputs(shapes: dict[str, tuple[int, ...]], asked: frozenset[str], source: str) -> None:
     """Raise ShapeError for inputs that are larger than a file may say by itself.
 
     `asked` are the inputs whose shape the user has given.

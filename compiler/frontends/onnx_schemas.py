@@ -202,7 +202,7 @@ def _check_inputs(node: NodeProto, marks: str, fewest: int, where: str) -> None:
     for index in range(max(count, needed)):
         mark = marks[min(index, len(marks) - 1)] if marks else "r"
         missing = index >= count or not node.input[index]
-        if missing and (mark in "rv" or index < fewest and mark != "o"):
+        if missing and (mark in "rv" or (index < fewest and mark != "o")):
             raise ModelError(f"{where}: input number {index}, which is required, is left out")
 
 
@@ -212,9 +212,7 @@ def _check_required(required: Iterable[str], given: set[str], where: str) -> Non
             raise ModelError(f"{where}: the attribute {name!r} is missing")
 
 
-def _check_attribute(
-    attribute: AttributeProto, where: str, function: FunctionProto | None
-) -> None:
+def _check_attribute(attribute: AttributeProto, where: str, function: FunctionProto | None) -> None:
     if attribute.ref_attr_name:
         if function is None:
             raise ModelError(

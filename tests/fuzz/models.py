@@ -202,7 +202,7 @@ def _branches() -> ModelProto:
 
     nodes = [
         _node("If", ["c"], ["a"], then_branch=branch("t", "Relu"), else_branch=branch("e", "Neg")),
-        _node("If", ["yes"], ["b"], then_branch=branch("t2", "Exp"), else_branch=branch("e2", "Abs")),
+        _node("If", ["yes"], ["b"], then_branch=branch("u", "Exp"), else_branch=branch("v", "Abs")),
         _node("Add", ["a", "b"], ["y"]),
     ]  # fmt: skip
     inputs = [_value("x", [2, 3]), _value("c", [], _BOOL)]
@@ -292,7 +292,8 @@ def _microsoft() -> ModelProto:
     nodes = [
         _node("BiasGelu", ["x", "b"], ["g"], domain=domain),
         _node("FastGelu", ["g", "b"], ["f"], domain=domain),
-        _node("SkipLayerNormalization", ["f", "x", "s", "b", "b"], ["n"], domain=domain, epsilon=1e-5),
+        _node("SkipLayerNormalization", ["f", "x", "s", "b", "b"], ["n"], domain=domain,
+              epsilon=1e-5),
         _node("Attention", ["n", "w", "wb"], ["a"], domain=domain, num_heads=2),
         _node("QuantizeLinear", ["a", "qs", "qz"], ["q"], domain=domain),
         _node("QLinearAdd", ["q", "qs", "qz", "q", "qs", "qz", "qs", "qz"], ["p"], domain=domain),
