@@ -19,6 +19,7 @@ from compiler.frontends.onnx_files import check_model, read_model
 from compiler.frontends.onnx_functions import inline_functions
 from compiler.frontends.onnx_halves import widen_halves
 from compiler.frontends.onnx_importer import GraphImporter
+from compiler.frontends.onnx_limits import budget_for
 from compiler.frontends.onnx_old_versions import modernized
 from compiler.frontends.onnx_operators import check_operators, find_converters
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
@@ -50,7 +51,8 @@ def import_onnx(
     folded, fold_notes = fold(inlined)
     check_operators(folded, converters, source)
     _check_outputs(folded, source)
-    importer = GraphImporter(folded, converters, source)
+    budget = budget_for(folded, [value.shape for value in inputs], bool(shapes), source)
+    importer = GraphImporter(folded, converters, source, budget)
     module = importer.import_graph(inputs, _declared_ranks(loaded))
     outputs = described_outputs(module, source)
     # ONNX Runtime 1.31 crashes when it inlines a branch whose condition became a constant.

@@ -7,13 +7,18 @@ behind a DequantizeLinear must keep its integers) and random ones.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
+
+from compiler.frontends.onnx_attributes import MOST_AXES
+from compiler.frontends.onnx_limits import Budget
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _KEPT = frozenset(
@@ -47,8 +52,25 @@ _CHEAP = frozenset(
     }
 )  # fmt: skip
 _LISTS_IN_CONSTANTS = 12
+# Of the operands of others. Those that the evaluator computes by loops in Python take 10 to 50
+# microseconds an element, or compare each with each.
 _ELEMENT_LIMIT = 1 << 16
-_OUTPUT_LIMIT = 1 << 28
+_LOOPING_LIMIT = 1 << 11
+_LOOPING = frozenset(
+    {
+        "AffineGrid", "Attention", "AveragePool", "Col2Im", "Conv", "ConvInteger",
+        "ConvTranspose", "DFT", "DeformConv", "Einsum", "GRU", "GridSample", "LSTM",
+        "LinearAttention", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "NonMaxSuppression",
+        "QLinearConv", "RNN", "Resize", "ReverseSequence", "RoiAlign", "STFT", "TfIdfVectorizer",
+        "Unique", "Upsample",
+    }
+)  # fmt: skip
+# Of one result, unless its operands are as large.
+_OUTPUT_LIMIT = 1 << 24
+# Operands of at most so many elements tell the shape inference the size of a result.
+_KNOWN_ELEMENTS = 64
+# Their results are no larger than their operands times the axes; the shape depends on values.
+_SELECTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 
 
 def may_evaluate(node: NodeProto) -> bool:
@@ -57,18 +79,25 @@ def may_evaluate(node: NodeProto) -> bool:
 
 
 def evaluate(
-    node: NodeProto, inputs: Mapping[str, np.ndarray], opset: int
+    node: NodeProto, inputs: Mapping[str, np.ndarray], opset: int, budget: Budget
 ) -> Sequence[np.ndarray] | None:
-    """The outputs of `node` for `inputs` by name, or None if it should stay in the graph."""
+    """The outputs of `node` for `inputs` by name, or None if it should stay in the graph.
+
+    It stays if its result would be large, or more than `budget` has left.
+    """
     if not may_evaluate(node):
         return None
-    if node.op_type not in _CHEAP and any(array.size > _ELEMENT_LIMIT for array in inputs.values()):
-        return None
-    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and not _small(node, inputs):
+    limit = _LOOPING_LIMIT if node.op_type in _LOOPING else _ELEMENT_LIMIT
+    largest = max((array.size for array in inputs.values()), default=0)
+    if node.op_type not in _CHEAP and largest > limit:
         return None
     if node.op_type == "Constant":
         # The optimizer writes lists of numbers into models whose version had tensors only.
         opset = max(opset, _LISTS_IN_CONSTANTS)
+    else:
+        nbytes = _result_bytes(node, inputs, opset, limit if node.op_type in _LOOPING else None)
+        if nbytes is None or not budget.may_fold(nbytes):
+            return None
     names = [name for name in node.input if name]
     graph = onnx.helper.make_graph(
         [node],
@@ -91,19 +120,44 @@ def evaluate(
     return None if any(array.dtype.kind in "OSU" for array in arrays) else arrays
 
 
-def _small(node: NodeProto, inputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether a node that makes a large result of small inputs stays within bounds."""
-    values = [inputs[name] for name in node.input if name]
-    if not values:
-        return True
-    if node.op_type == "Range":
-        start, limit, delta = (float(value.reshape(-1)[0]) for value in values[:3])
-        return delta != 0 and abs((limit - start) / delta) <= _OUTPUT_LIMIT
-    sizes = values[-1].astype(object).reshape(-1)
-    count = 1 if node.op_type != "Tile" else values[0].size
-    for size in sizes:
-        count *= max(int(size), 1)
-    return count <= _OUTPUT_LIMIT
+def _result_bytes(
+    node: NodeProto, inputs: Mapping[str, np.ndarray], opset: int, limit: int | None
+) -> int | None:
+    """Bytes of the results of `node`, told by the shape inference for this one node.
+
+    None if that cannot tell, or if a result has more than `limit` elements.
+    """
+    largest = max((array.size for array in inputs.values()), default=0)
+    if node.op_type in _SELECTING:
+        return 64 * largest
+    types, known = {}, {}
+    for name, array in inputs.items():
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        types[name] = onnx.helper.make_tensor_type_proto(dtype, array.shape)
+        if array.size <= _KNOWN_ELEMENTS:
+            known[name] = onnx.numpy_helper.from_array(array, name)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        results = onnx.shape_inference.infer_node_outputs(
+            schema, node, types, known, opset_imports=[onnx.helper.make_opsetid("", opset)]
+        )
+    except Exception:  # a node that contradicts itself: the converter will say how
+        return None
+    total = 0
+    for name in node.output:
+        if not name:
+            continue
+        result = results.get(name)
+        if result is None or not result.tensor_type.HasField("shape"):
+            return None
+        dims = result.tensor_type.shape.dim
+        if len(dims) > MOST_AXES or any(not dim.HasField("dim_value") for dim in dims):
+            return None
+        elements = math.prod(dim.dim_value for dim in dims)
+        if elements > (limit or max(_OUTPUT_LIMIT, largest)):
+            return None
+        total += 8 * elements
+    return total
 
 
 def _value(name: str) -> onnx.ValueInfoProto:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from compiler.errors import ModelError, UnsafeModelError
+from compiler.frontends.onnx_limits import check_axes, check_functions
 from compiler.frontends.onnx_schemas import check_nodes
 from compiler.frontends.onnx_wellformed import check_graphs
 
@@ -83,6 +84,7 @@ def check_model(model: ModelProto, source: str) -> None:
         _check_tensor(tensor, source)
     check_graphs(model, source)
     check_nodes(model, source)
+    check_functions(model, source)
 
 
 def standard_opset(model: ModelProto) -> int | None:
@@ -168,6 +170,7 @@ def _element_bits(data_type: int) -> int:
 def _check_tensor(tensor: TensorProto, source: str) -> None:
     """Raise unless the data stored for `tensor` is what its shape and dtype announce."""
     name = tensor.name or "(unnamed)"
+    check_axes(len(tensor.dims), f"{source}: tensor {name!r}")
     if any(dim < 0 for dim in tensor.dims):
         raise UnsafeModelError(f"{source}: tensor {name!r} has a negative dimension")
     if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from compiler.errors import ModelError
 from compiler.frontends.onnx_files import standard_opset
+from compiler.frontends.onnx_guard import ToolError, in_child
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
 
 _INLINED_AT_MOST = 8
@@ -26,29 +27,32 @@ def inline_functions(
     model: ModelProto, converters: Mapping[tuple[str, str], object], source: str
 ) -> ModelProto:
     """`model` without calls to functions, as far as they are not `converters`' business."""
+    if not model.functions and not _standard_functions(model, converters):
+        return model
     try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        # The body of a function may call functions in turn.
-        for _ in range(_INLINED_AT_MOST):
-            wanted = _standard_functions(model, converters)
-            if not wanted:
-                break
-            typed = onnx.shape_inference.infer_shapes(model)
-            _declare_initializers(typed)
-            _spell_out_defaults(typed, wanted)
-            inlined = onnx.inliner.inline_selected_functions(
-                typed, sorted(wanted), inline_schema_functions=True
-            )
-            del inlined.graph.value_info[:]
-            if _standard_functions(inlined, converters) == wanted:
-                break
-            model = inlined
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"{source}: a function cannot be inlined: {reason[-1] if reason else error}"
-        ) from error
+        return in_child(lambda original: _inlined(original, converters), model)
+    except ToolError as error:
+        raise ModelError(f"{source}: a function cannot be inlined: {error}") from error
+
+
+def _inlined(model: ModelProto, converters: Mapping[tuple[str, str], object]) -> ModelProto:
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    # The body of a function may call functions in turn.
+    for _ in range(_INLINED_AT_MOST):
+        wanted = _standard_functions(model, converters)
+        if not wanted:
+            break
+        typed = onnx.shape_inference.infer_shapes(model)
+        _declare_initializers(typed)
+        _spell_out_defaults(typed, wanted)
+        inlined = onnx.inliner.inline_selected_functions(
+            typed, sorted(wanted), inline_schema_functions=True
+        )
+        del inlined.graph.value_info[:]
+        if _standard_functions(inlined, converters) == wanted:
+            break
+        model = inlined
     return model
 
 

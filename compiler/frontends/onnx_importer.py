@@ -25,11 +25,17 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.errors import ModelError, TinsmithError
 from compiler.frontends.onnx_control import ControlFlow
-from compiler.frontends.onnx_converters.constants import constant, static_shape, storable
+from compiler.frontends.onnx_converters.constants import (
+    COMPUTABLE_DTYPES,
+    constant,
+    static_shape,
+    storable,
+)
 from compiler.frontends.onnx_dynamic import DynamicNodes
 from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
 from compiler.frontends.onnx_evaluate import evaluate
 from compiler.frontends.onnx_files import standard_opset
+from compiler.frontends.onnx_limits import Budget
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
 from compiler.frontends.onnx_schemas import check_input_types, schema_of
 from compiler.frontends.onnx_shapes import BoundInput
@@ -73,7 +79,9 @@ class GraphImporter:
     for ONNX sequences.
     """
 
-    def __init__(self, model: ModelProto, converters: Converters, source: str) -> None:
+    def __init__(
+        self, model: ModelProto, converters: Converters, source: str, budget: Budget
+    ) -> None:
         self.graph = model.graph
         self.source = source
         self.opset = standard_opset(model) or 1
@@ -82,6 +90,7 @@ class GraphImporter:
         self.notes: list[str] = []
         # What was stored in a wider dtype than the model says: the model's dtype by name.
         self.narrow: dict[str, str] = {}
+        self.budget = budget
         self._converters = converters
         # Subgraphs that are called at run time, and how often which operator is.
         self.functions: dict[str, relax.Function] = {}
@@ -175,6 +184,11 @@ class GraphImporter:
     def _hold(self, name: str, array: np.ndarray) -> None:
         """Bind the value `name` to a constant."""
         stored = storable(array)
+        if str(stored.dtype) not in COMPUTABLE_DTYPES:
+            raise ModelError(
+                f"{self.source}: the constant {name!r} has the dtype {array.dtype}, which cannot "
+                "be computed with"
+            )
         self.values[name] = constant(stored)
         if stored.dtype != array.dtype:
             self.narrow[name] = str(array.dtype)
@@ -200,6 +214,7 @@ class GraphImporter:
     def _add_node(self, node: NodeProto) -> None:
         where = f"{self.describe(node)}: input"
         inputs = onnx_input(self._lookup(name, where) if name else None for name in node.input)
+        self.budget.count_node(self.describe(node))
         types = [self._type_of(name) for name in node.input]
         check_input_types(node, schema_of(node, self.opset), types, self.describe(node))
         try:
@@ -249,7 +264,7 @@ class GraphImporter:
                 if array is None:
                     return None
                 arrays[name] = array
-        return evaluate(node, arrays, self.opset)
+        return evaluate(node, arrays, self.opset, self.budget)
 
     def _convert(self, node: NodeProto, inputs: onnx_input) -> Any:
         attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
@@ -259,14 +274,26 @@ class GraphImporter:
             "dtypes": [self.narrow.get(name) for name in node.input],
             "notes": self.notes,
         }
-        converter = self._converters[domain_of(node), node.op_type].get_converter(self.opset)
         made = without_empty_operands(self.builder, node, list(inputs), attributes)
         if made is not None:
             return made
+        converter_class = self._converters.get((domain_of(node), node.op_type))
+        if converter_class is None:
+            raise ModelError(
+                f"{self.describe(node)}: no converter knows the operator, and its result is too "
+                "large to be computed at compile time"
+            )
+        converter = converter_class.get_converter(self.opset)
         # The converters print and warn; what matters of it becomes an error or a note.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return converter(self.builder, inputs, attributes, [self.values, {}])
+
+    def _check_size(self, value: relax.Expr, where: str) -> None:
+        """Raise ModelError for a tensor that is larger than the budget allows."""
+        if isinstance(value.ty, relax.TensorType) and isinstance(value.ty.shape, relax.ShapeExpr):
+            sizes = [getattr(dim, "value", None) for dim in value.ty.shape.values]
+            self.budget.check_tensor(sizes, where)
 
     def _bind_outputs(self, node: NodeProto, result: Any) -> None:
         if not isinstance(result, relax.Expr):
@@ -290,6 +317,7 @@ class GraphImporter:
             field = fields[index]
             if not isinstance(field, relax.ShapeExpr):
                 field = self.emit(self.builder.normalize(field), name)
+            self._check_size(field, f"{self.describe(node)}: output {name!r}")
             self.values[name] = _known_if_empty(field)
 
 

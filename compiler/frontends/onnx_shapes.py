@@ -18,6 +18,8 @@ from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from compiler.errors import ConfigError, ModelError, ShapeError
 from compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
+from compiler.frontends.onnx_guard import ToolError, in_child
+from compiler.frontends.onnx_limits import check_inputs
 
 # Names that exporters give to a batch dimension. Anything else in first place counts as one
 # too, unless it is named like something that has a length of its own.
@@ -66,6 +68,7 @@ def bind_inputs(
     inputs = [value for value in inputs if value.name not in constants]
     symbols = _given_symbols(inputs, shapes, source)
     result = [_bind_input(value, shapes, symbols, source, notes) for value in inputs]
+    check_inputs({value.name: value.shape for value in result}, frozenset(shapes), source)
     del bound.graph.input[:]
     for value, fixed in zip(inputs, result, strict=True):
         entry = bound.graph.input.add()
@@ -88,28 +91,27 @@ def fold(model: ModelProto) -> tuple[ModelProto, list[str]]:
     The graph optimizer of onnxscript does the work. Where it cannot digest a model, the
     original is returned with a note: the importer folds shape arithmetic itself as it goes.
     """
+    import onnxscript.optimizer  # noqa: F401  (once here, not in every child)
+
+    try:
+        return in_child(_folded, model), []
+    except ToolError as error:
+        return model, [f"onnxscript could not fold the graph ({error})"]
+
+
+def _folded(model: ModelProto) -> ModelProto:
     import onnxscript.optimizer
 
     # What the optimizer has to say about single nodes is of no use to the user.
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        graph = onnx_ir.from_proto(model)
-        onnxscript.optimizer.optimize_ir(
-            graph,
-            input_size_limit=_FOLD_INPUT_LIMIT,
-            output_size_limit=_FOLD_OUTPUT_LIMIT,
-        )
-        return onnx_ir.to_proto(graph), []
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        detail = f"{type(error).__name__}: {reason[0][:120] if reason else ''}"
-        return model, [f"onnxscript could not fold the graph ({detail})"]
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    graph = onnx_ir.from_proto(model)
+    onnxscript.optimizer.optimize_ir(
+        graph,
+        input_size_limit=_FOLD_INPUT_LIMIT,
+        output_size_limit=_FOLD_OUTPUT_LIMIT,
+    )
+    return onnx_ir.to_proto(graph)
 
 
 def _bind_constants(
