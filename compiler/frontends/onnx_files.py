@@ -75,6 +75,8 @@ def check_model(model: ModelProto, source: str) -> None:
     opset = standard_opset(model)
     if opset is None:
         raise ModelError(f"{source}: the model names no version of the standard operator set")
+    if len({e.version for e in model.opset_import if e.domain in _STANDARD_DOMAINS}) > 1:
+        raise ModelError(f"{source}: the model names two versions of the standard operator set")
     if not _OLDEST_OPSET <= opset <= _NEWEST_OPSET:
         raise ModelError(
             f"{source}: operator set version {opset} is not supported (known: {_OLDEST_OPSET} "
