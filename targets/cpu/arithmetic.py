@@ -71,6 +71,26 @@ class Float32(Arithmetic):
         return accumulator + _splat(value, lanes) * weights
 
 
+class HalfWeights(Float32):
+    """Float32 with weights stored as float16, widened when loaded, once for all rows of a tile."""
+
+    name = "float16-weights"
+    weights = "float16"
+    temporaries = 1
+    operations = (1, 1)
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        wide = weights.astype(vector("float32", lanes))
+        return super().multiply_add(accumulator, value, wide, lanes)
+
+
+class Bfloat16Weights(HalfWeights):
+    """The same with weights stored as bfloat16."""
+
+    name = "bfloat16-weights"
+    weights = "bfloat16"
+
+
 class WidenedInt8(Arithmetic):
     """uint8 or int8 times int8 in 32-bit integers, for machines without a dot product."""
 
@@ -272,6 +292,8 @@ class Bfloat16(Arithmetic):
 # In order of preference.
 _ARITHMETICS: tuple[type[Arithmetic], ...] = (
     Float32,
+    HalfWeights,
+    Bfloat16Weights,
     Vnni,
     Avx2Int8,
     Smmla,

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import tvm
+
+from targets.cpu.arithmetic import arithmetic_named
 from targets.cpu.operators.convolution import ConvolutionWorkload
 from targets.cpu.operators.winograd import WinogradWorkload
 from targets.cpu.schedules.register_tile import least_sizes, step_cycles
@@ -23,6 +26,8 @@ from targets.spec import TargetSpec
 MOST_TILES, MOST_VECTORS = 128, 6
 # Cycles for each position of a tile and vector of channels: loads, arithmetic and stores.
 _TRANSFORM_CYCLES = 4
+# The same for weights that a kernel transforms itself.
+_WEIGHT_CYCLES = 3
 # Bytes of weights that a core reads in a cycle: the first time, and again from the L3 cache.
 _MEMORY_RATE, _L3_RATE = 8, 32
 # Share of the shorter of two times, computing and reading ahead, that the longer does not hide.
@@ -51,8 +56,11 @@ class Plan:
         slower = 1.0 + 0.1 * max(0.0, 2 * scratch / spec.l2_bytes - 1.0)
         tasks = math.ceil(math.prod(w.tiles) / self.tiles) * self.chunks
         rounds = math.ceil(tasks / spec.cores)
+        weights = weight_bytes(c) * positions * c.in_channels * blocks * c.lanes
+        if w.transforms_weights:
+            weights = weights * 9 // positions
+            transforms += _WEIGHT_CYCLES * positions * c.in_channels * blocks
         computing = rounds * (products * slower + transforms)
-        weights = 4 * positions * c.in_channels * blocks * c.lanes
         again = 0 if weights <= spec.l2_bytes // 2 else rounds - 1
         reading = weights / _MEMORY_RATE + again * weights / _L3_RATE
         return max(computing, reading) + _EXPOSED * min(computing, reading)
@@ -73,7 +81,12 @@ def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
     pixels = w.batch * w.out_height * w.out_width
     steps = pixels * w.kernel_height * w.kernel_width * w.in_channels * w.blocks
     weights = w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
-    return (inside * steps / 2 + 4 * weights / _MEMORY_RATE) / spec.cores
+    return (inside * steps / 2 + weight_bytes(w) * weights / _MEMORY_RATE) / spec.cores
+
+
+def weight_bytes(w: ConvolutionWorkload) -> int:
+    """Bytes of a stored weight."""
+    return tvm.DataType(arithmetic_named(w.arithmetic).weights).bits // 8
 
 
 def _plans(w: WinogradWorkload, spec: TargetSpec) -> Iterator[Plan]:

@@ -46,7 +46,13 @@ from targets.cpu.operators.window import (
     ChannelwiseWorkload,
     define_channelwise,
 )
-from targets.cpu.operators.winograd import WinogradWorkload, define_winograd, transform_weights
+from targets.cpu.operators.winograd import (
+    WinogradWorkload,
+    define_winograd,
+    pack_taps,
+    transform_weights,
+)
+from targets.half_weights import half_dtype, numpy_dtype
 from targets.spec import TargetSpec
 from targets.x86.tile_instructions import tile_arithmetic, whole_groups
 
@@ -156,7 +162,8 @@ def _convolution(
     most_depth = 8 if groups == 1 else math.gcd(in_channels, 8)
     if in_channels <= 4:
         most_depth = min(most_depth, 4)
-    arithmetic = choose_arithmetic(x.dtype, kernel.dtype, spec, most_depth)
+    stored_dtype = _stored_dtype(weights) or kernel.dtype
+    arithmetic = choose_arithmetic(x.dtype, stored_dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
     whole = in_channels
@@ -182,7 +189,8 @@ def _convolution(
         tile = winograd_tile(workload, spec, algorithms)
         if tile is not None:
             return _winograd(bb, data, weights, WinogradWorkload(workload, tile))
-        filled = np.pad(weights.value.numpy(), [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
+        values = weights.value.numpy().astype(numpy_dtype(stored_dtype), copy=False)
+        filled = np.pad(values, [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
         operands = [_constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))]
     elif arithmetic.depth == 1:
         operands = [
@@ -204,9 +212,18 @@ def _convolution(
 def _winograd(
     bb: BlockBuilder, data: Expr, weights: GenericConst, workload: WinogradWorkload
 ) -> Expr:
-    lanes = workload.convolution.lanes
-    transformed = _constant(transform_weights(weights.value.numpy(), workload.tile, lanes))
-    return _emit(bb, "winograd", lambda d, w: define_winograd(d, w, workload), data, transformed)
+    values, lanes = weights.value.numpy(), workload.convolution.lanes
+    stored = _stored_dtype(weights)
+    if stored is None:
+        operand = _constant(transform_weights(values, workload.tile, lanes))
+    else:
+        operand = _constant(pack_taps(values.astype(numpy_dtype(stored)), lanes))
+    return _emit(bb, "winograd", lambda d, w: define_winograd(d, w, workload), data, operand)
+
+
+def _stored_dtype(weights: Expr) -> str | None:
+    """The shorter float in which constant float32 weights are stored."""
+    return half_dtype(weights.value.numpy()) if isinstance(weights, GenericConst) else None
 
 
 def _constant(values: np.ndarray) -> Expr:
@@ -330,7 +347,8 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     # Two rows at once are of no use to a vector.
     deepest = 4 if a.shape[-2] == 1 else 8
     most_depth = deepest if constant or b.dtype == "int8" else 1
-    arithmetic = choose_arithmetic(a.dtype, b.dtype, spec, most_depth)
+    stored_dtype = (_stored_dtype(right) if constant else None) or b.dtype
+    arithmetic = choose_arithmetic(a.dtype, stored_dtype, spec, most_depth)
     if arithmetic is None or arithmetic.accumulator != out.dtype:
         return _default(bb, call)
     packed = constant or arithmetic.depth > 1
@@ -364,7 +382,8 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         packs = stored_operands(stored, lambda array: pack_columns(array, spec.float_lanes))
         operands = [_constant(packed) for packed in packs]
     elif constant:
-        filled = np.pad(right.value.numpy(), [(0, whole - k), (0, 0)])
+        values = right.value.numpy().astype(numpy_dtype(stored_dtype), copy=False)
+        filled = np.pad(values, [(0, whole - k), (0, 0)])
         operands = [_constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))]
     elif packed:
         pack = bb.call_te(

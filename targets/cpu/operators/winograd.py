@@ -3,6 +3,9 @@
 See `targets.cpu.winograd_matrices` for the algorithm. The definition is that of
 the convolution itself, naive and exact but for rounding: it reads each weight
 back from its transform. The template replaces it by the fast algorithm.
+
+Weights of 16 bits are stored as they are, because rounded transforms would cost digits, and
+their transforms in float32 four or eight times the memory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
+from targets.cpu.arithmetic import Float32, arithmetic_named
 from targets.cpu.operators.convolution import ConvolutionWorkload
 from targets.cpu.template import WORKLOAD_ATTRIBUTE
 from targets.cpu.winograd_matrices import winograd_matrices
@@ -37,6 +41,11 @@ class WinogradWorkload:
     def arithmetic(self) -> str:
         """The arithmetic of the products, and the algorithm."""
         return f"{self.convolution.arithmetic} F({self.tile}x{self.tile})"
+
+    @property
+    def transforms_weights(self) -> bool:
+        """Whether the kernel transforms its weights, which are stored in 16 bits."""
+        return self.convolution.arithmetic != Float32.name
 
     @property
     def patch(self) -> int:
@@ -65,7 +74,7 @@ def supports_winograd(w: ConvolutionWorkload) -> bool:
         and (w.dilation_height, w.dilation_width) == (1, 1)
         and w.groups == 1
         and w.data_layout == "NHWC"
-        and w.arithmetic == "float32"
+        and isinstance(arithmetic_named(w.arithmetic), Float32)
         and w.pad_value == 0
         and w.compressed is None
     )
@@ -88,10 +97,20 @@ def transform_weights(
     return np.ascontiguousarray(split.transpose(2, 0, 1, 3), dtype=np.float32)
 
 
+def pack_taps(weights: npt.NDArray[np.generic], lanes: int) -> npt.NDArray[np.generic]:
+    """HWIO weights `[3, 3, I, O]` as `[ceil(O/lanes), I, 9 * lanes]`; missing channels are zero."""
+    inputs, outputs = weights.shape[2:]
+    blocks = -(-outputs // lanes)
+    padded = np.zeros((3, 3, inputs, blocks * lanes), weights.dtype)
+    padded[..., :outputs] = weights
+    split = padded.reshape(9, inputs, blocks, lanes).transpose(2, 1, 0, 3)
+    return np.ascontiguousarray(split).reshape(blocks, inputs, 9 * lanes)
+
+
 def define_winograd(data: te.Tensor, weights: te.Tensor, workload: WinogradWorkload) -> te.Tensor:
     """The NHWC convolution of float32 `data` `[N, H, W, I]`; the result is `[N, OH, OW, O]`.
 
-    `weights` are as `transform_weights` makes them.
+    `weights` are as `transform_weights` makes them, or as `pack_taps` where the kernel does.
     """
     w, n = workload.convolution, workload.patch
     recovery = winograd_matrices(workload.tile).recovery
@@ -102,6 +121,10 @@ def define_winograd(data: te.Tensor, weights: te.Tensor, workload: WinogradWorkl
     ic = te.reduce_axis((0, w.in_channels), name="ic")
 
     def tap(channel: tirx.Expr) -> tirx.Expr:
+        if workload.transforms_weights:
+            place = (kh * 3 + kw) * w.lanes + channel % w.lanes
+            return weights[channel // w.lanes, ic, place].astype("float32")
+
         def at(row: int, column: int) -> tirx.Expr:
             parts = [
                 weights[channel // w.lanes, a * n + b, ic, channel % w.lanes]

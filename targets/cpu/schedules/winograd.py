@@ -7,6 +7,8 @@ vectors after the other, it computes `(tile+2)^2` small matrix products with the
 tile of the direct convolution, and transforms these back while they are in the cache,
 epilogue included. The scratch buffers belong to the thread and are sized for its L2 cache.
 The weights of each position are fetched into that cache while the one before is computed.
+
+Weights of 16 bits are transformed by the task: see `winograd_taps`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from targets.cpu.operators.convolution import ConvolutionWorkload
 from targets.cpu.operators.winograd import WinogradWorkload
 from targets.cpu.schedules.both_axes import transform_both_axes
 from targets.cpu.schedules.register_tile import RegisterTile, fills_registers, least_sizes
+from targets.cpu.schedules.winograd_taps import ProductSize, TapProducts
 from targets.cpu.template import Decisions, Match, Template
 from targets.cpu.winograd_matrices import winograd_matrices
 from targets.cpu.winograd_plan import MOST_TILES, MOST_VECTORS, best_plan
@@ -110,6 +113,12 @@ class _Emitter:
         self.products = tirx.decl_buffer(
             (self.tiles, self.n**2, self.vectors * w.lanes), "float32", "products"
         )
+        self.taps: TapProducts | None = None
+        if self.work.transforms_weights:
+            size = ProductSize(self.tiles, self.rows, self.vectors, self.pitch)
+            self.taps = TapProducts.make(
+                self.work, size, self.weights, self.patches, self.products, spec
+            )
 
     def body(self) -> Stmt:
         """The parallel loop over (block of tiles, chunk of channels) tasks."""
@@ -120,9 +129,11 @@ class _Emitter:
             if self.count % self.tiles:
                 first = tirx.min(first, index(self.count - self.tiles))
             transform = loops.serial("tile", self.tiles, lambda t: self._transform(first + t, t))
+            buffers = [self.patches, self.products]
+            if self.taps is not None:
+                buffers.append(self.taps.transformed)
             return loops.allocate(
-                [self.patches, self.products],
-                loops.sequence([transform, self._multiply(first, chunk)]),
+                buffers, loops.sequence([transform, self._multiply(first, chunk)])
             )
 
         count = -(-self.count // self.tiles) * self.chunks
@@ -214,6 +225,8 @@ class _Emitter:
 
     def _products(self, group: Expr, vectors: int) -> Stmt:
         """Tiles x input channels times input channels x `vectors` of outputs, at all positions."""
+        if self.taps is not None:
+            return self.taps.multiply(group, vectors)
         w = self.w
         count = -(-self.tiles // self.rows)
 

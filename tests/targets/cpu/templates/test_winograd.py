@@ -38,6 +38,11 @@ def winograd(tile):
     return Always(next(name for name, size in WINOGRAD_TILES.items() if size == tile))
 
 
+def ordinary(inputs, outputs):
+    """Weights that no shorter float holds."""
+    return np.full((3, 3, inputs, outputs), 0.1, "float32")
+
+
 def kernel(shapes, weights, padding, spec, algorithms, epilogue=None, **attributes):
     """The fused function of a convolution of `x` and what `epilogue` makes of it."""
 
@@ -129,7 +134,7 @@ def test_the_definition_is_a_convolution(tile, spec):
 
 def test_asks_for_the_weights_of_every_next_position(spec, schedule):
     """All but those of the very first position, and nothing outside."""
-    weights = np.ones((3, 3, 3, 4 * spec.float_lanes), "float32")
+    weights = ordinary(3, 4 * spec.float_lanes)
     function = kernel({"x": (1, 4, 8, 3)}, weights, 1, spec, winograd(2))
     decisions = {"tiles": 8, "rows": 4, "vectors": 2, "chunks": 1}
     asked = prefetched(schedule(WinogradTemplate(), function, decisions).body)
@@ -181,7 +186,7 @@ def test_others_stay_direct(attributes, spec):
 
 @pytest.mark.parametrize("target", [CORTEX_A72, CORTEX_A7], ids=lambda target: target.name)
 def test_compiles_for_arm(target):
-    weights = np.ones((3, 3, 12, 20), "float32")
+    weights = ordinary(12, 20)
     function = kernel({"x": (1, 9, 9, 12)}, weights, 1, target, winograd(4))
     template, match = match_template(function, target)
     assert template.name == "winograd"
@@ -194,7 +199,7 @@ def test_compiles_for_arm(target):
 
 @pytest.mark.parametrize("target", [CORTEX_A72, CORTEX_A7], ids=lambda target: target.name)
 def test_the_rule_leaves_arm_direct(target):
-    function = kernel({"x": (1, 56, 56, 64)}, np.ones((3, 3, 64, 64), "float32"), 1, target, None)
+    function = kernel({"x": (1, 56, 56, 64)}, ordinary(64, 64), 1, target, None)
     assert match_template(function, target)[0].name == "convolution"
 
 
@@ -205,7 +210,7 @@ def test_other_kernels_stay_direct(spec):
 
 
 def test_the_lookup_decides(spec):
-    weights = np.ones((3, 3, 64, 64), "float32")
+    weights = ordinary(64, 64)
     shapes = {"x": (1, 56, 56, 64)}
     by_rule = kernel(shapes, weights, 1, spec, None)
     assert match_template(by_rule, spec)[0].name == "winograd"
@@ -222,7 +227,7 @@ def test_the_lookup_decides(spec):
 @pytest.mark.parametrize(("size", "channels", "tile"), [(28, 128, 4), (7, 512, 2)])
 def test_the_rule_takes_the_tile_that_fits(size, channels, tile):
     """Few pixels: the weights of larger tiles would take longer to read than they save."""
-    weights = np.ones((3, 3, channels, channels), "float32")
+    weights = ordinary(channels, channels)
     function = kernel({"x": (1, size, size, channels)}, weights, 1, X86_64_V4, None)
     match = match_template(function, X86_64_V4)[1]
     assert match.arithmetic == f"float32 F({tile}x{tile})"
@@ -233,14 +238,14 @@ def test_the_rule_leaves_small_work_direct(channels, spec):
     """Few channels, or (the last) fewer pixels than a tile has."""
     size = 3 if channels == (64, 64) else 56
     shapes = {"x": (1, 1, size, channels[0])}
-    function = kernel(shapes, np.ones((3, 3, *channels), "float32"), 1, spec, None)
+    function = kernel(shapes, ordinary(*channels), 1, spec, None)
     assert match_template(function, spec)[0].name == "convolution"
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_default_decisions_lie_in_the_registers(tile, spec: TargetSpec):
     for shape, channels in (((1, 56, 56), 64), ((4, 7, 7), 512), ((1, 9, 33), 24)):
-        weights = np.ones((3, 3, channels, channels), "float32")
+        weights = ordinary(channels, channels)
         function = kernel({"x": (*shape, channels)}, weights, 1, spec, winograd(tile))
         match = WinogradTemplate().match(function, spec)
         assert match is not None
