@@ -78,4 +78,13 @@ class VerificationError(TinsmithError):
 
 
 class PassError(TinsmithError):
-    """A compiler pass produced an ill-formed module; names the pass and those before it."""
+    """A compiler pass failed or produced an ill-formed module: a bug in Tinsmith.
+
+    `passes_before` names the passes that ran before it, in order.
+    """
+
+    exit_code = 70
+
+    def __init__(self, message: str, passes_before: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.passes_before = tuple(passes_before)

@@ -10,7 +10,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from compiler.errors import ConfigError, PassError
+from compiler.errors import ConfigError, PassError, TinsmithError
 from passes.graph import (
     AbsorbInputTransposes,
     CancelTransposes,
@@ -178,8 +178,8 @@ def lower(
     `quantization` is called with the graph after `graph_passes` and answers the
     passes that quantise it (`quantization_passes`), calibrated on that very graph.
 
-    Raises PassError if a module is ill-formed or a pass fails, naming the pass
-    and those before it, and ConfigError if `dump` cannot be written.
+    Raises PassError if a module is ill-formed or a pass fails, naming the pass, and
+    ConfigError if `dump` cannot be written.
     """
     runner = PassRunner(dump=dump)
     on_graph = list(graph_passes())
@@ -225,41 +225,41 @@ class PassRunner:
     def run(
         self, name: str, step: Callable[[tvm.IRModule], tvm.IRModule], module: tvm.IRModule
     ) -> tvm.IRModule:
-        """The module after the pass; raises PassError if it fails or breaks the module."""
+        """The module after the pass; raises PassError if it fails or breaks the module.
+
+        What a pass refuses on purpose, and the user can mend, is raised as it is.
+        """
         begin = time.perf_counter()
         try:
             module = step(module)
+        except TinsmithError:
+            raise
         except Exception as error:
-            raise PassError(
-                f"{self._failing(name)}: {_first_line(error)}{self._advice()}"
-            ) from error
+            raise self._error(f"pass {name} failed: {_first_line(error)}") from error
         end = time.perf_counter()
         self._write(name, module)
         verified = time.perf_counter()
-        self.verify(module, f"the module after pass {name}", name)
+        self.verify(module, f"pass {name} failed: the module after it")
         self.timings.append(
             PassTiming(name, end - begin, time.perf_counter() - verified, count_bindings(module))
         )
         return module
 
-    def verify(self, module: tvm.IRModule, what: str, name: str | None = None) -> None:
+    def verify(self, module: tvm.IRModule, what: str) -> None:
         """Raise PassError if the module is not well-formed."""
         try:
             relax.analysis.well_formed(module)
         except Exception as error:
-            where = self._failing(name) if name is not None else what
-            raise PassError(
-                f"{where}: {what} is ill-formed: {_first_line(error)}{self._advice()}"
-            ) from error
+            raise self._error(f"{what} is ill-formed: {_first_line(error)}") from error
 
-    def _failing(self, name: str) -> str:
-        before = ", ".join(timing.name for timing in self.timings) or "none"
-        return f"pass {name} failed (passes before it: {before})"
-
-    def _advice(self) -> str:
-        if self._folder is None:
-            return "; pass --dump DIR to see the module after each pass"
-        return f"; the module after each pass is in {self._folder}"
+    def _error(self, message: str) -> PassError:
+        where = "--dump DIR writes the module after each pass"
+        if self._folder is not None:
+            where = f"the module after each pass is in {self._folder}"
+        return PassError(
+            f"{message} (this is a bug in Tinsmith; {where})",
+            [timing.name for timing in self.timings],
+        )
 
     def _write(self, name: str, module: tvm.IRModule) -> None:
         if self._folder is None:

@@ -29,10 +29,12 @@ from compiler.cli import (
     verify_command,
 )
 from compiler.cli.output import DEBUG_VARIABLE
+from compiler.cli.usage import Commands
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=Commands,
     name="tinsmith",
     help="Trained model in; small, fast, verified module out.",
     no_args_is_help=True,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
-from compiler.evaluate.bench import BenchReport
+
+if TYPE_CHECKING:
+    from compiler.evaluate.bench import BenchReport
 
 
 @output.reported
@@ -26,6 +28,8 @@ def bench_module(
 
     **Example:** `tinsmith bench out/ --model resnet50.onnx --runs 100 --threads 2`
     """
+    early.check_module(module)
+    early.check_model(model)
     from compiler.evaluate.bench import bench
 
     with output.progress_bar("bench", hidden=as_json) as show:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import (
     Allocation,
@@ -232,6 +232,12 @@ def compile_model(
         quantization=quantization,
         pruning=pruning,
     )
+    early.check_model(model)
+    early.check_target(target)
+    early.check_samples(data)
+    early.check_new_folder(out)
+    early.check_new_file("--report", report_file)
+    early.check_log(log if tuned else None)
     from compiler.api import compile_to  # imports TVM
 
     with output.progress_bar(f"compile {model.name}", hidden=as_json) as show:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import bench_command, output, verify_command
+from compiler.cli import bench_command, early, output, verify_command
 from compiler.cli.options import AsJson, Threads
 from compiler.demo import IMAGES, MODEL
 from compiler.errors import VerificationError
@@ -26,6 +26,8 @@ def run_demo(
 
     **Example:** `tinsmith demo -o demo/`
     """
+    early.check_target(target)
+    early.check_new_folder(out)
     from compiler.api import compile_to
     from compiler.evaluate.accuracy import LabelledImages, top1
     from compiler.evaluate.bench import bench

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, ModulePath, Threads
 from compiler.cli.quantization import print_quantization
 from compiler.quantization.report import QuantizationReport
@@ -28,6 +28,7 @@ def inspect_module(
 
     **Example:** `tinsmith inspect out/ --threads 2`
     """
+    early.check_module(module)
     from compiler.evaluate.kernels import inspect
 
     with output.progress_bar("inspect", hidden=as_json) as show:

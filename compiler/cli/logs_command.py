@@ -108,7 +108,7 @@ def prune_log(
 
 
 def _folder(log: Path | None) -> Path:
-    from compiler.tuning.lookup import user_folder
+    from compiler.tuning.folders import user_folder
 
     return log or user_folder()
 
@@ -118,10 +118,10 @@ def _store(log: Path | None) -> Store:
 
 
 def _existing(folder: Path) -> Store:
-    from compiler.tuning.store import Store
-
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
+    from compiler.tuning.store import Store  # imports TVM
+
     return Store(folder)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from compiler.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModulePath = Annotated[
@@ -69,6 +71,8 @@ def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.nd
 
 
 def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    import numpy as np
+
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -63,12 +63,11 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             message = f"{type(error).__name__}: {text[0] if text else ''}"
             hint = "this is a bug in Tinsmith; run again with --debug for the traceback"
             _fail(kwargs, "InternalError", f"{message} ({hint})", INTERNAL_ERROR_CODE)
-        raise AssertionError  # _fail does not return
 
     return wrapper
 
 
-def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> None:
+def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> NoReturn:
     line = plain_line(message)
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
@@ -76,6 +75,14 @@ def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> None:
         print(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     print(f"tinsmith: error: {line}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def refuse(message: str, as_json: bool) -> int:
+    """Tell a mistake in how a command was called, as `reported` tells errors; the exit code."""
+    try:
+        _fail({"as_json": as_json}, "UsageError", message, 2)
+    except typer.Exit as left:
+        return int(left.exit_code)
 
 
 def print_json(data: Any) -> None:

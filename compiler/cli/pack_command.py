@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson
 from compiler.module.archive import DEFAULT_LEVEL, LEVELS, pack
 from compiler.module.manifest import read_manifest
@@ -28,6 +28,7 @@ def pack_module(
 
     **Example:** `tinsmith pack out/ -o resnet50.tar.zst`
     """
+    early.check_module(module)
     packed = pack(module, out, level)
     whole = sum(digest.bytes for digest in read_manifest(module).files.values())
     if as_json:

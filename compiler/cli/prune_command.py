@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import (
     Allocation,
@@ -135,6 +135,12 @@ def prune_model(
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
     if out.suffix not in (".onnx", CHECKPOINT_SUFFIX):
         raise ConfigError(f"--output {out}: the file ends in .onnx or {CHECKPOINT_SUFFIX}")
+    shapes = dict(map(parse_shape_option, shape or []))
+    constants = dict(map(parse_constant_option, constant or []))
+    early.check_model(model)
+    early.check_target(target)
+    early.check_samples(data)
+    early.check_new_file("--output", out)
     from compiler.export.onnx import to_onnx
     from compiler.frontends.checkpoint import write_checkpoint
     from compiler.frontends.model import import_model
@@ -142,11 +148,7 @@ def prune_model(
     from compiler.preparation import target_named
     from compiler.pruning.pruner import Pruner, readable
 
-    imported = import_model(
-        model,
-        dict(map(parse_shape_option, shape or [])),
-        dict(map(parse_constant_option, constant or [])),
-    )
+    imported = import_model(model, shapes, constants)
     as_onnx = out.suffix == ".onnx"
     if as_onnx:
         # Told before hours of training rather than after.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from compiler.cli import output
 from compiler.errors import ConfigError
@@ -40,7 +39,7 @@ def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
     if len(layers) <= _ROWS:
         return list(layers)
     integer = [layer for layer in layers if layer.computes == "integer"]
-    integer.sort(key=lambda layer: np.inf if layer.sqnr_db is None else layer.sqnr_db)
+    integer.sort(key=lambda layer: inf if layer.sqnr_db is None else layer.sqnr_db)
     others = [layer for layer in layers if layer.computes != "integer"][:_ROWS]
     chosen = {layer.name for layer in (*others, *integer[: _ROWS - len(others)])}
     return [layer for layer in layers if layer.name in chosen]

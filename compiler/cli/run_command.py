@@ -6,14 +6,16 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, ModulePath, Threads, read_arrays
 from compiler.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @output.reported
@@ -33,10 +35,12 @@ def run_module(
 
     **Example:** `tinsmith run out/ --input input=photo.npy -o scores.npz`
     """
-    from compiler.module.loader import load
-
     if out is not None and out.suffix != ".npz":
         raise ConfigError(f"--output {out}: the outputs are written as .npz")
+    early.check_new_file("--output", out)
+    early.check_module(module)
+    from compiler.module.loader import load
+
     loaded = load(module, threads=threads)
     arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])
     begin = time.perf_counter()
@@ -69,6 +73,8 @@ def run_module(
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """As `numpy.savez`, which takes no array named `file`."""
+    import numpy as np
+
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:

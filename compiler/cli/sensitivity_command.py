@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, Constant, Shape
 from compiler.cli.pruning import Criterion
 from compiler.cli.samples import (
@@ -85,15 +85,16 @@ def measure_model(
         recovery="none",
         **data,
     )
+    shapes = dict(map(parse_shape_option, shape or []))
+    constants = dict(map(parse_constant_option, constant or []))
+    early.check_model(model)
+    early.check_samples(data)
+    early.check_new_file("--plot", plot)
     from compiler.frontends.model import import_model
     from compiler.pruning.pruner import Pruner
     from targets.registry import get_target
 
-    imported = import_model(
-        model,
-        dict(map(parse_shape_option, shape or [])),
-        dict(map(parse_constant_option, constant or [])),
-    )
+    imported = import_model(model, shapes, constants)
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
         found = Pruner(
             config,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, Constant, Shape
 from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
 from compiler.errors import ConfigError
@@ -94,6 +94,9 @@ def tune_model(
         run_jobs(job, log, resume=resume, fresh=fresh, as_json=as_json)
         return
     assert model is not None
+    early.check_model(model)
+    early.check_target(target)
+    early.check_samples({"calibration": calibration})
     config = CompileConfig(
         target=target,
         shapes=dict(map(parse_shape_option, shape or [])),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import output
+from compiler.cli import early, output
 from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
 from compiler.errors import ConfigError, VerificationError
-from compiler.evaluate.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from compiler.evaluate.verify import VerifyReport
 
 
 @output.reported
@@ -35,6 +37,8 @@ def verify_module(
     """
     if bisect and model is None:
         raise ConfigError("--bisect replays the compilation: give the model with --model")
+    early.check_module(module)
+    early.check_model(model)
     from compiler.evaluate.verify import verify
 
     with output.progress_bar("verify", hidden=as_json) as show:

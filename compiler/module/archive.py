@@ -15,7 +15,6 @@ from typing import BinaryIO
 import zstandard
 
 from compiler.errors import ArtifactError, BuildError, ConfigError
-from compiler.module.loader import verify_files
 from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
 from compiler.module.manifest import read_manifest
 from compiler.scratch import ScratchFolder, replacing
@@ -48,6 +47,8 @@ def pack(
     Raises ArtifactError for a damaged module, ConfigError for an unknown level, BuildError if
     the archive cannot be written.
     """
+    from compiler.module.loader import verify_files  # imports numpy
+
     if not isinstance(level, int) or isinstance(level, bool) or not _within(level):
         raise ConfigError(f"--level {level}: expected an integer from {LEVELS[0]} to {LEVELS[1]}")
     folder, destination = Path(module), Path(archive)
@@ -75,6 +76,8 @@ def unpack(archive: Path) -> ScratchFolder:
     except OSError as error:
         raise ArtifactError(f"{archive}: cannot be unpacked: {error.strerror}") from error
     folder = scratch.path
+    from compiler.module.loader import verify_files  # imports numpy
+
     try:
         _read(archive, folder)
         verify_files(folder)

@@ -32,10 +32,11 @@ from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
 from compiler.tuning.closing import confirmation, seconds_to_reserve
 from compiler.tuning.confirmation import confirm
+from compiler.tuning.folders import user_folder
 from compiler.tuning.identity import job_digest
 from compiler.tuning.learner import Learner
 from compiler.tuning.learning import Lessons
-from compiler.tuning.lookup import StoredRecords, standing_stores, user_folder
+from compiler.tuning.lookup import StoredRecords, standing_stores
 from compiler.tuning.measure import Ledger
 from compiler.tuning.records import Record, Subject
 from compiler.tuning.report import JobView, TuneOptions, TuneReport

@@ -7,24 +7,13 @@ from pathlib import Path
 
 from tvm.tirx import PrimFunc
 
-import tuning_logs
 from compiler.errors import ConfigError
+from compiler.tuning.folders import packaged_folder, user_folder
 from compiler.tuning.records import Record, Subject, workload_key
 from compiler.tuning.store import Store
-from compiler.user_folders import cache_folder
 from targets.cpu.schedule import RecordLookup
 from targets.cpu.template import Decisions, Template
 from targets.spec import TargetSpec
-
-
-def user_folder() -> Path:
-    """Where tuning jobs write when they are told nothing else."""
-    return cache_folder() / "tuning"
-
-
-def packaged_folder() -> Path:
-    """The records that are shipped with Tinsmith."""
-    return Path(tuning_logs.__file__).parent
 
 
 def stores(log: Path | None) -> tuple[tuple[Store, ...], tuple[str, ...]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError
-from compiler.tuning.search import STRATEGIES
+
+STRATEGIES = ("model", "random")
 
 
 @dataclass(frozen=True)

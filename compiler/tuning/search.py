@@ -18,7 +18,6 @@ from compiler.tuning.cost_model import CostModel
 from compiler.tuning.records import decisions_key
 from targets.cpu.template import Decisions
 
-STRATEGIES = ("model", "random")
 # Shares of a batch: neighbours of the best, and chance.
 _NEIGHBOURS, _CHANCE = 0.5, 0.1
 _PARENTS = 3

@@ -267,8 +267,9 @@ def test_an_ill_formed_module_names_the_pass_and_those_before() -> None:
         broken = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
         return tvm.IRModule({"main": broken})
 
-    with pytest.raises(PassError, match=r"pass second failed \(passes before it: first\)"):
+    with pytest.raises(PassError, match=r"^pass second failed: the module after it is") as caught:
         runner.run("second", lose_a_definition, module)
+    assert caught.value.passes_before == ("first",)
 
 
 def test_a_failing_pass_is_named_without_a_backtrace() -> None:
@@ -277,8 +278,17 @@ def test_a_failing_pass_is_named_without_a_backtrace() -> None:
 
     with pytest.raises(PassError) as caught:
         PassRunner().run("careless", fail, import_onnx(_residual()).module)
-    assert "careless" in str(caught.value) and "no such thing" in str(caught.value)
+    assert str(caught.value).startswith("pass careless failed: no such thing (this is a bug")
     assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 70
+
+
+def test_what_a_pass_refuses_is_told_as_it_is() -> None:
+    def refuse(module: tvm.IRModule) -> tvm.IRModule:
+        raise ConfigError("the user can mend that")
+
+    with pytest.raises(ConfigError, match=r"^the user can mend that$"):
+        PassRunner().run("strict", refuse, import_onnx(_residual()).module)
 
 
 @pytest.mark.parametrize("winograd", [True, False])

@@ -1,0 +1,53 @@
+"""Mistakes in how a command is called: one line, or one JSON document, like every other error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from compiler.cli import output
+
+# The parser of options belongs to Click, which newer versions of Typer bundle.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_WITHOUT_ARGUMENTS = "NoArgsIsHelpError"
+
+
+class Commands(TyperGroup):
+    """The group of all commands."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **more: Any,
+    ) -> Any:
+        """Run the command that the arguments name, and end the process with its exit code."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **more)
+        given = sys.argv[1:] if args is None else args
+        try:
+            code = super().main(args, prog_name, complete_var, False, **more)
+        except _UsageError as error:
+            code = _told(error, "--json" in given)
+        except typer.Abort:
+            code = output.INTERRUPTED_CODE
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Any, as_json: bool) -> int:
+    context = error.ctx
+    if type(error).__name__ == _WITHOUT_ARGUMENTS:
+        error.show()
+        return int(error.exit_code)
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    command = " ".join(["tinsmith", *names, "--help"])
+    return output.refuse(f"{error.format_message().rstrip('.')}; see {command}", as_json)
