@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.tuning.boards.address import parse_address
 
 STRATEGIES = ("model", "random")
 
@@ -57,6 +58,8 @@ class TuneOptions:
                 raise ConfigError(f"{name} must be text, not {value!r}")
         if (self.rpc is None) != (self.key is None):
             raise ConfigError("--rpc HOST:PORT and --key NAME belong together: give both")
+        if self.rpc is not None:
+            parse_address(self.rpc)
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"strategy must be one of {', '.join(STRATEGIES)}")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from tvm.rpc import base
 
-from compiler.errors import ConfigError, TargetError
+from compiler.errors import TargetError
+from compiler.tuning.boards.address import parse_address
 
 _SECONDS = 5.0
 
@@ -40,10 +41,7 @@ class Tracker:
     @staticmethod
     def parse(text: str) -> Tracker:
         """`HOST:PORT` as an address; raises ConfigError."""
-        host, _, port = text.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise ConfigError(f"--rpc {text}: expected HOST:PORT, such as 127.0.0.1:9190")
-        return Tracker(host.strip("[]"), int(port))
+        return Tracker(*parse_address(text))
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
