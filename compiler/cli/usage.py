@@ -25,14 +25,15 @@ class Commands(TyperGroup):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        **more: Any,
+        windows_expand_args: bool = True,
+        **extra: Any,
     ) -> Any:
         """Run the command that the arguments name, and end the process with its exit code."""
         if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, **more)
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         given = sys.argv[1:] if args is None else args
         try:
-            code = super().main(args, prog_name, complete_var, False, **more)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except _UsageError as error:
             code = _told(error, "--json" in given)
         except typer.Abort:
