@@ -20,6 +20,7 @@ from compiler.errors import ConfigError, ModelError, ShapeError
 from compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
 from compiler.frontends.onnx_guard import ToolError, in_child
 from compiler.frontends.onnx_limits import check_inputs
+from compiler.frontends.onnx_soundness import unsoundness
 
 # Names that exporters give to a batch dimension. Anything else in first place counts as one
 # too, unless it is named like something that has a length of its own.
@@ -88,15 +89,20 @@ def bind_inputs(
 def fold(model: ModelProto) -> tuple[ModelProto, list[str]]:
     """`model` with shape arithmetic and small constants folded, and notes about it.
 
-    The graph optimizer of onnxscript does the work. Where it cannot digest a model, the
-    original is returned with a note: the importer folds shape arithmetic itself as it goes.
+    The graph optimizer of onnxscript does the work. Where it cannot digest a model, or makes an
+    unsound one of it, the original is returned with a note: the importer folds shape arithmetic
+    itself as it goes.
     """
     import onnxscript.optimizer  # noqa: F401  (once here, not in every child)
 
     try:
-        return in_child(_folded, model), []
+        folded = in_child(_folded, model)
     except ToolError as error:
         return model, [f"onnxscript could not fold the graph ({error})"]
+    reason = unsoundness(folded, model)
+    if reason:
+        return model, [f"the graph is used unfolded: onnxscript's folding is unsound ({reason})"]
+    return folded, []
 
 
 def _folded(model: ModelProto) -> ModelProto:
