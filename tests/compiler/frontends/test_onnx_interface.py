@@ -84,8 +84,8 @@ def test_outputs_may_be_inputs_weights_and_constants(tmp_path: Path) -> None:
     assert all(difference.agrees for difference in report.differences)
     x = np.arange(-3, 3, dtype=np.float32).reshape(2, 3)
     arrays = {
-        "x": x, "unused": np.arange(4), "scalar": np.array(7, np.float32), "condition": np.array(True),
-        "empty": np.zeros((0, 3), np.float32),
+        "x": x, "unused": np.arange(4), "scalar": np.array(7, np.float32),
+        "condition": np.array(True), "empty": np.zeros((0, 3), np.float32),
     }  # fmt: skip
     with compiler.load(report.path) as module:
         found = {name: value.copy() for name, value in module(arrays).items()}
