@@ -31,7 +31,7 @@ from compiler.pruning.report import PruneReport
 from compiler.quantization.report import QuantizationReport
 from compiler.scratch import ScratchFolder
 from compiler.tuning.algorithms import StoredAlgorithms
-from compiler.tuning.lookup import StoredRecords, stores
+from compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
 from targets.cpu.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
@@ -279,11 +279,8 @@ def _coverage(
     told = f"{found} of {len(counted)} kernels from records, {defaults}"
     if algorithms.asked:
         told = f"{told}; {algorithms.coverage()}"
-    stale = 0 if records is None else len(records.stale)
-    unfit = sum(kernel.source == UNFIT for kernel in kernels)
-    ignored = [f"{stale} records of other versions"] if stale else []
-    ignored += [f"{unfit} with decisions that the template does not have"] if unfit else []
-    return f"{told}; ignored: {', '.join(ignored)} (tune again)" if ignored else told
+    ignored = told_of_ignored(records, sum(kernel.source == UNFIT for kernel in kernels))
+    return "; ".join(filter(None, (told, ignored)))
 
 
 def _latency(module: Module, golden: GoldenVectors) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def list_logs(log: Log = None, as_json: AsJson = False) -> None:
         {
             "target": shelf.name,
             "records": len(shelf.records()),
-            "stale": sum(_is_stale(subject) for subject in shelf.records()),
+            "stale": sum(map(_is_stale, shelf.records())),
             "trials": sum(len(tried) for tried in shelf.trials().values()),
             "damaged_lines": shelf.damaged(),
         }
@@ -125,6 +126,7 @@ def _existing(folder: Path) -> Store:
     return Store(folder)
 
 
+@lru_cache(maxsize=1)
 def _versions() -> dict[str, int]:
     from compiler.tuning.algorithms import TEMPLATE
     from targets.cpu.operators.algorithms import ALGORITHMS_VERSION

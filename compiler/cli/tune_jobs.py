@@ -18,7 +18,27 @@ if TYPE_CHECKING:
     from compiler.tuning.report import TuneOptions, TuneReport
 
 _OPTIONS = ("minutes", "trials", "tasks", "seed", "rpc", "key")
-_KEYS = {*_OPTIONS, "model", "target", "threads", "shapes", "quantize", "calibration"}
+_NUMBER, _INTEGER, _TEXT = (int, float), (int,), (str,)
+_KEYS: Mapping[str, tuple[type, ...]] = {
+    "model": _TEXT,
+    "target": _TEXT,
+    "minutes": _NUMBER,
+    "trials": _INTEGER,
+    "tasks": _INTEGER,
+    "seed": _INTEGER,
+    "threads": _INTEGER,
+    "shapes": (dict,),
+    "quantize": _TEXT,
+    "calibration": _TEXT,
+    "rpc": _TEXT,
+    "key": _TEXT,
+}
+_EXPECTED: Mapping[tuple[type, ...], str] = {
+    _NUMBER: "a number",
+    _INTEGER: "an integer",
+    _TEXT: "text",
+    (dict,): "a table such as { input = [1, 3, 224, 224] }",
+}
 
 
 def read_jobs(path: Path) -> list[dict[str, Any]]:
@@ -27,24 +47,49 @@ def read_jobs(path: Path) -> list[dict[str, Any]]:
         toml = import_module("tomllib")
     except ModuleNotFoundError as error:
         raise ConfigError("--job needs Python 3.11 or later, which can read TOML") from error
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--job {path}: is not a file")
     try:
         content = toml.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"--job {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--job {path}: {error}") from error
     jobs = content.get("job")
     if set(content) != {"job"} or not isinstance(jobs, list) or not jobs:
         raise ConfigError(f"--job {path}: expected [[job]] tables and nothing else")
     for number, job in enumerate(jobs, 1):
-        unknown = sorted(set(job) - _KEYS)
+        where = f"--job {path}: job {number}"
+        if not isinstance(job, dict):
+            raise ConfigError(f"{where}: expected a [[job]] table, not {job!r}"[:300])
+        unknown = sorted(set(job) - set(_KEYS))
         if unknown:
             raise ConfigError(
-                f"--job {path}: job {number}: unknown key {unknown[0]}; known are "
-                f"{', '.join(sorted(_KEYS))}"
+                f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(_KEYS))}"
             )
-        if not isinstance(job.get("model"), str):
-            raise ConfigError(f'--job {path}: job {number}: no model = "FILE.onnx"')
+        for key, value in job.items():
+            _check(value, _KEYS[key], f"{where}: {key}")
+        for name, shape in job.get("shapes", {}).items():
+            dims = shape if isinstance(shape, list) else [shape]
+            if not isinstance(shape, list) or not all(map(_is_size, dims)):
+                raise ConfigError(
+                    f"{where}: shapes: {name} must be a list of sizes such as [1, 3, 224, 224], "
+                    f"not {shape!r}"[:300]
+                )
+        if "model" not in job:
+            raise ConfigError(f'{where}: no model = "FILE.onnx"')
         job["model"] = path.parent / job["model"]
     return jobs
+
+
+def _check(value: object, types: tuple[type, ...], what: str) -> None:
+    """Raise ConfigError unless the value has one of the types."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise ConfigError(f"{what} must be {_EXPECTED[types]}, not {value!r}"[:300])
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: bool) -> None:
@@ -53,7 +98,12 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
     Raises ConfigError before the first begins if the file is wrong, and at the end if a job
     has failed (typer.Exit if the answer is JSON, which tells of it).
     """
-    jobs = [(job["model"], *_parsed(job, log, resume, fresh)) for job in read_jobs(path)]
+    jobs = []
+    for number, job in enumerate(read_jobs(path), 1):
+        try:
+            jobs.append((job["model"], *_parsed(job, log, resume, fresh)))
+        except ConfigError as error:
+            raise ConfigError(f"--job {path}: job {number}: {error}") from error
     done: list[tuple[Path, str, TuneReport | TinsmithError]] = []
     for model, config, options in jobs:
         try:

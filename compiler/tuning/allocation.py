@@ -12,6 +12,7 @@ from compiler.tuning.tasks import Task
 from targets.cpu.template import Decisions
 
 BATCH = 24
+FIRST_BATCH = 4
 # A batch that gains less has gained nothing; after so many of them the search ends.
 _GAIN = 0.005
 _PATIENCE = 2
@@ -52,7 +53,10 @@ class TaskState:
         self.failures += sum(bool(trial.failure) for trial in trials)
         after = self.search.best[1]
         self.last_gain = max(0.0, 1 - after / before)
-        self.idle = 0 if self.last_gain >= _GAIN else self.idle + 1
+        if self.last_gain >= _GAIN:
+            self.idle = 0
+        elif not 0 < len(trials) < BATCH // 2:  # so few are no reason to give up
+            self.idle += 1
 
     def is_done(self, most_trials: int) -> bool:
         """Whether too little is expected of more trials, or no more are allowed."""

@@ -42,13 +42,14 @@ def confirm(
         for place in range(extent.candidates)
     ]
     builds = [chosen for chosen in builds if chosen]
+    by_index = {state.index: state for state in states}
     if not builds:
         return True
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         paths = [before]
         for number, chosen in enumerate(builds):
             records = [
-                Record(states[index].task.subject, decisions, 1.0, 1.0)
+                Record(by_index[index].task.subject, decisions, 1.0, 1.0)
                 for index, decisions in chosen.items()
             ]
             path = Path(folder) / f"variant{number}"
@@ -59,7 +60,7 @@ def confirm(
     times = [_by_kernel(own) for own in steps]
     for number, chosen in enumerate(builds, 1):
         for index, decisions in chosen.items():
-            _consider(states[index], decisions, times[0], times[number])
+            _consider(by_index[index], decisions, times[0], times[number])
     return True
 
 

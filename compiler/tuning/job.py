@@ -2,18 +2,17 @@
 
 Everything that is measured is on the disk before the next batch begins, so that
 a job that was killed goes on where it was: the same command measures what is not
-in the log. Records are written at the end, when the whole model has become
-faster; a kernel whose search found nothing gets a record of its default, so that
-no job searches it again.
+in the log. Early records are written as soon as a kernel is faster in the model; those that
+count at the end, when the whole model has become faster. A kernel whose search found nothing
+gets a record of its default, so that no job searches it again.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ from compiler.config import CompileConfig
 from compiler.errors import BuildError, ConfigError, TargetError
 from compiler.module.base import StepTime
 from compiler.module.manifest import read_manifest
-from compiler.module.version import tinsmith_version
 from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
 from compiler.quantization.timing import local_spec
 from compiler.tuning.acceptance import Verdict, accept, build
@@ -30,15 +28,17 @@ from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
 from compiler.tuning.allocation import TaskState
 from compiler.tuning.boards.runner import BoardRunner
 from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.closing import confirmation, seconds_to_reserve
+from compiler.tuning.closing import Confirmation, confirmation, seconds_to_reserve
 from compiler.tuning.confirmation import confirm
+from compiler.tuning.early_records import EarlyRecords
 from compiler.tuning.folders import user_folder
 from compiler.tuning.identity import job_digest
 from compiler.tuning.learner import Learner
 from compiler.tuning.learning import Lessons
-from compiler.tuning.lookup import StoredRecords, standing_stores
+from compiler.tuning.lookup import StoredRecords, standing_stores, told_of_ignored
 from compiler.tuning.measure import Ledger
-from compiler.tuning.records import Record, Subject
+from compiler.tuning.record_maker import RecordMaker
+from compiler.tuning.records import Subject
 from compiler.tuning.report import JobView, TuneOptions, TuneReport
 from compiler.tuning.runner import LocalRunner, NoDeviceError, Runner
 from compiler.tuning.selection import select
@@ -74,9 +74,9 @@ def tune(
     found from then on. A job that is interrupted loses nothing: the same call goes on.
 
     Raises a subclass of TinsmithError: as `compiler.compile` does, TargetError for a target that
-    is not this machine or for boards that cannot be used, ConfigError for a folder that is no
-    tuning log, is in use by another job, or for a model without a kernel that leaves anything to
-    decide.
+    is not this machine, for boards that cannot be used and when all are lost, ConfigError for a
+    folder that is no tuning log, is in use by another job, or for a model without a kernel that
+    leaves anything to decide.
     """
     config, options = config or CompileConfig(), options or TuneOptions()
     spec = target_of(config)
@@ -135,6 +135,8 @@ class _Job:
         self.ledger = Ledger()
         self._seconds_of_models = self._build_seconds = 0.0
         self._earlier_trials = self._earlier_failures = 0
+        self._unfit = 0
+        self._early: set[Subject] = set()
         self._progress = progress
         self.learner = learner
         self.lessons = Lessons(self.states, learner, options.seed)
@@ -168,7 +170,7 @@ class _Job:
                 self._build_seconds = time.monotonic() - self.begin - lowered
                 tasks = with_times(list(tunable.values()), self._profile(before, prepared))
             try:
-                choice = self._choose_algorithms(prepared, algorithms, tasks)
+                choice = self._choose_algorithms(prepared, algorithms, tasks, before)
                 start = before
                 if choice.is_new:
                     with self._whole_models():
@@ -182,14 +184,17 @@ class _Job:
                 if self.states:
                     whole = self.deadline - self.begin
                     reserve = seconds_to_reserve(whole, self._build_seconds)
-                    self._search(self.deadline - reserve)
+                    self._search(self.deadline - reserve, choice.prepared, start, tasks)
                 with self._whole_models():
                     if self.states:
                         self._confirm(choice.prepared, start)
                     verdict = self._finish(prepared, before, choice)
             except NoDeviceError as error:
-                self.notes.append(f"{error}; what was measured is kept, the same command goes on")
-                return self._report(name, Verdict(()))
+                trials = self._earlier_trials + sum(state.trials for state in self.states)
+                raise NoDeviceError(
+                    f"{name}: {error}; {trials} trials of this job are kept: with another board "
+                    "the same command goes on"
+                ) from error
         # Where time ran out before each kernel had its share, the next job gives it to the rest.
         waiting = [state for state in self.states if not (state.is_served or state.abandoned)]
         if waiting:
@@ -249,6 +254,7 @@ class _Job:
         near = [shelf.records() for shelf in self.store.near(self.spec)]
         selection = select(tasks, self.options, self.records, trials, near)
         self.states += selection.states
+        self._unfit = max(self._unfit, selection.unfit)
         self.left_alone += selection.left_alone
         self.shelf.add_workloads({s.task.subject.workload: s.task.numbers for s in self.states})
         self.lessons = Lessons(self.states, self.learner, self.options.seed)
@@ -267,7 +273,7 @@ class _Job:
         )
 
     def _choose_algorithms(
-        self, prepared: Prepared, known: StoredAlgorithms, tasks: list[Task]
+        self, prepared: Prepared, known: StoredAlgorithms, tasks: list[Task], before: Path
     ) -> Choice:
         """The best algorithms of the convolutions that have no record.
 
@@ -287,17 +293,22 @@ class _Job:
         told = self.left_alone.copy()
         self._choose(search.contenders())
         if self.states:
-            self._search(self.begin + _ALGORITHMS_SHARE * (self.deadline - self.begin))
+            end = self.begin + _ALGORITHMS_SHARE * (self.deadline - self.begin)
+            self._search(end, prepared, before, tasks)
         self.show("comparing algorithms")
         with self._whole_models():
-            choice = search.decide(self.states, self._provenance(prepared.lowered.source_name))
+            choice = search.decide(self.states, self._maker(prepared).provenance)
         self._earlier_trials = sum(state.trials for state in self.states)
         self._earlier_failures = sum(state.failures for state in self.states)
         # The kernels of the chosen go on from the trials in the log.
         self.states, self.left_alone = [], told
         return choice
 
-    def _search(self, deadline: float) -> None:
+    def _search(
+        self, deadline: float, prepared: Prepared, before: Path, tasks: Sequence[Task]
+    ) -> None:
+        """Search the states; what is fast is confirmed in `prepared`, which has these tasks."""
+        early = self._early_records(prepared, before, tasks)
         kernels = [state.task.kernel for state in self.states]
         with self.runner.measurer(kernels, self.options.extensions, self.scratch) as measurer:
             measurer.ledger = self.ledger
@@ -308,8 +319,28 @@ class _Job:
                 self.options.strategy == "model",
                 self.shelf,
                 lambda: self.show("searching"),
+                early,
             )
             self.notes += loop.run(measurer, deadline)
+        self._early |= early.written
+
+    def _early_records(
+        self, prepared: Prepared, before: Path, tasks: Sequence[Task]
+    ) -> EarlyRecords:
+        """What confirms and writes records during the search."""
+
+        def confirm_in_model(states: Sequence[TaskState], extent: Confirmation) -> None:
+            self.show("confirming")
+            with self._whole_models():
+                confirm(states, prepared, before, self.old, self.runner, self.scratch, extent)
+
+        return EarlyRecords(
+            {task.subject: task for task in tasks},
+            confirm_in_model,
+            self._maker(prepared).early,
+            self.shelf,
+            self._build_seconds + 1.0,
+        )
 
     def _confirm(self, prepared: Prepared, before: Path) -> None:
         """Find the winners among the fastest, in the model."""
@@ -324,7 +355,8 @@ class _Job:
         searched = [s for s in self.states if not s.abandoned and s.is_served]
         winners = [s for s in searched if s.winner is not None]
         winners.sort(key=lambda s: s.task.seconds * ((s.ratio or 1.0) - 1.0))
-        new = [self._record(s, prepared.lowered.source_name) for s in winners]
+        maker = self._maker(prepared)
+        new = [maker.record(state) for state in winners]
         verdict = accept(
             choice.prepared,
             before,
@@ -353,25 +385,12 @@ class _Job:
         for state in rest:
             state.winner, state.ratio = None, state.record.ratio if state.record else 1.0
         open_ones = {r.subject for r in new} if not verdict.is_complete else set()
-        undecided = [s for s in rest if s.record is None and s.task.subject not in open_ones]
-        defaults = [self._record(state, prepared.lowered.source_name) for state in undecided]
-        self.shelf.add_records([*verdict.kept, *defaults])
+        closed = [s for s in rest if s.task.subject not in open_ones]
+        self.shelf.add_records([*verdict.kept, *maker.final(closed, self._early)])
         return verdict
 
-    def _provenance(self, model: str) -> dict[str, str]:
-        return {
-            "model": model,
-            "processor": self.runner.processor,
-            "date": datetime.date.today().isoformat(),
-            "tinsmith": tinsmith_version(),
-        }
-
-    def _record(self, state: TaskState, model: str) -> Record:
-        one_call = state.task.seconds / max(state.task.calls, 1)
-        decisions, seconds, default = state.winner or (state.task.default, one_call, one_call)
-        provenance = {"kernel": state.task.name, **self._provenance(model)}
-        trials = state.known + state.trials
-        return Record(state.task.subject, decisions, seconds, default, trials, provenance)
+    def _maker(self, prepared: Prepared) -> RecordMaker:
+        return RecordMaker(prepared.lowered.source_name, self.runner.processor)
 
     def _report(self, name: str, verdict: Verdict) -> TuneReport:
         seconds = time.monotonic() - self.begin
@@ -379,6 +398,9 @@ class _Job:
         failed = self._earlier_failures + sum(state.failures for state in self.states)
         if failed:
             self.notes.append(f"{failed} candidates failed; see `tinsmith logs show`")
+        ignored = told_of_ignored(self.records, self._unfit)
+        if ignored:
+            self.notes.append(f"records {ignored}")
         if self.learner.note:
             self.notes.append(self.learner.note)
         return TuneReport(

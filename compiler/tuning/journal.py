@@ -58,6 +58,15 @@ def rewrite(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, b"".join(map(_line, entries)))
 
 
+def state(path: Path) -> tuple[int, ...]:
+    """Another one whenever the file was written to; empty as long as there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read(path: Path) -> tuple[list[dict[str, Any]], int]:
     """All entries, and how many lines are none. A file that does not exist is empty.
 

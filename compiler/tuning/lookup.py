@@ -44,11 +44,13 @@ class StoredRecords:
     """The `RecordLookup` of stores: the first that has a record for a workload decides.
 
     `stale` names the workloads for which there are only records of other versions of the
-    template; those are never applied.
+    template; those are never applied. `damaged` is how many lines are no records.
     """
 
     def __init__(self, asked: Sequence[Store], spec: TargetSpec) -> None:
-        self._layers = [store.shelf(spec).records() for store in asked]
+        shelves = [store.shelf(spec) for store in asked]
+        self._layers = [shelf.records() for shelf in shelves]
+        self.damaged = sum(shelf.damaged_records() for shelf in shelves)
         self._known = {(s.template, s.workload) for layer in self._layers for s in layer}
         self.stale: set[str] = set()
 
@@ -65,6 +67,20 @@ class StoredRecords:
         if (subject.template, subject.workload) in self._known:
             self.stale.add(subject.workload)
         return None
+
+
+def told_of_ignored(records: StoredRecords | None, unfit: int) -> str:
+    """What a reader is told of records that are not applied; empty if there are none.
+
+    `unfit` of them have decisions that the template does not have.
+    """
+    stale = 0 if records is None else len(records.stale)
+    damaged = 0 if records is None else records.damaged
+    ignored = [f"{stale} records of other versions"] if stale else []
+    ignored += [f"{unfit} with decisions that the template does not have"] if unfit else []
+    told = f"ignored: {', '.join(ignored)} (tune again)" if ignored else ""
+    lines = f"{damaged} damaged lines of the log (`tinsmith logs prune` drops them)"
+    return "; ".join(filter(None, (told, f"ignored: {lines}" if damaged else "")))
 
 
 class ChosenRecords:

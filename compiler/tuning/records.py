@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import tvm_ffi
@@ -19,6 +20,8 @@ from tvm.tirx import PrimFunc
 
 from targets.cpu.template import Decisions
 
+# What the provenance of a record tells of a search that is not over.
+SEARCH, UNFINISHED = "search", "unfinished"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORKLOAD = re.compile(r"[0-9a-f]{16}")
 _MOST_DECISIONS = 32
@@ -83,6 +86,11 @@ class Record:
         """The time relative to the template's default."""
         return self.seconds / self.default_seconds
 
+    @property
+    def is_early(self) -> bool:
+        """Whether it was written before its search was over: the next job searches on."""
+        return self.provenance.get(SEARCH) == UNFINISHED
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `parse_record` gives the same record back."""
         return _identity(self.subject, self.decisions) | {
@@ -131,7 +139,7 @@ def parse_record(data: Mapping[str, Any]) -> Record | None:
     if not isinstance(provenance, dict) or len(provenance) > _MOST_DECISIONS:
         return None
     if not all(
-        isinstance(key, str) and _NAME.fullmatch(key) and isinstance(value, str)
+        isinstance(key, str) and _is_name(key) and isinstance(value, str)
         for key, value in provenance.items()
     ):
         return None
@@ -145,7 +153,7 @@ def parse_workload(data: Mapping[str, Any]) -> tuple[str, dict[str, int]] | None
     if not isinstance(key, str) or not _WORKLOAD.fullmatch(key) or not isinstance(numbers, dict):
         return None
     valid = len(numbers) <= _MOST_NUMBERS and all(
-        isinstance(name, str) and _NAME.fullmatch(name) and _is_integer(value, 2**62)
+        isinstance(name, str) and _is_name(name) and _is_integer(value, 2**62)
         for name, value in numbers.items()
     )
     return (key, numbers) if valid else None
@@ -163,14 +171,14 @@ def _identity(subject: Subject, decisions: Decisions) -> dict[str, Any]:
 def _parse_identity(data: Mapping[str, Any]) -> tuple[Subject, dict[str, int]] | None:
     template, version = data.get("template"), data.get("version")
     workload, decisions = data.get("workload"), data.get("decisions")
-    if not isinstance(template, str) or not _NAME.fullmatch(template) or not _is_count(version):
+    if not isinstance(template, str) or not _is_name(template) or not _is_count(version):
         return None
     if not isinstance(workload, str) or not _WORKLOAD.fullmatch(workload):
         return None
     if not isinstance(decisions, dict) or len(decisions) > _MOST_DECISIONS:
         return None
     if not all(
-        isinstance(key, str) and _NAME.fullmatch(key) and _is_count(value)
+        isinstance(key, str) and _is_name(key) and _is_count(value)
         for key, value in decisions.items()
     ):
         return None
@@ -186,6 +194,12 @@ def _times(data: Mapping[str, Any]) -> tuple[float, float] | None:
     return (float(times[0] or 0), float(times[1] or 0)) if valid else None
 
 
+@lru_cache(maxsize=1024)
+def _is_name(text: str) -> bool:
+    """Whether a text is a name of ours: the same few stand in every line of a store."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _is_count(value: object) -> bool:
     return _is_integer(value, _LARGEST)
 
@@ -196,4 +210,5 @@ def _is_integer(value: object, most: int) -> bool:
 
 def _printable(text: str) -> str:
     """Text that cannot move a terminal's cursor."""
-    return "".join(c for c in text[:_MOST_TEXT] if c.isprintable())
+    shown = text[:_MOST_TEXT]
+    return shown if shown.isprintable() else "".join(filter(str.isprintable, shown))

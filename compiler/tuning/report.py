@@ -11,6 +11,9 @@ from compiler.tuning.boards.address import parse_address
 
 STRATEGIES = ("model", "random")
 
+# Why a kernel is left alone that an earlier job has searched.
+HAS_RECORD = "has a record"
+
 
 @dataclass(frozen=True)
 class TuneOptions:
@@ -120,7 +123,10 @@ class TuneReport:
     def summary(self) -> str:
         """One line for a person."""
         if not self.rows and not self.trials:
-            return "nothing to search: this was tuned before; --resume searches on, --fresh anew"
+            known = "this was tuned before"
+            if any(reason != HAS_RECORD for _, reason in self.left_alone):
+                known = "every kernel has a record, takes too little time, or leaves no choice"
+            return f"nothing to search: {known}; --resume searches on, --fresh anew"
         told = f"{self.trials} trials of {len(self.rows)} kernels in {self.seconds:.0f} s"
         if not self.kept:
             return f"{told}; the template defaults stay"

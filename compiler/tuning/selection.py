@@ -9,17 +9,21 @@ from compiler.tuning.allocation import TaskState
 from compiler.tuning.learning import Tried
 from compiler.tuning.lookup import StoredRecords
 from compiler.tuning.records import Record, Subject
-from compiler.tuning.report import TuneOptions
+from compiler.tuning.report import HAS_RECORD, TuneOptions
 from compiler.tuning.search import Search
 from compiler.tuning.tasks import LEAST_SHARE, Task
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The states of the kernels that are searched; the names of others, with reasons."""
+    """The states of the kernels that are searched; the names of others, with reasons.
+
+    `unfit` is how many records have decisions that the template does not have.
+    """
 
     states: tuple[TaskState, ...]
     left_alone: tuple[tuple[str, str], ...]
+    unfit: int = 0
 
 
 def select(
@@ -36,10 +40,14 @@ def select(
     """
     states: list[TaskState] = []
     left_alone: list[tuple[str, str]] = []
+    unfit = 0
     for task in tasks:
         known = None if options.fresh else records.record(task.subject)
-        if known is not None and not options.resume:
-            left_alone.append((task.name, "has a record"))
+        if known is not None and not task.fits(known.decisions):
+            # No compilation applies it either.
+            known, unfit = None, unfit + 1
+        if known is not None and not known.is_early and not options.resume:
+            left_alone.append((task.name, HAS_RECORD))
         elif task.share < LEAST_SHARE:
             left_alone.append((task.name, f"takes {task.share:.2%} of the time"))
         elif options.tasks and len(states) >= options.tasks:
@@ -58,4 +66,4 @@ def select(
                 tried,
             )
             states.append(TaskState(index, task, search, len(tried) - 1, known))
-    return Selection(tuple(states), tuple(left_alone))
+    return Selection(tuple(states), tuple(left_alone), unfit)

@@ -49,6 +49,8 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # What was read of each file, and of which state of it: stores grow to many lines.
+        self._known: dict[str, tuple[object, list[Any], int]] = {}
 
     @property
     def name(self) -> str:
@@ -83,9 +85,13 @@ class Shelf:
         jobs = self._read(_JOBS, lambda entry: entry.get("job"))[0]
         return {job for job in jobs if isinstance(job, str)}
 
+    def damaged_records(self) -> int:
+        """Lines among the records that are none."""
+        return self._read(_RECORDS, parse_record)[1]
+
     def damaged(self) -> int:
         """Lines that are neither records nor trials."""
-        return self._read(_RECORDS, parse_record)[1] + self._read(_TRIALS, parse_trial)[1]
+        return self.damaged_records() + self._read(_TRIALS, parse_trial)[1]
 
     def add_records(self, records: Iterable[Record]) -> None:
         """Append records; they are on the disk when this returns."""
@@ -189,10 +195,16 @@ class Shelf:
         return sum(path.read_bytes().count(b"\n") for path in files if path.exists())
 
     def _read(self, name: str, parse: Any) -> tuple[list[Any], int]:
-        entries, damaged = journal.read(self.folder / name)
-        parsed = [parse(entry) for entry in entries]
-        good = [entry for entry in parsed if entry is not None]
-        return good, damaged + len(parsed) - len(good)
+        """What a file holds, parsed, and how many lines are damaged; once for each state of it."""
+        path = self.folder / name
+        state = journal.state(path)
+        known = self._known.get(name)
+        if known is None or known[0] != state:
+            entries, damaged = journal.read(path)
+            parsed = [parse(entry) for entry in entries]
+            good = [entry for entry in parsed if entry is not None]
+            known = self._known[name] = state, good, damaged + len(parsed) - len(good)
+        return known[1], known[2]
 
 
 class Store:

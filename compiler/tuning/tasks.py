@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Task:
     """One kernel to tune. `seconds` are those of all its `calls` in a run of the model.
 
     `space` are the candidates, the default first; `numbers` describe the workload: its
-    integers by name.
+    integers by name. `fits` tells whether decisions of a record can be used at all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     calls: int = 0
     seconds: float = 0.0
     share: float = 0.0
+    fits: Callable[[Decisions], bool] = lambda decisions: True
 
 
 def distinct_kernels(fused: tvm.IRModule, spec: TargetSpec) -> dict[Subject, Task]:
@@ -77,6 +79,7 @@ def distinct_kernels(fused: tvm.IRModule, spec: TargetSpec) -> dict[Subject, Tas
             default=template.default(match, spec),
             space=candidates(template, match, spec),
             numbers=_numbers(match, spec),
+            fits=partial(template.has, match, spec=spec),
         )
     return found
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.errors import BuildError
-from compiler.tuning.allocation import BATCH, TaskState, next_task
+from compiler.tuning.allocation import BATCH, FIRST_BATCH, TaskState, next_task
+from compiler.tuning.early_records import EarlyRecords
 from compiler.tuning.learning import Lessons
 from compiler.tuning.records import Trial
 from compiler.tuning.runner import BatchMeasurer
@@ -25,7 +26,8 @@ class TrialLoop:
     """Searches `states` until nothing more is expected of them, or time is up.
 
     Proposals are ranked by `lessons`, which grow if the search `learns`; what is measured is on
-    the disk of `shelf` before the next batch begins. `show` is called before every batch.
+    the disk of `shelf` before the next batch begins. `show` is called before every batch, and
+    `early` may write records after it.
     """
 
     states: Sequence[TaskState]
@@ -34,6 +36,7 @@ class TrialLoop:
     learns: bool
     shelf: Shelf
     show: Callable[[], None]
+    early: EarlyRecords | None = None
 
     def run(self, measurer: BatchMeasurer, deadline: float) -> list[str]:
         """Search until `time.monotonic()` is `deadline`; notes on kernels that were given up."""
@@ -49,11 +52,15 @@ class TrialLoop:
             except BuildError as error:
                 state.abandoned = "failed"
                 notes.append(f"kernel {state.task.name} is left alone: {error}")
+            if self.early is not None:
+                self.early.after_batch(self.states, deadline)
         return notes
 
     def _batch(self, measurer: BatchMeasurer, state: TaskState) -> None:
         subject = state.task.subject
-        count = min(BATCH * measurer.lanes, self.most_trials - state.known - state.trials)
+        # Small at first: a job that is killed soon leaves something, and shows that it works.
+        size = BATCH if any(other.trials for other in self.states) else FIRST_BATCH
+        count = min(size * measurer.lanes, self.most_trials - state.known - state.trials)
         begin = time.monotonic()
         proposed = state.search.propose(count, self.lessons.model(subject.template))
         measured = measurer.measure(state.index, proposed, _seconds(state, len(proposed)))

@@ -123,15 +123,7 @@ def _schedule(
     template, match = match_template(function, spec)
     default = template.default(match, spec)
     found = records.find(function, template, spec) if records is not None else None
-    # A record may come from anywhere: what the template would not choose itself is of no use.
-    space = template.space(match, spec)
-    usable = (
-        found is not None
-        and set(found) == set(default)
-        and all(
-            value == default[name] or value in space.get(name, ()) for name, value in found.items()
-        )
-    )
+    usable = found is not None and template.has(match, found, spec)
     decisions: Mapping[str, int] = dict(found) if usable and found is not None else default
     scheduled = schedule_function(function, template, match, decisions, spec)
     report = KernelReport(

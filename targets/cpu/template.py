@@ -78,6 +78,14 @@ class Template(ABC):
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         """For each decision, the values that a search may choose from."""
 
+    def has(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
+        """Whether it would choose these decisions itself: records may come from anywhere."""
+        default, space = self.default(match, spec), self.space(match, spec)
+        return set(decisions) == set(default) and all(
+            value == default[name] or value in space.get(name, ())
+            for name, value in decisions.items()
+        )
+
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         """Whether these values of `space` may be good together, as far as can be told untried."""
         return True

@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ from compiler.errors import ConfigError, TargetError
 from compiler.tuning import job as job_module
 from compiler.tuning.records import Record, decisions_key
 from compiler.tuning.report import JobView, TuneOptions
+from compiler.tuning.runner import LocalRunner, NoDeviceError
 from compiler.tuning.store import Store
 from compiler.tuning.target_key import describe
 from compiler.tuning.tasks import Task
@@ -163,6 +166,10 @@ def test_records_that_no_template_would_choose_are_not_applied(
     (hostile.folder / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     report = compiler.compile_to(small_model_file, tmp_path / "n", log=tmp_path / "log", **options)
     assert f"ignored: {len(entries)} records of other versions (tune again)" in report.coverage
+    # Lines that are no records are counted too.
+    (hostile.folder / "records.jsonl").write_text("{}\n[\n")
+    report = compiler.compile_to(small_model_file, tmp_path / "o", log=tmp_path / "log", **options)
+    assert "ignored: 2 damaged lines of the log" in report.coverage
 
 
 def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: Path) -> None:
@@ -276,6 +283,61 @@ def test_a_second_job_waits_for_nobody(small_model_file: Path, tmp_path: Path) -
     shelf = Store(tmp_path).shelf_to_write(get_target("native"))
     with shelf.exclusive(), pytest.raises(ConfigError, match="another tuning job"):
         compiler.tune(small_model_file, options=TuneOptions(log=tmp_path))
+
+
+def test_a_job_whose_boards_are_lost_fails(
+    small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(LocalRunner):
+        def measurer(self, *_: object) -> Any:
+            raise NoDeviceError("no board is left: for a test")
+
+    lost = Lost(get_target("native"), 2)
+    monkeypatch.setattr(job_module, "_runner", lambda *_: nullcontext(lost))
+    command = ["tune", str(small_model_file), "--log", str(tmp_path), "--json"]
+    result = RUNNER.invoke(app, command)
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    told = "no board is left: for a test; 0 trials of this job are kept: with another board"
+    assert told in error["message"] and told in result.stderr
+    assert not the_shelf(tmp_path).finished_jobs()
+
+
+def test_wrong_types_in_job_files(tmp_path: Path) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("reading TOML needs Python 3.11")
+    jobs = tmp_path / "jobs.toml"
+    for content, message in (
+        ("model = 3", "model must be text, not 3"),
+        ('minutes = "ten"', "minutes must be a number, not 'ten'"),
+        ("minutes = true", "minutes must be a number, not True"),
+        ("minutes = inf", "minutes must be more than 0 and at most 10000, not inf"),
+        ("trials = 1.5", "trials must be an integer, not 1.5"),
+        ("trials = 0", "trials must be an integer of at least 1"),
+        ("threads = []", "threads must be an integer, not []"),
+        ("target = 1979-05-27", "target must be text, not datetime.date(1979, 5, 27)"),
+        ("shapes = [1, 3]", "shapes must be a table such as"),
+        ("shapes = { x = 3 }", "shapes: x must be a list of sizes such as [1, 3, 224, 224], not 3"),
+        ('shapes = { x = [1, "n"] }', "shapes: x must be a list of sizes"),
+        ("quantize = {}", "quantize must be text, not {}"),
+        ('quantize = "int9"', "choose from int8"),
+        ('rpc = "localhost:9190"', "belong together"),
+    ):
+        model = "" if content.startswith("model") else 'model = "a.onnx"\n'
+        jobs.write_text(f'[[job]]\nmodel = "b.onnx"\n[[job]]\n{model}{content}\n')
+        result = RUNNER.invoke(app, ["tune", "--job", str(jobs)])
+        assert result.exit_code == 2, content
+        assert f"--job {jobs}: job 2: " in result.stderr and message in result.stderr, content
+        assert len(result.stderr.strip().splitlines()) == 1
+    for content, message in (
+        ("job = [1, 2]", "expected a [[job]] table, not 1"),
+        ("job = 1", "expected [[job]] tables"),
+    ):
+        jobs.write_text(content)
+        result = RUNNER.invoke(app, ["tune", "--job", str(jobs)])
+        assert result.exit_code == 2 and message in result.stderr
+    result = RUNNER.invoke(app, ["tune", "--job", str(tmp_path)])
+    assert result.exit_code == 2 and "is not a file" in result.stderr
 
 
 def test_job_files(small_model_file: Path, tmp_path: Path) -> None:

@@ -134,6 +134,23 @@ def test_text_of_a_record_cannot_steer_a_terminal() -> None:
     assert parsed.provenance == {"kernel": "a[2Jb"}
 
 
+def test_a_file_is_parsed_once_for_each_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = shelf(tmp_path)
+    here.add_records([record(0.9)])
+    reads: list[Path] = []
+    read = journal.read
+    monkeypatch.setattr(journal, "read", lambda path: reads.append(path) or read(path))
+    for _ in range(3):
+        assert here.records()[SUBJECT].ratio == pytest.approx(0.9)
+        assert here.damaged_records() == 0
+    assert len(reads) == 1
+    Shelf(here.folder).add_records([record(0.5)])
+    assert here.records()[SUBJECT].ratio == pytest.approx(0.5)
+    assert len(reads) == 2
+
+
 def test_damaged_lines_are_counted_and_skipped(tmp_path: Path) -> None:
     here = shelf(tmp_path)
     here.add_records([record()])
