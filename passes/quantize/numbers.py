@@ -4,7 +4,7 @@ All real arithmetic is IEEE 754 binary32, rounding to nearest, ties to even:
 
 - quantise:   q = clip(rint(x * (1 / scale)) + zero_point, low, high)
 - dequantise: x = float32(q - zero_point) * scale
-- requantise: q = quantise(float32(accumulator) * multiplier + bias)
+- requantise: q = quantise(fma(float32(accumulator), multiplier, bias))
 
 `rint` rounds half to even. The reciprocal of the scale is rounded to float32 once, at
 compile time. Values beyond the integer range, infinities included, saturate. A NaN has
@@ -15,9 +15,8 @@ The accumulator of a product of `uint8` and `int8` is `int32` and must not overf
 `largest_accumulation` says how many products are safe. Its conversion to float32 rounds
 above 2^24.
 
-Where a bias follows the multiplier, a target with fused multiply-add rounds once
-instead of twice. Both are allowed (`fused` computes the former): the codes differ by at
-most one, and only where the value lies within rounding of a tie.
+Where something is added to a product, the two are rounded once: `fused_multiply_add` computes
+what the kernels of every target do. Of two products that are added the second is fused.
 """
 
 from __future__ import annotations
@@ -142,12 +141,11 @@ def requantize(
     *,
     bias: np.ndarray | float | None = None,
     axis: int | None = None,
-    fused: bool = False,
 ) -> np.ndarray:
     """Codes of an int32 accumulator in units of `multiplier` (input scale * weight scale).
 
     `scale` and `zero_point` are those of the result, per tensor; `multiplier` and `bias`
-    (in real units) may be vectors along `axis`. `fused` rounds product and sum once.
+    (in real units) may be vectors along `axis`.
     """
     accumulator = np.asarray(accumulator, np.int32)
     multiplier = _along(np.asarray(multiplier, np.float32), axis, accumulator.ndim)
@@ -156,12 +154,28 @@ def requantize(
         real = real * multiplier
     else:
         bias = _along(np.asarray(bias, np.float32), axis, accumulator.ndim)
-        if fused:
-            # The product of two float32 is exact in float64.
-            real = (real.astype(np.float64) * multiplier + bias).astype(np.float32)
-        else:
-            real = real * multiplier + bias
+        real = fused_multiply_add(real, multiplier, bias)
     return quantize(real, scale, zero_point, codes)
+
+
+def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c of float32 arrays, rounded once to float32.
+
+    The product of two float32 is exact in float64. The sum is rounded to odd there: where it is
+    inexact its last bit is set, which keeps it off the ties of float32. Source: Boldo and
+    Melquiond, Emulation of a FMA and correctly rounded sums, IEEE Trans. Computers 57(4), 2008.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+        addend = np.asarray(c, np.float64)
+        total = np.asarray(product + addend)
+        # What the addition lost (Knuth's two-sum).
+        part = total - product
+        lost = (product - (total - part)) + (addend - part)
+        even = (total.view(np.int64) & 1) == 0
+        towards = np.where(lost > 0, np.inf, -np.inf)
+        odd = np.where((lost != 0) & even & np.isfinite(lost), np.nextafter(total, towards), total)
+        return odd.astype(np.float32)
 
 
 def largest_accumulation(left: IntegerRange, right: IntegerRange) -> int:

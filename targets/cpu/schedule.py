@@ -13,6 +13,7 @@ from tvm.tirx import PrimFunc
 
 from targets.cpu.bfloat16 import use_bfloat16_instructions
 from targets.cpu.elementary_functions import lower_elementary_functions
+from targets.cpu.fused_sums import fuse_products
 from targets.cpu.nan_propagation import propagate_nan
 from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
 from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
@@ -81,7 +82,8 @@ def schedule_function(
 ) -> PrimFunc:
     """The scheduled function, its elementary functions lowered, its form verified."""
     scheduled = lower_elementary_functions(template.apply(function, match, decisions, spec))
-    scheduled = use_bfloat16_instructions(propagate_nan(scheduled), spec)
+    scheduled = fuse_products(propagate_nan(scheduled), spec)
+    scheduled = use_bfloat16_instructions(scheduled, spec)
     if _interface(scheduled) != _interface(function):
         raise ValueError(f"template {template.name} changed the parameters of a kernel")
     if template.name != Unscheduled.name:
