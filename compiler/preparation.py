@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
+from tvm import tirx
 
 from compiler.config import CompileConfig
 from compiler.errors import ModelError, TargetError
@@ -28,7 +29,9 @@ from compiler.pruning.pruner import Pruner
 from compiler.pruning.report import PruneReport
 from compiler.quantization.quantizer import Quantizer
 from compiler.quantization.report import QuantizationReport
+from compiler.quantization.timing import local_spec
 from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
+from targets.cpu.reproducible import is_reproducible
 from targets.cpu.schedule import RecordLookup
 from targets.registry import get_target
 from targets.spec import TargetSpec, UnknownTargetError
@@ -90,14 +93,15 @@ def prepare(
     # Winograd's transformed weights have no zeros to be packed.
     sparse = config.pruning is not None and config.pruning.sparsity is not None
     with clock.phase("lower"):
-        quantizer = _quantizer(imported, config, spec, clock, records, reported)
+        chosen = DirectOnly() if sparse or not config.winograd else algorithms
+        quantizer = _quantizer(imported, config, spec, clock, records, reported, chosen)
         scheduled, pipeline = lower(
             module,
             spec,
             dump=config.dump,
             progress=lambda step, share: clock.show("lower", share, step),
             records=records,
-            algorithms=DirectOnly() if sparse or not config.winograd else algorithms,
+            algorithms=chosen,
             quantization=quantizer,
         )
     notes = [*imported.notes]
@@ -115,7 +119,8 @@ def prepare(
     judge = None
     with clock.phase("reference"):
         if quantizer is not None:
-            golden, reference = _quantized_golden(quantizer, config, notes)
+            same = _same_bits(pipeline, spec, final=reported)
+            golden, reference = _quantized_golden(quantizer, config, notes, same)
         elif pruner is not None:
             # The ONNX model computes something else; what pruning costs stands in its report.
             notes += pruner.source.notes if pruner.source is not None else ()
@@ -194,6 +199,7 @@ def _quantizer(
     clock: Clock,
     records: RecordLookup | None,
     reported: bool,
+    algorithms: AlgorithmLookup | None,
 ) -> Quantizer | None:
     """What quantises the graph, if that is asked for."""
     if config.quantization is None:
@@ -209,6 +215,7 @@ def _quantizer(
         progress=lambda step, share: clock.show("lower", share, step),
         records=records,
         reported=reported,
+        algorithms=algorithms,
     )
 
 
@@ -242,7 +249,7 @@ def _graph_golden(
 
 
 def _quantized_golden(
-    quantizer: Quantizer, config: CompileConfig, notes: list[str]
+    quantizer: Quantizer, config: CompileConfig, notes: list[str], same_bits: bool
 ) -> tuple[GoldenVectors | None, str]:
     """A calibration sample with the quantised graph's own outputs, as this machine computes them.
 
@@ -254,9 +261,21 @@ def _quantized_golden(
         return None, ""
     sample = quantizer.sample
     return (
-        GoldenVectors(sample.inputs, sample.outputs, QUANTIZED_TOLERANCE),
+        GoldenVectors(sample.inputs, sample.outputs, 0.0 if same_bits else QUANTIZED_TOLERANCE),
         "the quantised graph",
     )
+
+
+def _same_bits(pipeline: PipelineReport, spec: TargetSpec, final: bool) -> bool:
+    """Whether the module must compute its golden vectors to the last bit.
+
+    Kernels of integers do everywhere. Others do where the vectors were computed by the very
+    kernels of the module: by kernels for this machine, unless they are `final` no more.
+    """
+    if final and local_spec(spec) is not None:
+        return True
+    kernels = pipeline.fused.functions.values()
+    return all(is_reproducible(f) for f in kernels if isinstance(f, tirx.PrimFunc))
 
 
 def _golden(

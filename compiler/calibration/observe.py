@@ -20,6 +20,7 @@ from passes.graph.fused_groups import kernel_calls
 from passes.quantize.dataflow import Dataflow
 from passes.quantize.expose_tensors import ExposeTensors
 from passes.quantize.observers import ObservationError, Observer, ObserverFactory
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.schedule import RecordLookup, schedule_module
 from targets.cpu.template import KernelReport
 from targets.spec import TargetSpec
@@ -53,12 +54,13 @@ class ObservedModule:
         threads: int = 0,
         name: str = "calibration",
         records: RecordLookup | None = None,
+        algorithms: AlgorithmLookup | None = None,
     ) -> None:
         """Compile `module`, a graph after the graph passes, float or quantised.
 
         `tensors` are names as `passes.quantize.dataflow.Dataflow` gives them, parameters
         included. `spec` must describe the machine at hand; `name` is that of the module,
-        `records` are the decisions of earlier searches.
+        `records` and `algorithms` are the decisions of earlier searches.
         Raises ModelError for an unknown name, PassError and BuildError as a compilation does.
         """
         names = tuple(dict.fromkeys(tensors))
@@ -72,7 +74,7 @@ class ObservedModule:
         self._position = {name: i for i, name in enumerate(parameters)}
         self._computed = tuple(name for name in names if name not in self._position)
         self._names = names
-        lowered = _lower(module, self._computed, spec, parameters, name, records)
+        lowered = _lower(module, self._computed, spec, parameters, name, records, algorithms)
         self._own = len(lowered.output_names) - len(self._computed)
         self.calls = kernel_calls(lowered.module)
         self._folder = ScratchFolder()
@@ -186,11 +188,12 @@ def _lower(
     parameters: Sequence[str],
     source_name: str,
     records: RecordLookup | None,
+    algorithms: AlgorithmLookup | None,
 ) -> LoweredModel:
     """The graph with `tensors` as further results and scheduled kernels, by the pipeline."""
     runner = PassRunner()
     expose = ("expose_tensors", ExposeTensors(tensors))
-    for step_name, step in (expose, *integer_passes(spec), *kernel_passes(spec)):
+    for step_name, step in (expose, *integer_passes(spec), *kernel_passes(spec, algorithms)):
         module = runner.run(step_name, step, module)
     kernels: list[KernelReport] = []
 

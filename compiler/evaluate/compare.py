@@ -17,8 +17,8 @@ TOLERANCE = 1e-3
 # large as the range, and what a cast in the middle of the model adds.
 _TOLERANCES = {"float16": 4e-3, "bfloat16": 3e-2}
 
-# The same where values are rounded to codes on the way: a value that lies within rounding of a
-# tie may become the next code on another machine.
+# The same where values are rounded to codes on the way and floats are added up in an order that
+# differs between machines: a value within rounding of a tie may become the next code.
 QUANTIZED_TOLERANCE = 2e-2
 
 # The same for another implementation, where codes differ sooner: networks with depthwise

@@ -23,6 +23,7 @@ from compiler.quantization.timing import local_spec
 from compiler.quantization.weights import WeightRecipe
 from compiler.quantization.workbench import Candidate, Workbench
 from passes.quantize.dataflow import Dataflow, model_name
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.schedule import RecordLookup
 from targets.registry import get_target
 from targets.spec import TargetSpec
@@ -57,8 +58,10 @@ class Quantizer:
         progress: Progress | None = None,
         records: RecordLookup | None = None,
         reported: bool = True,
+        algorithms: AlgorithmLookup | None = None,
     ) -> None:
-        """`threads` run what is timed, 0: one for each core, with the decisions of `records`.
+        """`threads` run what is timed, 0: one for each core, with the decisions of `records`
+        and the convolution `algorithms` with which the model will be compiled.
 
         Without `reported` there will be no report, which takes two compilations and a run on
         many samples.
@@ -71,6 +74,7 @@ class Quantizer:
         self._threads = threads
         self._progress = progress
         self._records = records
+        self._algorithms = algorithms
         self._reports = reported
         self.source: CalibrationSource = open_calibration(
             config.calibration,
@@ -105,6 +109,7 @@ class Quantizer:
             self._threads,
             self._name,
             None if local is None else self._records,
+            None if local is None else self._algorithms,
         ) as bench:
             outcome = self._chosen(bench, bench.candidate(prepared), local is not None)
             self.sample = bench.sample(outcome.candidate)

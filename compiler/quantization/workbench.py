@@ -12,6 +12,7 @@ from compiler.quantization.comparison import Sample
 from compiler.quantization.recipe import Prepared
 from compiler.quantization.timing import Timing, measure
 from passes.quantize.dataflow import Dataflow
+from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.schedule import RecordLookup
 from targets.spec import TargetSpec
 
@@ -19,8 +20,8 @@ from targets.spec import TargetSpec
 class Candidate:
     """One way of quantising, compiled without observers as it will be deployed.
 
-    Observing a tensor ends a fused kernel, which costs time, and a multiply-add that is not
-    fused may round to the neighbouring code: time and golden vectors need a run without.
+    Observing a tensor ends a fused kernel, which costs time, and rounds a product that is added
+    to something: time and golden vectors need a run without.
     """
 
     def __init__(self, prepared: Prepared, quantized: tvm.IRModule, module: ObservedModule) -> None:
@@ -34,7 +35,8 @@ class Workbench:
 
     A context manager: it holds the modules, in temporary folders. `spec` describes the machine
     at hand, `name` is that of the model: what is compiled here need not be compiled again.
-    `records` are the decisions with which the model will be compiled.
+    `records` and `algorithms` are the decisions with which the model will be compiled: its
+    golden vectors come from here.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Workbench:
         threads: int,
         name: str,
         records: RecordLookup | None = None,
+        algorithms: AlgorithmLookup | None = None,
     ) -> None:
         self._records = records
+        self._algorithms = algorithms
         self._graph = graph
         self._spec = spec
         self._threads = threads
@@ -93,4 +97,6 @@ class Workbench:
         return Sample(self.inputs, tuple(value.copy() for value in outputs))
 
     def _compile(self, graph: tvm.IRModule) -> ObservedModule:
-        return ObservedModule(graph, self._spec, [], self._threads, self._name, self._records)
+        return ObservedModule(
+            graph, self._spec, [], self._threads, self._name, self._records, self._algorithms
+        )

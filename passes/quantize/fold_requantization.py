@@ -16,14 +16,18 @@ from passes.quantize.operators import Parameters, parameters_of, quantize_call
 
 # The operators whose 32-bit sums are requantised.
 _PRODUCTS = frozenset({"relax.nn.conv2d", "relax.matmul"})
-_UNIT = {dtype: Parameters(1.0, 0, dtype) for dtype in ("uint8", "int8")}
+# What remains of a quantisation when codes are counted from the lowest one.
+_UNIT = {"uint8": Parameters(1.0, 0, "uint8"), "int8": Parameters(1.0, -128, "int8")}
+# The unsigned code less the signed one of the same value.
+_UNSIGNED = {"uint8": 0, "int8": 128}
 
 
 @dataclass(frozen=True)
 class _Integers:
-    """An integer tensor, read as float32."""
+    """An integer tensor plus an integer `shift` that broadcasts against it, read as float32."""
 
     tensor: relax.Expr
+    shift: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,13 @@ class FoldRequantization:
     within about 1e-4 steps of a tie. No scale remains in a kernel's code, so that layers of
     one shape share one kernel.
 
+    Codes are those of unsigned storage to the last bit even where activations are signed (ARM):
+    the float32 arithmetic is that of the unsigned codes, to which 128 is added as an integer
+    first, times the sum of the weights behind a product::
+
+        y: int8 = quantize(multiply(astype(add(conv2d(xq: int8, wq), const 128 sum(wq)), "float32"),
+                                    const m / s), 1, -128)
+
     Where all that is added to the one product is a whole number of its units, as in files
     whose biases are int32, it is added as an integer, and z after rounding: such codes are
     those of every runtime that requantises by one float32 factor, to the last one::
@@ -122,7 +133,8 @@ class _Folder(BlockRewriter):
         exact = self._with_integer_offset(scaled, rank)
         if exact is not None:
             return quantize_call(exact, replace(parameters, scale=1.0))
-        shifted = _Sum(scaled.terms, scaled.offset + float(parameters.zero_point))
+        lowest = float(_UNIT[parameters.dtype].zero_point)
+        shifted = _Sum(scaled.terms, scaled.offset + (float(parameters.zero_point) - lowest))
         if not _keeps_bounds(shifted):
             return value
         return quantize_call(self._emitted(shifted, rank), _UNIT[parameters.dtype])
@@ -135,6 +147,8 @@ class _Folder(BlockRewriter):
         if not isinstance(term, _Integers) or not np.all(factor):
             return None
         units = total.offset / factor
+        if term.shift is not None:
+            units = units + term.shift
         whole = np.rint(units)
         # A bias that was an integer has been rounded to float32 since. What is lost if it was
         # none is a thousandth of a step of the result.
@@ -145,18 +159,24 @@ class _Folder(BlockRewriter):
             or np.abs(whole).max() > 2**30
         ):
             return None
-        tensor = term.tensor
-        if whole.any():
-            shift = whole.astype(np.int32).reshape((1,) * (rank - whole.ndim) + whole.shape)
-            tensor = self.emit(relax.op.add(tensor, constant(shift)))
-        return self._scaled(_Integers(tensor), factor, rank)
+        return self._scaled(_Integers(term.tensor, whole if whole.any() else None), factor, rank)
+
+    def _plus(self, tensor: relax.Expr, shift: np.ndarray, rank: int) -> relax.Expr:
+        """`tensor + shift` in int32."""
+        if element_type(tensor) != "int32":
+            tensor = self.emit(relax.op.astype(tensor, "int32"))
+        shape = (1,) * (rank - shift.ndim) + shift.shape
+        return self.emit(relax.op.add(tensor, constant(shift.astype(np.int32).reshape(shape))))
 
     def _is_product(self, term: _Term) -> bool:
         if isinstance(term, _Bounded):
             return any(self._is_product(inner) for inner, _ in term.value.terms)
         if not isinstance(term, _Integers):
             return False
-        return operator_name(self.definition(term.tensor)) in _PRODUCTS
+        call = self.definition(term.tensor)
+        if operator_name(call) == "relax.subtract":
+            call = self.definition(call.args[0])
+        return operator_name(call) in _PRODUCTS
 
     def _sum(self, expr: relax.Expr) -> _Sum:
         """What `expr` is made of, as far as nobody else reads it."""
@@ -181,20 +201,49 @@ class _Folder(BlockRewriter):
             meaning = parameters_of(call)
             if meaning is not None and meaning.per_tensor:
                 scale = np.float64(np.float32(meaning.scale))
-                return _Sum(((_Integers(call.args[0]), scale),), -scale * float(meaning.zero_point))
+                shift = _UNSIGNED.get(meaning.dtype, 0)
+                codes = _Integers(call.args[0], np.asarray(shift) if shift else None)
+                return _Sum(((codes, scale),), -scale * float(meaning.zero_point + shift))
         low, high = _bounds(call)
         if low is not None or high is not None:
             return _Sum(((_Bounded(self._sum(call.args[0]), low, high), _ONE),), _ZERO)
         return _Sum(((_Real(expr), _ONE),), _ZERO)
 
     def _integers(self, expr: relax.Expr) -> _Sum:
-        """The integer tensor `expr` in float, a constant that is subtracted from it apart."""
-        call = self.definition(expr)
+        """The integer tensor `expr` in float.
+
+        What is subtracted from a product of codes with constants is apart, in units of the
+        product of unsigned codes.
+        """
+        call, tensor, subtracted = self.definition(expr), expr, np.asarray(0)
         if operator_name(call) == "relax.subtract" and self.use_count(expr) <= 1:
-            shift = constant_array(call.args[1])
-            if shift is not None:
-                return _Sum(((_Integers(call.args[0]), _ONE),), -shift.astype(np.float64))
-        return _Sum(((_Integers(expr), _ONE),), _ZERO)
+            known = constant_array(call.args[1])
+            if known is not None:
+                tensor, subtracted = call.args[0], known
+        sums = self._sums_of_weights(tensor)
+        if sums is None:
+            return _Sum(((_Integers(expr), _ONE),), _ZERO)
+        shift = sums * _UNSIGNED[str(element_type(self.definition(tensor).args[0]))]
+        codes = _Integers(tensor, shift if shift.any() else None)
+        return _Sum(((codes, _ONE),), -(subtracted.astype(np.int64) + shift).astype(np.float64))
+
+    def _sums_of_weights(self, expr: relax.Expr) -> np.ndarray | None:
+        """For each output of a product of 8-bit codes with constants, the sum of these.
+
+        None for anything else, and for average pools: what pads them is no code.
+        """
+        call = self.definition(expr)
+        name = operator_name(call)
+        if name not in _PRODUCTS or element_type(call.args[0]) not in _UNSIGNED:
+            return None
+        weights = constant_array(call.args[1])
+        if weights is None:
+            return None
+        if name == "relax.matmul":
+            return weights.sum(-2, dtype=np.int64, keepdims=True)
+        if int(call.attrs.groups) > 1 and (weights == 1).all():
+            return None
+        return weights.sum((0, 1, 2), dtype=np.int64, keepdims=True)
 
     def _emitted(self, total: _Sum, rank: int) -> relax.Expr:
         """The float32 expression of a sum, products before the offset."""
@@ -212,6 +261,8 @@ class _Folder(BlockRewriter):
             return self._limited(term, factor, rank)
         tensor = term.tensor
         if isinstance(term, _Integers):
+            if term.shift is not None:
+                tensor = self._plus(tensor, term.shift, rank)
             tensor = self.emit(relax.op.astype(tensor, "float32"))
         if np.all(factor == 1):
             return tensor

@@ -167,6 +167,65 @@ def test_a_sum_of_two_stored_tensors_has_two_factors() -> None:
     assert_becomes(FoldRequantization(), Before, After)
 
 
+def test_signed_codes_are_computed_as_the_unsigned_ones() -> None:
+    """All float32 numbers are those of `test_one_factor_and_one_offset_remain`."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 4), "int8"), r: R.Tensor((1, 2), "int8")) -> R.Tensor(
+            (1, 2), "int8"
+        ):
+            with R.dataflow():
+                a: R.Tensor((1, 2), "int32") = R.matmul(
+                    x, R.const([[1, 2], [3, -4], [5, 6], [-7, 8]], "int8"), out_dtype="int32"
+                )
+                # 128 times the sums of weights, 2 and 12, less than 10 and 20
+                b = R.subtract(a, R.const([[-246, -1516]], "int32"))
+                c = R.multiply(R.astype(b, "float32"), R.const([[0.5, 0.25]], "float32"))
+                d = R.add(c, R.const([[1.0, 2.0]], "float32"))
+                s = R.dequantize(r, R.const(0.125, "float32"), R.const(-120, "int32"), axis=-1)
+                e = R.nn.relu(R.add(d, s))
+                y = R.quantize(
+                    e, R.const(0.5, "float32"), R.const(-125, "int32"), out_dtype="int8", axis=-1
+                )
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 4), "int8"), r: R.Tensor((1, 2), "int8")) -> R.Tensor(
+            (1, 2), "int8"
+        ):
+            with R.dataflow():
+                a: R.Tensor((1, 2), "int32") = R.matmul(
+                    x, R.const([[1, 2], [3, -4], [5, 6], [-7, 8]], "int8"), out_dtype="int32"
+                )
+                au = R.add(a, R.const([[256, 1536]], "int32"))
+                af = R.astype(au, "float32")
+                am = R.multiply(af, R.const([[1.0, 0.5]], "float32"))
+                ao = R.add(am, R.const([[-10.0, -8.0]], "float32"))
+                wide = R.astype(r, "int32")
+                ru = R.add(wide, R.const([[128]], "int32"))
+                rf = R.astype(ru, "float32")
+                rm = R.multiply(rf, R.const([[0.25]], "float32"))
+                total = R.add(ao, rm)
+                limited = R.nn.relu(total)
+                shifted = R.add(limited, R.const([[3.0]], "float32"))
+                y = R.quantize(
+                    shifted,
+                    R.const(1.0, "float32"),
+                    R.const(-128, "int32"),
+                    out_dtype="int8",
+                    axis=-1,
+                )
+                R.output(y)
+            return y
+
+    assert_becomes(FoldRequantization(), Before, After)
+
+
 @pytest.mark.parametrize("bound", [None, "relu", "clip", "per channel"])
 def test_a_residual_block(bound: str | None) -> None:
     graph = Graph(1, 7, 5, 6)

@@ -15,6 +15,7 @@ from passes.quantize.numbers import (
     UINT8,
     affine_parameters,
     dequantize,
+    fused_multiply_add,
     integer_range,
     largest_accumulation,
     quantize,
@@ -112,18 +113,44 @@ def test_parameters_run_along_an_axis() -> None:
     st.floats(2.0**-10, 1, width=32),
     st.integers(0, 255),
 )
-def test_requantise_fused_or_not_differs_by_one_code_at_most(
+def test_requantise_is_off_by_one_code_at_most(
     accumulators: list[int], multiplier: float, bias: float, scale: float, zero_point: int
 ) -> None:
     accumulator = np.array(accumulators, np.int32)
-    plain, fused = (
-        requantize(accumulator, multiplier, scale, zero_point, UINT8, bias=bias, fused=fused)
-        for fused in (False, True)
-    )
-    assert np.abs(plain.astype(int) - fused.astype(int)).max() <= 1
+    codes = requantize(accumulator, multiplier, scale, zero_point, UINT8, bias=bias)
     real = [Fraction(a) * Fraction(multiplier) + Fraction(bias) for a in accumulators]
     exact = [min(max(round(r / Fraction(scale)) + zero_point, 0), 255) for r in real]
-    assert np.abs(plain.astype(int) - np.array(exact)).max() <= 1
+    assert np.abs(codes.astype(int) - np.array(exact)).max() <= 1
+
+
+ANY_FLOAT = st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False)
+
+
+@given(st.lists(st.tuples(ANY_FLOAT, ANY_FLOAT, ANY_FLOAT), min_size=1, max_size=20))
+def test_a_product_and_a_sum_are_rounded_once(triples: list[tuple[float, float, float]]) -> None:
+    a, b, c = np.array(triples, np.float32).T
+    for x, y, z, found in zip(a, b, c, fused_multiply_add(a, b, c), strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        below, above = np.nextafter(found, -np.inf), np.nextafter(found, np.inf)
+        error = abs(Fraction(float(found)) - exact)
+        assert all(error <= abs(Fraction(float(n)) - exact) for n in (below, above))
+
+
+def test_the_sum_is_not_rounded_to_float64_first() -> None:
+    # A product of 2^-24 (1 - 2^-32): the sum lies below the middle of two float32, and float64
+    # would take it for the middle, from which one rounds to even, upwards.
+    a, b = np.float32([2.0**-12 * (1 + 2.0**-16)]), np.float32([2.0**-12 * (1 - 2.0**-16)])
+    c = np.float32([1 + 2.0**-23])
+    twice = (a.astype(np.float64) * b + c).astype(np.float32)
+    assert fused_multiply_add(a, b, c) == c < twice
+
+
+def test_fused_infinities_and_nan_are_those_of_ieee_754() -> None:
+    a = np.float32([np.inf, np.inf, np.nan, 3e38])
+    b = np.float32([1, 0, 1, 3e38])
+    c = np.float32([-np.inf, 0, 1, 1])
+    found = fused_multiply_add(a, b, c)
+    assert np.isnan(found[:3]).all() and found[3] == np.inf
 
 
 def test_requantise_without_bias_is_two_products() -> None:
