@@ -213,6 +213,8 @@ def compile_to(
             if prepared.quantization is not None:
                 report = prepared.quantization.to_dict()
                 manifest = update_measured(written.path, quantization=report)
+            if prepared.float_model is not None:
+                manifest = update_measured(written.path, float_model=prepared.float_model)
             if prepared.pruning is not None:
                 manifest = update_measured(written.path, pruning=prepared.pruning.to_dict())
     switched_on = algorithms.switched_on()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from tvm import tirx
 from compiler.config import CompileConfig
 from compiler.errors import ModelError, TargetError
 from compiler.evaluate.compare import QUANTIZED_TOLERANCE
+from compiler.evaluate.float_model import measure
 from compiler.evaluate.inputs import random_inputs
 from compiler.evaluate.reference import Reference
 from compiler.evaluate.stages import run_stage
@@ -54,6 +55,8 @@ class Prepared:
     `pipeline.fused` are the kernels before they were scheduled. `reference` names what has
     computed the golden vectors; it is empty, like `golden`, if there are none. `judge` settles
     what a module makes of them, where somebody else's implementation has computed them.
+    `float_model` says how far the golden vectors of a quantised or pruned model are from the
+    float model, see `compiler.evaluate.float_model`.
     """
 
     lowered: LoweredModel
@@ -64,6 +67,7 @@ class Prepared:
     quantization: QuantizationReport | None
     pruning: PruneReport | None
     judge: Reference | None = None
+    float_model: Mapping[str, dict[str, float | None]] | None = None
 
 
 def prepare(
@@ -116,7 +120,7 @@ def prepare(
         pass_names=pipeline.pass_names,
         config=config.to_dict(),
     )
-    judge = None
+    judge = promise = None
     with clock.phase("reference"):
         if quantizer is not None:
             same = _same_bits(pipeline, spec, final=reported)
@@ -134,6 +138,8 @@ def prepare(
         else:
             judge = Reference(imported.reference, imported.reference_bytes(), threads=2)
             golden, reference = _golden(imported, judge, config, notes)
+        if reported and golden is not None and (quantizer is not None or pruner is not None):
+            promise = _distance_to_float(imported, golden, notes)
     return Prepared(
         lowered,
         pipeline,
@@ -143,6 +149,7 @@ def prepare(
         None if quantizer is None else quantizer.report,
         None if pruner is None else pruner.report,
         judge,
+        promise,
     )
 
 
@@ -294,3 +301,19 @@ def _golden(
     arrays = [outputs[name] for name in imported.output_names]
     golden = GoldenVectors(tuple(inputs.values()), tuple(arrays), reference.tolerance)
     return golden, reference.label
+
+
+def _distance_to_float(
+    imported: ImportedModel, golden: GoldenVectors, notes: list[str]
+) -> dict[str, dict[str, float | None]] | None:
+    """How far the golden outputs are from the float model's; `notes` say why it is not known."""
+    if imported.reference is None:
+        return None
+    inputs = dict(zip(imported.input_names, golden.inputs, strict=True))
+    actual = dict(zip(imported.output_names, golden.outputs, strict=True))
+    try:
+        expected = Reference(imported.reference, imported.reference_bytes(), threads=2).run(inputs)
+    except ModelError as error:
+        notes.append(f"not compared with the float model on the golden input: {error}")
+        return None
+    return measure(actual, expected)

@@ -86,6 +86,26 @@ def print_report(report: VerifyReport) -> None:
         ],
         left=3,
     )
+    if report.float_checks:
+        output.print_table(
+            f"{report.reduced}: beside the float model",
+            ("inputs", "reference", "output", "signal to noise", "promised", "kept"),
+            [
+                (
+                    check.inputs,
+                    check.reference,
+                    distance.name,
+                    distance.told,
+                    distance.promise_told or "-",
+                    "-" if distance.agrees is None else _yes(distance.agrees),
+                )
+                for check in report.float_checks
+                for distance in check.distances
+            ],
+            left=3,
+        )
+        found = ", ".join(f"{name} {value:.4g}" for name, value in report.report.items())
+        output.say(f"when it was compiled: {found or 'no report'}")
     for remark in report.notes:
         output.note(remark)
 

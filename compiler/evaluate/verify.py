@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compiler.errors import VerificationError
 from compiler.evaluate.compare import Difference, compare_all
+from compiler.evaluate.float_model import Distance, judge
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.module.loader import Module, load, verify_files
+
+# Fields of the reports of quantisation and pruning, the former's last word.
+_REPORTED = ("output_sqnr_db", "agreement", "samples", "evaluated_samples", "top1", "float_top1")
 
 
 @dataclass(frozen=True)
@@ -23,20 +29,49 @@ class Check:
 
 
 @dataclass(frozen=True)
+class FloatCheck:
+    """A quantised or pruned module beside the float model on one set of inputs."""
+
+    inputs: str
+    reference: str
+    distances: tuple[Distance, ...]
+
+
+@dataclass(frozen=True)
 class VerifyReport:
-    """All checks that were made; `notes` says which were not, and why."""
+    """All checks that were made; `notes` says which were not, and why.
+
+    `checks` compare the module with what it should compute itself; `float_checks` with the float
+    model that a quantised or pruned one was made of, `reduced` says what was done to it, and
+    `report` what the compilation found out on all samples (`_REPORTED`).
+    """
 
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    float_checks: tuple[FloatCheck, ...] = ()
+    reduced: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
-        return all(d.agrees for check in self.checks for d in check.differences)
+        own = all(d.agrees for check in self.checks for d in check.differences)
+        kept = (d.agrees for check in self.float_checks for d in check.distances)
+        return own and all(agrees is not False for agrees in kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "agrees": self.agrees,
+            "reduced": self.reduced or None,
+            "report": dict(self.report),
+            "float_model": [
+                {
+                    "inputs": check.inputs,
+                    "reference": check.reference,
+                    "outputs": [distance.to_dict() for distance in check.distances],
+                }
+                for check in self.float_checks
+            ],
             "checks": [
                 {
                     "inputs": check.inputs,
@@ -59,6 +94,10 @@ def verify(
 ) -> VerifyReport:
     """Check all digests, the golden vectors, and with `model` also `samples` fresh random inputs.
 
+    A quantised or pruned module is judged by its own golden vectors, and beside the float `model`
+    by what was promised when it was compiled, on its golden input. On random inputs, which are
+    not what it was calibrated with, the distance is told and not judged.
+
     Raises ArtifactError if the module is damaged or for another machine, ModelError if
     `model` is not what it was compiled from, VerificationError if nothing at all could
     be compared.
@@ -79,40 +118,89 @@ def verify(
             actual = dict(zip(names, module.run(golden.inputs), strict=True))
             found = compare_all(actual, expected, golden.tolerance)
             checks.append(Check("golden vectors", "stored in the module", found))
+        reduced, report = _reduced(module), _reported(module)
+        float_checks: list[FloatCheck] = []
         if model is None:
             notes.append("not compared on fresh inputs: give the model with --model")
         else:
-            fresh, told = _fresh(module, model, samples, seed, threads, show)
-            checks += fresh
-            notes += told
+            fresh = _Fresh(module, model, threads)
+            show("reference", 0.2)
+            for index in range(samples):
+                show("fresh inputs", 0.3 + 0.7 * index / samples)
+                label, inputs = f"random, seed {seed + index}", fresh.random(seed + index)
+                if reduced:
+                    float_checks.append(fresh.distance(label, inputs, None))
+                else:
+                    checks.append(fresh.compare(label, inputs))
+            if reduced and golden is not None:
+                names = [tensor.name for tensor in module.manifest.inputs]
+                promises = module.manifest.measured.get("float_model")
+                inputs = dict(zip(names, golden.inputs, strict=True))
+                float_checks.insert(0, fresh.distance("golden vectors", inputs, promises))
+                if promises is None:
+                    notes.append("nothing was promised about the float model: compile again")
+            notes += fresh.notes
     if not checks:
         raise VerificationError(f"{path}: nothing to compare with: {'; '.join(notes)}")
-    return VerifyReport(tuple(checks), tuple(notes))
+    return VerifyReport(tuple(checks), tuple(notes), tuple(float_checks), reduced, report)
 
 
-def _fresh(
-    module: Module,
-    model: Path,
-    samples: int,
-    seed: int,
-    threads: int,
-    show: Callable[[str, float], None],
-) -> tuple[list[Check], list[str]]:
-    # Loading a module needs neither onnx nor a reference; only this check does.
-    from compiler.evaluate.original import open_original
-    from compiler.evaluate.reference import Reference
+def _reduced(module: Module) -> str:
+    """What was done to the model: `int8`, `pruned`, `pruned, int8`; empty for a whole one."""
+    config = module.manifest.config
+    quantization = config.get("quantization")
+    parts = ["pruned"] if config.get("pruning") else []
+    parts += [str(quantization.get("format"))] if isinstance(quantization, dict) else []
+    return ", ".join(parts)
 
-    show("reference", 0.2)
-    original = open_original(model, module.manifest)
-    reference = Reference(original.model, original.content, threads)
-    signature = signature_of(module.manifest.inputs)
-    checks, notes = [], []
-    for index in range(samples):
-        show("fresh inputs", 0.3 + 0.7 * index / samples)
-        inputs = random_inputs(signature, original.domains, seed + index)
-        expected = reference.run(inputs)
+
+def _reported(module: Module) -> dict[str, Any]:
+    """What the reports of pruning and quantisation say about the distance to the float model."""
+    found: dict[str, Any] = {}
+    for part in ("pruning", "quantization"):
+        report = dict(module.manifest.measured).get(part)
+        if isinstance(report, dict):
+            found |= {name: report[name] for name in _REPORTED if report.get(name) is not None}
+    return found
+
+
+class _Fresh:
+    """A module beside the model that it was compiled from; `notes` tell what was odd.
+
+    Raises ModelError if the model is another one.
+    """
+
+    def __init__(self, module: Module, model: Path, threads: int) -> None:
+        # Loading a module needs neither onnx nor a reference; only this check does.
+        from compiler.evaluate.original import open_original
+        from compiler.evaluate.reference import Reference
+
+        original = open_original(model, module.manifest)
+        self._module = module
+        self._domains = original.domains
+        self._reference = Reference(original.model, original.content, threads)
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self._reference.notes, *self._notes]
+
+    def random(self, seed: int) -> dict[str, np.ndarray]:
+        """Inputs by name."""
+        return random_inputs(signature_of(self._module.manifest.inputs), self._domains, seed)
+
+    def compare(self, label: str, inputs: dict[str, np.ndarray]) -> Check:
+        """Whether the module computes what the model does."""
+        expected = self._reference.run(inputs)
         # After the reference: what ends its process must not end this one.
-        settled = reference.settle(inputs, module(inputs), expected)
-        checks.append(Check(f"random, seed {seed + index}", settled.label, settled.differences))
-        notes += [settled.note] if settled.note else []
-    return checks, [*reference.notes, *notes]
+        settled = self._reference.settle(inputs, self._module(inputs), expected)
+        self._notes += [settled.note] if settled.note else []
+        return Check(label, settled.label, settled.differences)
+
+    def distance(
+        self, label: str, inputs: dict[str, np.ndarray], promises: Mapping[str, Any] | None
+    ) -> FloatCheck:
+        """How far the module is from the model, and whether that keeps the promises."""
+        expected = self._reference.run(inputs)
+        found = judge(self._module(inputs), expected, promises)
+        return FloatCheck(label, self._reference.label, tuple(found))

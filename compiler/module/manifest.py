@@ -97,6 +97,8 @@ class Measured(TypedDict, total=False):
     accuracy: dict[str, int | float]
     quantization: dict[str, Any]
     pruning: dict[str, Any]
+    # By output: how far the golden vectors are from the float model.
+    float_model: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
