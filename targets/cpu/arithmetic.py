@@ -39,6 +39,11 @@ class Arithmetic(ABC):
     operations: ClassVar[tuple[int, int]] = (1, 0)
 
     @classmethod
+    def lanes(cls, spec: TargetSpec) -> int:
+        """Accumulators in a vector register."""
+        return spec.float_lanes // 2 if cls.accumulator == "float64" else spec.float_lanes
+
+    @classmethod
     @abstractmethod
     def available(cls, spec: TargetSpec) -> bool:
         """Whether the machine has the instructions."""
@@ -61,6 +66,22 @@ class Float32(Arithmetic):
     name = "float32"
     data = ("float32",)
     weights = accumulator = "float32"
+    depth = 1
+
+    @classmethod
+    def available(cls, spec: TargetSpec) -> bool:
+        return True
+
+    def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
+        return accumulator + _splat(value, lanes) * weights
+
+
+class Float64(Arithmetic):
+    """Multiply-add of float64, half as many lanes."""
+
+    name = "float64"
+    data = ("float64",)
+    weights = accumulator = "float64"
     depth = 1
 
     @classmethod
@@ -292,6 +313,7 @@ class Bfloat16(Arithmetic):
 # In order of preference.
 _ARITHMETICS: tuple[type[Arithmetic], ...] = (
     Float32,
+    Float64,
     HalfWeights,
     Bfloat16Weights,
     Vnni,

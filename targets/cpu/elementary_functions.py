@@ -34,6 +34,10 @@ def lower_elementary_functions(function: PrimFunc) -> PrimFunc:
     return PrimFunc(list(function.params), body, function.ret_type, attrs=function.attrs)
 
 
+# Functions of float64 for which TVM has nothing, or a polynomial of few digits.
+_OF_LIBM = frozenset({"cosh", "erf", "sinh"})
+
+
 class _Scope:
     """The values that one statement needs, computed once each and in order.
 
@@ -149,6 +153,8 @@ class _Lowering:
         short = name.removeprefix("tirx.")
         known = short in LOWERINGS or short == "pow"
         dtype = str(getattr(call.ty, "dtype", ""))
+        if short in _OF_LIBM and name != short and dtype.partition("x")[0] == "float64":
+            return tirx.call_pure_extern(dtype, short, mutator.mutate(call.args[0]))
         if not known or name == short or self._scope is None or not _is_float32(dtype):
             return mutator.default_mutate(call)
         maths = Maths(self._scope.bind, tvm.DataType(dtype).lanes)

@@ -1,4 +1,4 @@
-"""Models in float16: no further from the real numbers than ONNX Runtime is; halves stay halves."""
+"""Models in float16 and float64: how near results are to the real numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from scipy import special
 
 import compiler
 from compiler.evaluate.peers import OnnxRuntime, installed
@@ -155,3 +157,51 @@ def test_float16_is_as_near_to_the_real_numbers_as_onnx_runtime(make: Any) -> No
 
         # The last bit of float16 may fall either way where a sum lies near a tie.
         assert deviation(result) <= 1.02 * deviation(theirs[name]) + 1e-7, name
+
+
+def doubles() -> ModelProto:
+    """What differs in float64: products, norms that TVM lacks, elementary functions."""
+    nodes = [
+        node("Conv", "x dense bias", "c", pads=[1] * 4),
+        node("ConvTranspose", "c transposed", "t", strides=[2, 2]),
+        node("MatMul", "t matrix", "m"),
+        node("MatMul", "m m", "products"),
+        node("Tanh", "m", "bounded"),
+        node("Erf", "bounded", "erf"),
+        node("Sinh", "bounded", "sinh"),
+        node("Cosh", "bounded", "cosh"),
+        node("GroupNormalization", "bounded gamma beta", "groups", num_groups=2),
+        node("LayerNormalization", "bounded rows", "layers"),
+        node("LRN", "bounded", "neighbours", size=3, alpha=0.5),
+        node("Softmax", "m", "softmax"),
+    ]
+    constants = {
+        "dense": weights(12, 8, 3, 3),
+        "bias": weights(12),
+        "transposed": weights(12, 6, 2, 2),
+        "matrix": weights(8, 8),
+        "gamma": 1 + weights(2),
+        "beta": weights(2),
+        "rows": 1 + weights(8),
+    }
+    outputs = "bounded products erf sinh cosh groups layers neighbours softmax"
+    return build(nodes, [1, 8, 4, 4], outputs, constants, TensorProto.DOUBLE)
+
+
+def test_float64_is_computed_in_float64() -> None:
+    model = doubles()
+    module = compiler.compile(model, runner=False, static_library=False, golden=False)
+    x = np.random.default_rng(1).standard_normal((1, 8, 4, 4))
+    ours = module(x)
+    names = [name for name in ours if name not in ("erf", "neighbours")]
+    evaluator = onnx.reference.ReferenceEvaluator(model)
+    expected = dict(zip(names, evaluator.run(names, {"x": x}), strict=True))
+    # The evaluator's own are in float32, and wrong.
+    bounded = ours["bounded"]
+    expected["erf"] = special.erf(bounded)
+    squares = np.pad(bounded**2, [(0, 0), (1, 1), (0, 0), (0, 0)])
+    sums = sum(squares[:, first : first + 6] for first in range(3))
+    expected["neighbours"] = bounded / (1 + 0.5 / 3 * sums) ** 0.75
+    for name, result in ours.items():
+        assert result.dtype == np.float64
+        np.testing.assert_allclose(result, expected[name], rtol=1e-11, atol=1e-12, err_msg=name)

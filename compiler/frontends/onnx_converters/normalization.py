@@ -38,7 +38,8 @@ class LayerNormalization(OnnxOpConverter):
         axis = attr.get("axis", -1) % len(shape)
         axes = list(range(axis, len(shape)))
         epsilon = attr.get("epsilon", 1e-5)
-        if attr["tvm_custom"]["num_outputs"] == 1 and static_shape(scale) == shape[axis:]:
+        whole = static_shape(scale) == shape[axis:] and dtype_of(x) != "float64"
+        if attr["tvm_custom"]["num_outputs"] == 1 and whole:
             if bias is None:
                 bias = constant(np.zeros(shape[axis:], dtype_of(scale)))
             return relax.op.nn.layer_norm(x, scale, bias, axes, epsilon)

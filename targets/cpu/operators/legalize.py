@@ -176,14 +176,14 @@ def _convolution(
         in_channels=whole,
         out_channels=out_channels // groups,
         groups=groups,
-        lanes=spec.float_lanes,
+        lanes=arithmetic.lanes(spec),
         data_layout=layout,
         arithmetic=arithmetic.name,
         **geometry,
     )
     if stored is not None:
         workload = replace(workload, compressed=CompressedForm.of(stored))
-        packs = stored_operands(stored, lambda a: pack_weights(a, groups, spec.float_lanes))
+        packs = stored_operands(stored, lambda a: pack_weights(a, groups, arithmetic.lanes(spec)))
         operands = [_constant(packed) for packed in packs]
     elif isinstance(weights, GenericConst):
         tile = winograd_tile(workload, spec, algorithms)
@@ -191,7 +191,9 @@ def _convolution(
             return _winograd(bb, data, weights, WinogradWorkload(workload, tile))
         values = weights.value.numpy().astype(numpy_dtype(stored_dtype), copy=False)
         filled = np.pad(values, [(0, 0)] * 2 + [(0, whole - in_channels), (0, 0)])
-        operands = [_constant(pack_weights(filled, groups, spec.float_lanes, arithmetic.depth))]
+        operands = [
+            _constant(pack_weights(filled, groups, arithmetic.lanes(spec), arithmetic.depth))
+        ]
     elif arithmetic.depth == 1:
         operands = [
             bb.emit(
@@ -372,22 +374,22 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         m=a.shape[-2],
         n=b.shape[-1],
         k=whole,
-        lanes=spec.float_lanes if packed else 0,
+        lanes=arithmetic.lanes(spec) if packed else 0,
         arithmetic=arithmetic.name,
         zero_point=zero_point,
     )
     operands = [right]
     if stored is not None:
         workload = replace(workload, compressed=CompressedForm.of(stored))
-        packs = stored_operands(stored, lambda array: pack_columns(array, spec.float_lanes))
+        packs = stored_operands(stored, lambda array: pack_columns(array, arithmetic.lanes(spec)))
         operands = [_constant(packed) for packed in packs]
     elif constant:
         values = right.value.numpy().astype(numpy_dtype(stored_dtype), copy=False)
         filled = np.pad(values, [(0, whole - k), (0, 0)])
-        operands = [_constant(pack_columns(filled, spec.float_lanes, arithmetic.depth))]
+        operands = [_constant(pack_columns(filled, arithmetic.lanes(spec), arithmetic.depth))]
     elif packed:
         pack = bb.call_te(
-            lambda y: pack_columns_at_run_time(y, whole, spec.float_lanes, arithmetic.depth),
+            lambda y: pack_columns_at_run_time(y, whole, arithmetic.lanes(spec), arithmetic.depth),
             right,
             primfunc_name_hint="pack_columns",
         )

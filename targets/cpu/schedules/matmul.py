@@ -123,7 +123,7 @@ def _columns(w: MatmulWorkload, spec: TargetSpec) -> tuple[int, int]:
     """Lanes of a column vector, and how many such vectors there are."""
     if w.lanes:
         return w.lanes, -(-w.n // w.lanes)
-    lanes = min(spec.float_lanes, w.n)
+    lanes = min(arithmetic_named(w.arithmetic).lanes(spec), w.n)
     return lanes, w.n // lanes
 
 
