@@ -31,6 +31,8 @@ from passes.quantize.insert_quantization import InsertQuantization, Quantization
 from passes.quantize.lower_integers import LowerIntegers
 from passes.quantize.match_signedness import MatchSignedness
 from passes.quantize.simplify_quantization import SimplifyQuantization
+from passes.quantize.store_exact_codes import StoreExactCodes
+from passes.quantize.store_exact_codes import Report as StoredReport
 from passes.quantize.store_integers import StoreIntegers
 from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.operators.legalize import legalize_map
@@ -65,6 +67,7 @@ class PipelineReport:
     kernels: tuple[KernelReport, ...]
     fused: tvm.IRModule
     dumped: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -141,10 +144,19 @@ def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
     )
 
 
-def kernel_passes(spec: TargetSpec, algorithms: AlgorithmLookup | None = None) -> tuple[Step, ...]:
-    """The passes from operators to fused kernels, in order, by the name of their dump."""
+def kernel_passes(
+    spec: TargetSpec,
+    algorithms: AlgorithmLookup | None = None,
+    stored: StoredReport | None = None,
+) -> tuple[Step, ...]:
+    """The passes from operators to fused kernels, in order, by the name of their dump.
+
+    `stored` is told what weights take that are stored in few bits.
+    """
     own = legalize_map(spec, algorithms)
     return (
+        # Last on the graph: weights that have become float constants are what kernels read.
+        ("store_exact_codes", StoreExactCodes(stored)),
         ("legalize", Legalize({**own, **quantization_legalizers()}, first=own)),
         # Definitions of the target may leave shape arithmetic on weights behind.
         ("fold_legalized", FoldConstants()),
@@ -183,7 +195,15 @@ def lower(
     """
     runner = PassRunner(dump=dump)
     on_graph = list(graph_passes())
-    later = [*integer_passes(spec), *kernel_passes(spec, algorithms)]
+    notes: list[str] = []
+
+    def stored(count: int, floats: int, codes: int) -> None:
+        notes.append(
+            f"{count} weights lie exactly on grids of few bits: codes of {codes / 2**20:.2f} MiB "
+            f"stand for {floats / 2**20:.2f} MiB of floats (Winograd's algorithm takes floats)"
+        )
+
+    later = [*integer_passes(spec), *kernel_passes(spec, algorithms, stored)]
     phases = len(on_graph) + len(later) + 1
     runner.verify(module, "the imported module")
     for done, (name, step) in enumerate(on_graph):
@@ -209,7 +229,7 @@ def lower(
 
     module = runner.run("schedule", schedule, module)
     report = PipelineReport(
-        tuple(runner.timings), tuple(kernels), unscheduled, tuple(runner.dumped)
+        tuple(runner.timings), tuple(kernels), unscheduled, tuple(runner.dumped), tuple(notes)
     )
     return module, report
 

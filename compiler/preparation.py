@@ -108,7 +108,7 @@ def prepare(
             algorithms=chosen,
             quantization=quantizer,
         )
-    notes = [*imported.notes]
+    notes = [*imported.notes, *pipeline.notes]
     lowered = LoweredModel(
         module=scheduled,
         spec=spec,
@@ -116,7 +116,7 @@ def prepare(
         output_names=imported.output_names,
         kernels=pipeline.kernels,
         source_name=model_name(imported.source),
-        notes=imported.notes,
+        notes=tuple(notes),
         pass_names=pipeline.pass_names,
         config=config.to_dict(),
     )

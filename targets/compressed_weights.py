@@ -1,8 +1,9 @@
 """Weights stored as codes with scales by group, and how a graph carries them.
 
-A weight is `levels[code] * scale`, or `code * scale` where the codes are the levels. All
-weights of a layer share the levels; scales differ by output channel and by group along the
-reduction. A graph holds the codes one by one, in the weights' own shape; kernels pack them.
+A weight is `(code - offset) * scale`, where codes of 4 bits are less 8, or `levels[code] * scale`.
+All weights of a layer share the levels; scales and offsets differ by output channel and by group
+along the reduction. A graph holds the codes one by one, in the weights' own shape; kernels pack
+them.
 """
 
 from __future__ import annotations
@@ -66,20 +67,24 @@ class Grouping:
 class CompressedWeights:
     """The weights of a convolution (HWIO) or matrix product (`[K, N]`), compressed.
 
-    codes: int8 in the weights' shape; or, with `levels`, uint8 below 16.
-    scales: float16 `[grouping.count, output channels]`.
+    codes: int8 in the weights' shape, or uint8 below 16.
+    scales: float16 or float32 `[grouping.count, output channels]`.
     levels: float32 `[16]`, or None where a code is its own level.
+    offsets: whole numbers, float32 like the scales, or None; not beside levels.
+    optional: floats may take their place where those are faster.
     """
 
     codes: np.ndarray
     scales: np.ndarray
     levels: np.ndarray | None
     grouping: Grouping
+    offsets: np.ndarray | None = None
+    optional: bool = False
 
     @property
     def bits(self) -> int:
         """Bits of a stored code."""
-        return 8 if self.levels is None else 4
+        return 8 if self.codes.dtype == np.int8 else 4
 
     @property
     def even(self) -> bool:
@@ -88,28 +93,40 @@ class CompressedWeights:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of codes and scales without the padding that a kernel may want."""
-        return self.codes.size * self.bits // 8 + self.scales.nbytes
+        """Bytes of codes, scales and offsets without the padding that a kernel may want."""
+        offsets = 0 if self.offsets is None else self.offsets.nbytes
+        return self.codes.size * self.bits // 8 + self.scales.nbytes + offsets
 
     def dequantize(self) -> np.ndarray:
         """float32, in the weights' shape: exactly the numbers that kernels multiply with."""
-        values = self.codes if self.levels is None else self.levels[self.codes]
-        flat = values.reshape(-1, self.codes.shape[-1]).astype(np.float32)
-        wide = self.scales.astype(np.float32)[self.grouping.indices()]
-        return (flat * wide).reshape(self.codes.shape)
+        if self.bits == 8:
+            values = self.codes.astype(np.float32)
+        else:
+            levels = EVEN_LEVELS if self.levels is None else self.levels
+            values = levels[self.codes]
+        flat = values.reshape(-1, self.codes.shape[-1])
+        groups = self.grouping.indices()
+        if self.offsets is not None:
+            flat = flat - self.offsets[groups]
+        return (flat * self.scales.astype(np.float32)[groups]).reshape(self.codes.shape)
 
 
 # What a graph calls to have float weights; no such function exists: kernels take its place.
 _DECOMPRESS = "tinsmith.decompress"
+_PARTS = ("codes", "scales", "offsets", "levels")
 
 
 def decompress_call(weights: CompressedWeights) -> relax.Call:
     """The expression by which a graph carries compressed weights: a float32 tensor."""
-    arrays = [weights.codes, weights.scales]
-    if weights.levels is not None:
-        arrays.append(weights.levels)
-    constants = [relax.const(np.ascontiguousarray(a), str(a.dtype)) for a in arrays]
-    attributes = tvm.ir.make_node("ir.DictAttrs", **asdict(weights.grouping))
+    parts = {name: getattr(weights, name) for name in _PARTS}
+    given = {name: array for name, array in parts.items() if array is not None}
+    constants = [relax.const(np.ascontiguousarray(a), str(a.dtype)) for a in given.values()]
+    attributes = tvm.ir.make_node(
+        "ir.DictAttrs",
+        parts=" ".join(given),
+        optional=int(weights.optional),
+        **asdict(weights.grouping),
+    )
     return relax.Call(
         tvm.ir.Op.get("relax.call_pure_packed"),
         [relax.ExternFunc(_DECOMPRESS), *constants],
@@ -127,7 +144,15 @@ def compressed_weights(expression: Any) -> CompressedWeights | None:
     function, *constants = expression.args
     if str(function.global_symbol) != _DECOMPRESS:
         return None
-    codes, scales, *levels = (np.asarray(c.value.numpy()) for c in constants)
+    arrays = [np.asarray(c.value.numpy()) for c in constants]
+    parts = dict(zip(str(expression.attrs["parts"]).split(), arrays, strict=True))
     names = [field.name for field in fields(Grouping)]
     grouping = Grouping(**{name: int(expression.attrs[name]) for name in names})
-    return CompressedWeights(codes, scales, levels[0] if levels else None, grouping)
+    return CompressedWeights(
+        parts["codes"],
+        parts["scales"],
+        parts.get("levels"),
+        grouping,
+        parts.get("offsets"),
+        bool(expression.attrs["optional"]),
+    )

@@ -61,19 +61,29 @@ def products(
     return tuple(found)
 
 
+def is_compressible(call: Any, weights: np.ndarray) -> bool:
+    """Whether the kernel of a product can decompress its weights."""
+    return not _no_kernel(call, weights)
+
+
 def _why_float(node: Node, call: Any, weights: np.ndarray) -> str:
+    reason = _no_kernel(call, weights)
+    if not reason and not can_be_scaled(weights):
+        return "its weights do not fit the range of float16 scales"
+    return reason
+
+
+def _no_kernel(call: Any, weights: np.ndarray) -> str:
     shape = static_shape(call.args[0])
-    if shape is None or len(shape) < 2 or element_type(node.variable) != "float32":
+    if shape is None or len(shape) < 2 or element_type(call) != "float32":
         return "its data have no static shape or are no floats"
-    if node.operator == "relax.matmul":
+    if operator_name(call) == "relax.matmul":
         if weights.ndim != 2:
             return "its weights are no matrix"
     elif str(call.attrs.kernel_layout) != "HWIO" or str(call.attrs.out_layout) != "NHWC":
         return f"its weights are in {call.attrs.kernel_layout}"
     elif weights.shape[2] == 1 and int(call.attrs.groups) > 1:
         return "a depthwise convolution has too few weights to matter"
-    if not can_be_scaled(weights):
-        return "its weights do not fit the range of float16 scales"
     return ""
 
 

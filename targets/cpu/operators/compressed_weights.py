@@ -2,13 +2,14 @@
 
 Codes lie in the packed order of float weights; codes of 4 bits share a byte with those of the
 next input channel, the earlier one in the low nibble, so that one byte vector holds two steps
-of the reduction. Scales are packed like weights whose input channels are the groups.
+of the reduction. Scales are packed like weights whose input channels are the groups, and
+behind all scales of a column lie its offsets, if there are any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class CompressedForm:
     """What a kernel must know of compressed weights; part of its workload.
 
     `bits` are those of a code; `even` says that codes of 4 bits are levels with an offset
-    of 8, so that no table is looked up. The rest is that of `Grouping`.
+    of 8, so that no table is looked up; `table` that there is one all the same, `offsets`
+    that codes have offsets. The rest is that of `Grouping`.
     """
 
     bits: int
@@ -33,13 +35,18 @@ class CompressedForm:
     channels: int
     taps_together: int
     group_channels: int
+    table: bool = False
+    offsets: bool = False
 
     @classmethod
     def of(cls, weights: CompressedWeights) -> CompressedForm:
         """The form of given weights."""
-        g = weights.grouping
         return cls(
-            weights.bits, weights.even, g.taps, g.channels, g.taps_together, g.group_channels
+            weights.bits,
+            weights.even,
+            **asdict(weights.grouping),
+            table=weights.levels is not None,
+            offsets=weights.offsets is not None,
         )
 
     @property
@@ -56,19 +63,22 @@ class CompressedForm:
 def stored_operands(
     weights: CompressedWeights, pack: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 ) -> list[npt.NDArray[Any]]:
-    """Codes, scales and, for 4 bits, levels as a kernel reads them.
+    """Codes, scales with offsets and, where there are any, levels as a kernel reads them.
 
     `pack` packs float weights of the shape of the codes as `[..., steps, lanes]`.
     """
     codes = pack(weights.codes)
     # One step of the reduction for each group; an array of as many axes as the weights.
-    scales = weights.scales.reshape((1,) * (weights.codes.ndim - 2) + weights.scales.shape)
-    if weights.levels is None:
+    scales = weights.scales
+    if weights.offsets is not None:
+        scales = np.concatenate([scales.astype(np.float32), weights.offsets])
+    scales = scales.reshape((1,) * (weights.codes.ndim - 2) + scales.shape)
+    if weights.bits == 8:
         return [codes, pack(scales)]
     missing = codes.shape[-2] % 2
     whole = np.pad(codes, [(0, 0)] * (codes.ndim - 2) + [(0, missing), (0, 0)])
     bytes_of_two = np.ascontiguousarray(whole[..., 0::2, :] | (whole[..., 1::2, :] << 4))
-    return [bytes_of_two, pack(scales), weights.levels]
+    return [bytes_of_two, pack(scales), *([] if weights.levels is None else [weights.levels])]
 
 
 def weight_at(
@@ -82,14 +92,19 @@ def weight_at(
 ) -> Expr:
     """The float32 weight of one step, for the definition of an operator.
 
-    `operands` are codes, scales and, for 4 bits, levels; `lead` are the indices of the packed
+    `operands` are those of `stored_operands`; `lead` are the indices of the packed
     block, `position` those of the kernel position.
     """
     codes, scales = operands[:2]
     group = form.grouping.group_of(tap, channel)
-    scale = scales(*lead, *(0 for _ in position), group, lane).astype("float32")
+    origin = [0 for _ in position]
+    scale = scales(*lead, *origin, group, lane).astype("float32")
     stored = codes(*lead, *position, channel // form.steps, lane)
     if form.bits == 8:
-        return stored.astype("float32") * scale
-    shift = (channel % 2 * 4).astype("int32")
-    return operands[2][(stored.astype("int32") >> shift) & 15] * scale
+        value = stored.astype("float32")
+    else:
+        code = (stored.astype("int32") >> (channel % 2 * 4).astype("int32")) & 15
+        value = operands[2][code] if form.table else (code - 8).astype("float32")
+    if form.offsets:
+        value = value - scales(*lead, *origin, group + form.grouping.count, lane)
+    return value * scale

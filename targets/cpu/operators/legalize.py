@@ -181,6 +181,9 @@ def _convolution(
         arithmetic=arithmetic.name,
         **geometry,
     )
+    if stored is not None and stored.optional and winograd_tile(workload, spec, algorithms):
+        # That is worth more than small weights, of which it has no use.
+        weights, stored = _constant(stored.dequantize()), None
     if stored is not None:
         workload = replace(workload, compressed=CompressedForm.of(stored))
         packs = stored_operands(stored, lambda a: pack_weights(a, groups, arithmetic.lanes(spec)))

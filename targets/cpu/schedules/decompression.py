@@ -39,7 +39,7 @@ def registers_needed(form: CompressedForm | None) -> tuple[int, int]:
     """Registers that a tile needs besides accumulators: in all, and for each vector."""
     if form is None:
         return 1, 1
-    return (1 if form.bits == 8 else 2), 2
+    return (1 if form.bits == 8 else 2), 3 if form.offsets else 2
 
 
 def panel_pays(
@@ -54,8 +54,8 @@ def panel_pays(
 class Decompression:
     """Reads the weights of a tile of `vectors` vectors of `lanes` output channels.
 
-    `operands` are the packed codes, the scales and, for 4 bits, the levels; `weights` and
-    `scales` are buffers for registers, to be allocated around the tile.
+    `operands` are those of `stored_operands`; `weights`, `scales` and `offsets` are buffers
+    for registers, to be allocated around the tile.
     """
 
     form: CompressedForm
@@ -65,6 +65,7 @@ class Decompression:
     spec: TargetSpec
     weights: Var
     scales: Var
+    offsets: Var
 
     @classmethod
     def make(
@@ -76,16 +77,16 @@ class Decompression:
         spec: TargetSpec,
     ) -> Decompression:
         """A reader with registers of its own; the operands may come in any order."""
-        weights, scales = (
-            loops.local_buffer(name, (vectors * lanes,), "float32") for name in ("weight", "scale")
-        )
+        names = ("weight", "scale", "offset")
+        registers = [loops.local_buffer(name, (vectors * lanes,), "float32") for name in names]
         ordered = sorted(operands, key=lambda buffer: _ORDER.index(str(buffer.ty.dtype)))
-        return cls(form, tuple(ordered), vectors, lanes, spec, weights, scales)
+        return cls(form, tuple(ordered), vectors, lanes, spec, *registers)
 
     @property
-    def registers(self) -> tuple[Var, Var]:
+    def registers(self) -> tuple[Var, ...]:
         """The buffers to allocate."""
-        return self.weights, self.scales
+        held = (self.weights, self.scales)
+        return (*held, self.offsets) if self.form.offsets else held
 
     def channels(
         self,
@@ -122,18 +123,25 @@ class Decompression:
     def _load_scales(
         self, lead: Callable[[int], list[Index]], position: Sequence[Index], group: Expr
     ) -> Stmt:
-        scales = self.operands[1]
         zeros = [index(0)] * len(position)
-        return loops.sequence(
-            tirx.BufferStore(
-                self.scales,
-                tirx.BufferLoad(
-                    scales, [*map(index, lead(v)), *zeros, group, loops.ramp(0, self.lanes)]
-                ).astype(vector("float32", self.lanes)),
-                [self._slot(v)],
-            )
-            for v in range(self.vectors)
-        )
+
+        def load(registers: Var, number: Expr) -> list[Stmt]:
+            return [
+                tirx.BufferStore(
+                    registers,
+                    tirx.BufferLoad(
+                        self.operands[1],
+                        [*map(index, lead(v)), *zeros, number, loops.ramp(0, self.lanes)],
+                    ).astype(vector("float32", self.lanes)),
+                    [self._slot(v)],
+                )
+                for v in range(self.vectors)
+            ]
+
+        loads = load(self.scales, group)
+        if self.form.offsets:
+            loads += load(self.offsets, group + self.form.grouping.count)
+        return loops.sequence(loads)
 
     def _steps(
         self,
@@ -183,14 +191,22 @@ class Decompression:
         scale = tirx.BufferLoad(self.scales, [self._slot(number)])
         wide = stored.astype(vector("int32", self.lanes))
         if self.form.bits == 4:
-            return self._level(wide if part == 0 else wide >> self._splat(4)) * scale
-        return wide.astype(vector("float32", self.lanes)) * scale
+            value = self._level(wide if part == 0 else wide >> self._splat(4))
+        else:
+            value = wide.astype(vector("float32", self.lanes))
+        if self.form.offsets:
+            value = value - tirx.BufferLoad(self.offsets, [self._slot(number)])
+        return value * scale
 
     def _level(self, code: Expr) -> Expr:
         """The levels of codes in the low nibbles of a vector of int32."""
-        levels = self.operands[2]
         on_x86 = self.spec.architecture == "x86_64"
-        if on_x86 and self.lanes == 16:
+        one_look = on_x86 and self.lanes == 16
+        if not self.form.table or (self.form.even and not one_look):
+            whole = (code & self._splat(15)) - self._splat(8)
+            return whole.astype(vector("float32", self.lanes))
+        levels = self.operands[2]
+        if one_look:
             # Looks at the low four bits only.
             return tirx.call_llvm_pure_intrin(
                 "float32x16",
@@ -198,9 +214,6 @@ class Decompression:
                 tirx.BufferLoad(levels, [loops.ramp(0, 16)]),
                 code,
             )
-        if self.form.even:
-            whole = (code & self._splat(15)) - self._splat(8)
-            return whole.astype(vector("float32", self.lanes))
         if on_x86 and self.lanes == 8:
             # The low three bits choose in each half of the table, the fourth chooses the half.
             low, high = (

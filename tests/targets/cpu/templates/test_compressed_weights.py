@@ -21,7 +21,7 @@ from targets.cpu.schedule import match_template, schedule_function
 from targets.cpu.schedules.convolution import ConvolutionTemplate
 from targets.cpu.schedules.matmul import MatmulTemplate
 
-KINDS = ("int8", "int4", "codebook")
+KINDS = ("int8", "int4", "codebook", "int8 with offsets", "int4 with offsets", "int4 in float32")
 
 
 def compressed(shape, size, kind):
@@ -29,10 +29,19 @@ def compressed(shape, size, kind):
     random = np.random.default_rng(0)
     grouping = Grouping.of(int(np.prod(shape[:-2])), shape[-2], size)
     scales = random.uniform(-1, 1, (grouping.count, shape[-1])).astype("float16")
+    single = random.uniform(-1, 1, scales.shape).astype("float32")
+    offsets = random.integers(-8, 300, scales.shape).astype("float32")
+    if kind == "int8 with offsets":
+        codes = random.integers(-128, 128, shape).astype("int8")
+        return CompressedWeights(codes, single, None, grouping, offsets)
     if kind == "int8":
         codes = random.integers(-128, 128, shape).astype("int8")
         return CompressedWeights(codes, scales, None, grouping)
     codes = random.integers(0, 16, shape).astype("uint8")
+    if kind == "int4 with offsets":
+        return CompressedWeights(codes, single, None, grouping, offsets)
+    if kind == "int4 in float32":
+        return CompressedWeights(codes, single, None, grouping)
     learned = np.sort(random.standard_normal(16)).astype("float32")
     return CompressedWeights(codes, scales, EVEN_LEVELS if kind == "int4" else learned, grouping)
 
