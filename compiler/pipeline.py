@@ -31,8 +31,8 @@ from passes.quantize.insert_quantization import InsertQuantization, Quantization
 from passes.quantize.lower_integers import LowerIntegers
 from passes.quantize.match_signedness import MatchSignedness
 from passes.quantize.simplify_quantization import SimplifyQuantization
-from passes.quantize.store_exact_codes import StoreExactCodes
 from passes.quantize.store_exact_codes import Report as StoredReport
+from passes.quantize.store_exact_codes import StoreExactCodes
 from passes.quantize.store_integers import StoreIntegers
 from targets.cpu.operators.algorithms import AlgorithmLookup
 from targets.cpu.operators.legalize import legalize_map
@@ -200,7 +200,7 @@ def lower(
     def stored(count: int, floats: int, codes: int) -> None:
         notes.append(
             f"{count} weights lie exactly on grids of few bits: codes of {codes / 2**20:.2f} MiB "
-            f"stand for {floats / 2**20:.2f} MiB of floats (Winograd's algorithm takes floats)"
+            f"stand for {floats / 2**20:.2f} MiB of floats (which stay where they are faster)"
         )
 
     later = [*integer_passes(spec), *kernel_passes(spec, algorithms, stored)]

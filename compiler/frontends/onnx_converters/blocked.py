@@ -10,7 +10,6 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters.constants import (
     as_numpy,
-    constant,
     dtype_of,
     reshape,
     static_shape,
@@ -22,15 +21,11 @@ from targets.compressed_weights import (
     decompress_call,
 )
 
-# The scales of compressed weights are float16, with all their digits above this.
-_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65504.0
-
 
 class MatMulNBits(OnnxOpConverter):
     """`A @ dequantize(B)`, where `B` holds codes of 4 or 8 bits, column by column, in blocks.
 
-    Kernels read the codes where blocks have no zero points of their own; scales are then
-    rounded to float16. Other weights become floats, with a note.
+    Kernels read the codes, and scales in float16 where that holds them exactly.
     """
 
     @classmethod
@@ -54,16 +49,7 @@ class MatMulNBits(OnnxOpConverter):
         if not (np.isfinite(scales).all()):
             raise ValueError("a scale is not finite")
         offset = _zero_points(zero_point, bits, columns, blocks)
-        weights = _compressed(codes, scales, offset, bits, block)
-        if weights is not None:
-            right = bb.emit(decompress_call(weights))
-        else:
-            attr["tvm_custom"]["notes"].append(
-                f"weights of {attr['tvm_custom']['name'] or 'MatMulNBits'} are stored as float32: "
-                "their blocks have zero points, or scales beyond float16"
-            )
-            wide = [a.repeat(block, 0)[:rows].astype(np.float32) for a in (offset, scales)]
-            right = constant((codes - wide[0]) * wide[1])
+        right = bb.emit(decompress_call(_compressed(codes, scales, offset, bits, block)))
         dtype = dtype_of(data)
         if dtype != "float32":
             data = bb.emit(relax.op.astype(data, "float32"))
@@ -79,20 +65,20 @@ class MatMulNBits(OnnxOpConverter):
 
 def _compressed(
     codes: np.ndarray, scales: np.ndarray, offset: np.ndarray, bits: int, block: int
-) -> CompressedWeights | None:
-    """What kernels read; None where they cannot."""
+) -> CompressedWeights:
+    """What kernels read."""
     middle = 2 ** (bits - 1)
-    used = np.abs(scales[scales != 0])
-    fits = ((used >= _SMALLEST_SCALE) & (used <= _LARGEST_SCALE)).all()
-    if not fits or (offset != middle).any():
-        return None
     # A block larger than the matrix is the matrix.
     grouping = Grouping(1, codes.shape[0], 1, min(block, codes.shape[0] + codes.shape[0] % 2))
-    half = scales.astype(np.float16)
-    if bits == 4:
-        return CompressedWeights(codes, half, EVEN_LEVELS, grouping)
-    signed = (codes.astype(np.int16) - middle).astype(np.int8)
-    return CompressedWeights(signed, half, None, grouping)
+    stored = codes if bits == 4 else (codes.astype(np.int16) - middle).astype(np.int8)
+    if (offset != middle).any():
+        offsets = np.ascontiguousarray(offset - middle, np.float32)
+        return CompressedWeights(stored, scales, None, grouping, offsets)
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), scales):
+        return CompressedWeights(stored, scales, None, grouping)
+    return CompressedWeights(stored, half, EVEN_LEVELS if bits == 4 else None, grouping)
 
 
 def _unpacked(expr: relax.Expr | None, what: str, bits: int, rows: int, columns: int) -> np.ndarray:

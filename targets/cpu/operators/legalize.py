@@ -61,6 +61,11 @@ Legalizer = Callable[[BlockBuilder, Call], Expr]
 # So many products of two bytes add up to less than 2^24, whatever they are.
 _EXACT_TERMS = 512
 
+# With so many rows decompressing costs little, by bits of a code; weights of so many bytes come
+# from memory, where fewer of them are faster anyway (measured on Zen 3).
+_ROWS_THAT_PAY = {8: 16, 4: 32}
+_FROM_MEMORY = 8 * 2**20
+
 # Relax's kOutEWiseFusable: elementwise operations that follow are fused into the kernel.
 _FUSES_EPILOGUE = {"op_pattern": 4}
 
@@ -345,6 +350,8 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
     if a is None or b is None or out is None or len(a.shape) < 2 or len(b.shape) < 2:
         return _default(bb, call)
     stored = _compressed(bb, right)
+    if stored is not None and stored.optional and _faster_as_floats(stored, out.shape):
+        right, stored = _constant(stored.dequantize()), None
     constant = stored is not None or (isinstance(right, GenericConst) and len(b.shape) == 2)
     left, zero_point = without_zero_point(bb, left)
     a = static_tensor(left) or a
@@ -398,6 +405,15 @@ def _matmul(bb: BlockBuilder, call: Call, spec: TargetSpec) -> Expr:
         )
         operands = [bb.emit(pack)]
     return _emit(bb, "matmul", lambda x, *y: define_matmul(x, y, workload), left, *operands)
+
+
+def _faster_as_floats(stored: CompressedWeights, shape: tuple[int, ...]) -> bool:
+    """Whether a product `[..., M, N]` has too few rows to pay for what decompressing costs.
+
+    A single row reads weights that fit into no cache, or nearly so, as do larger matrices.
+    """
+    rows = math.prod(shape[:-1])
+    return 1 < rows < _ROWS_THAT_PAY[stored.bits] and 4 * stored.codes.size < _FROM_MEMORY
 
 
 def _integers(*arrays: Any) -> list[list[int]]:
