@@ -188,7 +188,9 @@ def _convolution(
     )
     if stored is not None and stored.optional and winograd_tile(workload, spec, algorithms):
         # That is worth more than small weights, of which it has no use.
-        weights, stored = _constant(stored.dequantize()), None
+        floats = [call.args[0], _constant(stored.dequantize())]
+        plain = bb.normalize(Call(call.op, floats, call.attrs, call.ty_args))
+        return _convolution(bb, plain, spec, algorithms)
     if stored is not None:
         workload = replace(workload, compressed=CompressedForm.of(stored))
         packs = stored_operands(stored, lambda a: pack_weights(a, groups, arithmetic.lanes(spec)))
