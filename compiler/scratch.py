@@ -7,6 +7,7 @@ never touched, whichever container or user it runs in.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -57,6 +58,8 @@ def replacing(destination: Path) -> Iterator[BinaryIO]:
     """
     # Not through a link: what it points to is replaced where that is.
     target = destination.resolve()
+    if target.exists() and not target.is_file():  # a device would be gone
+        raise OSError(errno.EINVAL, "not a regular file", str(destination))
     prefix = f".{_PREFIX}"
     remove_abandoned(target.parent, prefix)
     path, lock = _held(lambda: _new_file(target.parent, prefix))

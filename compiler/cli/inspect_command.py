@@ -9,6 +9,7 @@ import typer
 from compiler.cli import early, output
 from compiler.cli.options import AsJson, ModulePath, Threads
 from compiler.cli.quantization import print_quantization
+from compiler.errors import ArtifactError
 from compiler.quantization.report import QuantizationReport
 
 
@@ -61,5 +62,12 @@ def inspect_module(
     for line in report.footer():
         output.say(line)
     quantization = report.manifest.measured.get("quantization")
-    if quantization is not None:
+    if quantization is None:
+        return
+    try:
         print_quantization(QuantizationReport.from_dict(quantization))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{module}: the report of quantisation in its manifest is damaged ({error}); "
+            "compile the model again"
+        ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compiler.errors import InputError
+from compiler.module.regular_file import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +75,10 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with open(open_regular(path), "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.errors import InputError
+from compiler.module.regular_file import open_regular
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class LabelledImages:
         Raises InputError if the file is not such an archive.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with (
+                open(open_regular(path), "rb") as stream,
+                np.load(stream, allow_pickle=False) as archive,
+            ):
                 images, labels = archive["images"], archive["labels"]
                 classes = tuple(map(str, archive["classes"])) if "classes" in archive else ()
         except FileNotFoundError as error:

@@ -34,9 +34,12 @@ def standing_stores() -> tuple[tuple[Store, ...], tuple[str, ...]]:
     found, notes = [], []
     for folder in (user_folder(), packaged_folder()):
         try:
-            found.append(Store(folder))
+            if folder.exists():  # not where HOME is no folder, for example
+                found.append(Store(folder))
         except ConfigError as error:
             notes.append(f"no tuning records from there: {error}")
+        except OSError as error:
+            notes.append(f"no tuning records from there: {folder}: {error.strerror}")
     return tuple(found), tuple(notes)
 
 

@@ -282,4 +282,7 @@ class Store:
 
 
 def _is_shelf(path: Path) -> bool:
-    return path.is_dir() and {p.name for p in path.iterdir()} <= {"write.lock", _TARGET}
+    names = (
+        {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.is_dir() else None
+    )
+    return names is not None and names <= {"write.lock", _TARGET}

@@ -96,6 +96,14 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     assert (_names(tmp_path), path.read_bytes()) == ({"file"}, b"old")
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"), replacing(path):
+            pass
+    assert _names(tmp_path) == {"pipe"}
+
+
 def test_a_file_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there/file")
