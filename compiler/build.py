@@ -7,6 +7,7 @@ makes plain C functions of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from tvm import s_tir, tirx
 from compiler.errors import BuildError
 from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
-from compiler.scratch import ScratchFolder
 from targets.cpu.bfloat16 import spread_bfloat16
 from targets.spec import TargetSpec
 
@@ -222,10 +222,10 @@ def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
         with target:
             module = finish(tvm.IRModule(stages))
             library = tvm.get_global_func("target.build.llvm")(module, target)
-        with ScratchFolder() as folder:
-            path = folder / "kernels.o"
-            library.write_to_file(str(path), "o")
-            return path.read_bytes()
+        # Into memory: LLVM ends the whole process where a disk is full.
+        with open(os.memfd_create("kernels.o"), "rb") as stream:
+            library.write_to_file(f"/proc/self/fd/{stream.fileno()}", "o")
+            return stream.read()
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise BuildError(

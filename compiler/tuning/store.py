@@ -282,7 +282,8 @@ class Store:
 
 
 def _is_shelf(path: Path) -> bool:
-    names = (
-        {p.name for p in path.iterdir() if not p.name.startswith(".")} if path.is_dir() else None
-    )
-    return names is not None and names <= {"write.lock", _TARGET}
+    if not path.is_dir():
+        return False
+    # What begins with a dot is scratch of a writer that was killed.
+    names = {p.name for p in path.iterdir() if not p.name.startswith(".")}
+    return names <= {"write.lock", _TARGET}
