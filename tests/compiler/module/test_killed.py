@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from compiler.module.loader import load, verify_files
 from compiler.module.manifest import update_measured
 from compiler.module.writer import write_module
 
-# Writes a module and its archive again and again, so that it is killed while it does.
+# For each line that it reads, forks a child that writes a module and its archive again and again,
+# so that it is killed while it does, and tells its number. Importing takes seconds: once will do.
 _WRITES = """
-import pathlib, sys
+import os, pathlib, sys
 sys.path.insert(0, sys.argv[2])
 from small_networks import network_model
 from compiler.module.archive import pack
@@ -32,12 +35,22 @@ from compiler.module.manifest import update_measured
 from compiler.module.writer import write_module
 
 folder = pathlib.Path(sys.argv[1])
+
+def write():
+    while True:
+        write_module(network_model(), folder / "m", forms=("shared",), embed_weights=False)
+        for _ in range(20):
+            pack(folder / "m", folder / "m.tar.zst")
+            update_measured(folder / "m", accuracy={"top1": 0.5})
+
 print("ready", flush=True)
-while True:
-    write_module(network_model(), folder / "m", forms=("shared",), embed_weights=False)
-    for _ in range(20):
-        pack(folder / "m", folder / "m.tar.zst")
-        update_measured(folder / "m", accuracy={"top1": 0.5})
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        write()
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+    print("dead", flush=True)
 """
 
 
@@ -51,24 +64,39 @@ def _whole(folder: Path) -> None:
         verify_files(folder / "m.tar.zst")
 
 
-def _kill(folder: Path, seconds: float) -> None:
+@contextmanager
+def _writer(folder: Path) -> Iterator[Callable[[float], None]]:
+    """A function that has a writer start, and kills it after so many seconds."""
     command = [sys.executable, "-c", _WRITES, str(folder), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(seconds)
-        process.kill()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def kill(seconds: float) -> None:
+            stdin.write("go\n")
+            stdin.flush()
+            pid = int(stdout.readline())
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)
+            assert stdout.readline() == "dead\n"
+
+        assert stdout.readline() == "ready\n"
+        yield kill
+        stdin.close()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_writers(tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     (tmp_path / "out").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     chance = random.Random(0)
-    for _ in range(kills):
-        _kill(tmp_path / "out", chance.uniform(0, 3))
-        _whole(tmp_path / "out")
+    with _writer(tmp_path / "out") as kill:
+        for _ in range(kills):
+            kill(chance.uniform(0, 2))
+            _whole(tmp_path / "out")
     write_module(network_model(), tmp_path / "out" / "m", forms=("shared",))
     pack(tmp_path / "out" / "m", tmp_path / "out" / "m.tar.zst")
     _whole(tmp_path / "out")
