@@ -24,7 +24,15 @@ from compiler.evaluate.compare import (
 from compiler.evaluate.opinions import Opinions, label_of, opinions
 from compiler.evaluate.oracle import Answer, Arrays
 
-_ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm", "QuantizeLinear"})
+_ROUNDING = frozenset(
+    {
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "QGemm",
+        "QuantizeLinear",
+    }
+)
 
 _SECONDS = 600.0
 # A second opinion is not worth waiting for as long.

@@ -94,7 +94,7 @@ class ScalarArithmetic:
         return tirx.Select(sign >= self.const(0.0), x, y)
 
 
-class _Kernel:
+class RecurrentKernel:
     """Builds the function for one workload.
 
     Shapes, with T steps, D directions, B batch, H hidden, G gates:
@@ -123,7 +123,8 @@ class _Kernel:
     def _buffer(self, name: str, *shape: int) -> Any:
         return tirx.decl_buffer(shape, self.workload.dtype, name)
 
-    def function(self) -> PrimFunc:
+    def parameters(self) -> list[Any]:
+        """The buffers of this workload in order: inputs, then results and scratch."""
         w = self.workload
         lstm, linear = w.kind == "lstm", w.kind == "gru" and w.linear_before_reset
         present = [
@@ -139,6 +140,11 @@ class _Kernel:
             (self.final_cell, lstm),
             (self.scratch, True),
         ]
+        return [buffer for buffer, used in present if used]
+
+    def function(self) -> PrimFunc:
+        """The finished loops, marked for the template that takes them as they are."""
+        w = self.workload
         batches = loops.serial if w.directions * w.batch == 1 else loops.parallel
         # Each direction is spelled out: its activations and its order in time differ.
         body = batches(
@@ -146,7 +152,7 @@ class _Kernel:
             w.directions * w.batch,
             lambda lane: self._by_direction(lane // w.batch, lane % w.batch),
         )
-        function = PrimFunc([buffer for buffer, used in present if used], body)
+        function = PrimFunc(self.parameters(), body)
         return function.with_attrs(
             {
                 "tirx.noalias": True,
@@ -364,5 +370,5 @@ class _Kernel:
 
 
 def recurrent_kernel(workload: RecurrentWorkload) -> PrimFunc:
-    """The function for `workload`; `_Kernel` lists its parameters."""
-    return _Kernel(workload).function()
+    """The function for `workload`; `RecurrentKernel` lists its parameters."""
+    return RecurrentKernel(workload).function()
