@@ -246,6 +246,8 @@ def main() -> int:
             outcome.seconds = time.monotonic() - begin
             while drill.name in asked and outcome.kills < options.kills:
                 kill_once(ground, drill, outcome, chance)
+                told = f"{drill.name}: {outcome.kills} kills, {len(outcome.faults)} faults"
+                print(told, file=sys.stderr, flush=True)
                 if outcome.too_late > options.kills:
                     break
             outcomes.append(outcome)
