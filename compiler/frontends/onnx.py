@@ -67,7 +67,7 @@ def import_onnx(
         output_shapes=tuple(shape for shape, _ in outputs),
         output_dtypes=tuple(dtype for _, dtype in outputs),
         domains=input_domains(folded),
-        notes=(*notes, *fold_notes, *importer.notes),
+        notes=(*notes, *fold_notes, *dict.fromkeys(importer.notes)),
         reference=reference,
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TypeProto
+from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst, Op, StringImm
 
@@ -227,12 +227,19 @@ class DynamicNodes:
         if isinstance(value, relax.Tuple):
             elements = [_tensor_type(field.ty) for field in value.fields]
             if not elements:
-                raise ModelError(f"{self._importer.source}: the empty sequence {name!r} has no use")
+                elements = [onnx.helper.make_tensor_type_proto(self._empty_dtype(name), None)]
             elements[0].tensor_type.ClearField("shape")
             return onnx.helper.make_sequence_type_proto(elements[0])
         if isinstance(value, relax.ShapeExpr):
             return onnx.helper.make_tensor_type_proto(onnx.TensorProto.INT64, [len(value.values)])
         return _tensor_type(value.ty)
+
+    def _empty_dtype(self, name: str) -> int:
+        """The element type of the sequence that a SequenceEmpty has made."""
+        for node in self._importer.graph.node:
+            if node.op_type == "SequenceEmpty" and name in node.output:
+                return next((a.i for a in node.attribute if a.name == "dtype"), TensorProto.FLOAT)
+        return TensorProto.FLOAT
 
     def _result_types(
         self, node: NodeProto, model: onnx.ModelProto, names: Sequence[str]

@@ -243,7 +243,7 @@ class DynamicControl:
                 importer.values[name] = importer.dynamic.named_extents(result, shape, name)
         importer.notes.append(
             f"{node.op_type} node {node.name or node.output[0]!r} depends on data: "
-            f"{'one branch is' if node.op_type == 'If' else 'its turns are'} run at a time"
+            f"{'one branch is run' if node.op_type == 'If' else 'its turns are run one by one'}"
         )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from compiler.interpolation import resized, sampling, scales_and_sizes
+
 Operator = Callable[[Sequence[Any]], Sequence[Any]]
 Maker = Callable[[Mapping[str, Any], int, int], Operator | None]
 
@@ -143,11 +145,34 @@ def _gather(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator
     return run
 
 
+def _resize(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator | None:
+    """Resampling; crops and old versions are left to the onnx package."""
+    how = sampling(attributes)
+    if opset < 11 or how.coordinates == "tf_crop_and_resize":
+        return None
+    policy = attributes.get("keep_aspect_ratio_policy", b"stretch").decode()
+
+    def run(inputs: Sequence[Any]) -> Sequence[Any]:
+        x, _, scales, sizes = (*inputs, None, None)[:4]
+        axes = [axis % x.ndim for axis in attributes.get("axes", range(x.ndim))]
+        factors, wanted = ([] if p is None else p.reshape(-1).tolist() for p in (scales, sizes))
+        scale, output = scales_and_sizes(x.shape, axes, factors, wanted, policy)
+        if x.dtype.kind == "f" or how.mode == "nearest":
+            return [resized(x, scale, output, how)]
+        # What is between two integers is cut off.
+        between = np.trunc(resized(x.astype(np.float32), scale, output, how))
+        limits = np.iinfo(x.dtype)
+        return [np.clip(between, limits.min, limits.max).astype(x.dtype)]
+
+    return run
+
+
 OPERATORS: dict[str, Maker] = {
     "Compress": _compress,
     "Gather": _gather,
     "MatMul": _matrix_product,
     "NonMaxSuppression": _non_max_suppression,
     "NonZero": _non_zero,
+    "Resize": _resize,
     "Unique": _unique,
 }

@@ -7,9 +7,8 @@ picked by index, the other modes multiply with a constant matrix of interpolatio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,109 +23,18 @@ from compiler.frontends.onnx_converters.constants import (
     static_shape,
 )
 from compiler.frontends.onnx_converters.selection import integers, take
+from compiler.interpolation import (
+    Sampling,
+    interpolation_matrix,
+    nearest,
+    positions,
+    sampling,
+    scales_and_sizes,
+    single_positions,
+)
 
 _SERVED_MODES = ("nearest", "linear")
 _SERVED_COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one axis is resampled: the operator's attributes, and start and end of the crop."""
-
-    mode: str
-    coordinates: str
-    rounding: str
-    cubic: float
-    exclude_outside: bool
-    antialias: bool
-    extrapolation: float
-    start: float = 0.0
-    end: float = 1.0
-
-
-def positions(size: int, output: int, scale: float, how: Sampling) -> np.ndarray:
-    """Where each output entry lies in the input, in entries, float64.
-
-    Computed in single precision, as ONNX Runtime and the standard's own evaluator do: which of
-    two neighbours is the nearest hangs on the last bit.
-    """
-    return _positions(size, output, np.float32(scale), how).astype(np.float64)
-
-
-def _positions(size: int, output: int, scale: np.float32, how: Sampling) -> np.ndarray:
-    index = np.arange(output, dtype=np.float32)
-    half, extent = np.float32(0.5), np.float32(size)
-    if how.coordinates == "half_pixel":
-        return (index + half) / scale - half
-    if how.coordinates == "pytorch_half_pixel":
-        return (index + half) / scale - half if output > 1 else np.zeros(1, np.float32)
-    if how.coordinates == "half_pixel_symmetric":
-        # The part that rounding cut off or added is shared out between both ends.
-        adjustment = np.float32(output) / (scale * extent)
-        return extent * half * (1 - adjustment) + (index + half) / scale - half
-    if how.coordinates == "align_corners":
-        length = scale * extent
-        return index * (extent - 1) / (length - 1) if length > 1 else np.zeros(output, np.float32)
-    if how.coordinates == "asymmetric":
-        return index / scale
-    if how.coordinates == "tf_crop_and_resize":
-        start, end = np.float32(how.start), np.float32(how.end)
-        if output == 1:
-            return np.full(1, half * (start + end) * (extent - 1))
-        span = (end - start) * (extent - 1) / np.float32(output - 1)
-        return start * (extent - 1) + index * span
-    raise ValueError(f"unknown coordinate transformation {how.coordinates!r}")
-
-
-def nearest(position: np.ndarray, rounding: str) -> np.ndarray:
-    """`position` rounded to integers."""
-    if rounding == "round_prefer_floor":
-        rounded = np.ceil(position - 0.5)
-    elif rounding == "round_prefer_ceil":
-        rounded = np.floor(position + 0.5)
-    elif rounding == "floor":
-        rounded = np.floor(position)
-    elif rounding == "ceil":
-        rounded = np.ceil(position)
-    else:
-        raise ValueError(f"unknown rounding {rounding!r}")
-    return rounded.astype(np.int64)
-
-
-def weights(position: float, scale: float, how: Sampling) -> tuple[int, np.ndarray]:
-    """The first input entry that contributes at `position`, and the weights from there on."""
-    stretch = min(scale, 1.0) if how.antialias else 1.0
-    radius = (1.0 if how.mode == "linear" else 2.0) / stretch
-    first = math.floor(position - radius) + 1
-    distance = np.abs(np.arange(first, math.ceil(position + radius)) - position) * stretch
-    if how.mode == "linear":
-        values = np.maximum(1.0 - distance, 0.0)
-    else:
-        values = _cubic(distance, how.cubic)
-    if how.antialias:
-        values = values / values.sum()
-    return first, values
-
-
-def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (IEEE TASSP 29(6), 1981, equation 15) with parameter a."""
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-
-
-def interpolation_matrix(size: int, output: int, scale: float, how: Sampling) -> np.ndarray:
-    """The matrix (size, output) by which a row of `size` entries is resampled, float64."""
-    matrix = np.zeros((size, output))
-    for column, position in enumerate(positions(size, output, scale, how)):
-        first, values = weights(float(position), scale, how)
-        entries = np.arange(first, first + len(values))
-        if how.exclude_outside:
-            values = np.where((entries >= 0) & (entries < size), values, 0.0)
-            values = values / values.sum()
-        # Beyond the border, the border entry repeats.
-        np.add.at(matrix[:, column], np.clip(entries, 0, size - 1), values)
-    return matrix
 
 
 class Resize(OnnxOpConverter):
@@ -168,15 +76,7 @@ def _resize(
     shape = static_shape(x)
     axes = [axis % len(shape) for axis in attr.get("axes", range(len(shape)))]
     scale, output = _scales_and_sizes(shape, axes, scales, sizes, attr)
-    how = Sampling(
-        mode=attr.get("mode", b"nearest").decode(),
-        coordinates=attr.get("coordinate_transformation_mode", b"half_pixel").decode(),
-        rounding=attr.get("nearest_mode", b"round_prefer_floor").decode(),
-        cubic=attr.get("cubic_coeff_a", -0.75),
-        exclude_outside=bool(attr.get("exclude_outside", 0)),
-        antialias=bool(attr.get("antialias", 0)),
-        extrapolation=attr.get("extrapolation_value", 0.0),
-    )
+    how = sampling(attr)
     if list(shape) == output and how.coordinates != "tf_crop_and_resize":
         # Whatever the scales are that come to the same size, as in ONNX Runtime.
         return x
@@ -231,7 +131,7 @@ def _between_four(
     neighbours, parts = [], []
     for axis in (2, 3):
         last = shape[axis] - 1
-        where = _positions(shape[axis], output[axis], np.float32(scale[axis]), how)
+        where = single_positions(shape[axis], output[axis], np.float32(scale[axis]), how)
         where = np.clip(where, 0, np.float32(last)).astype(np.float32)
         first = np.minimum(where.astype(np.int64), last)
         second = np.minimum(first + 1, last)
@@ -302,27 +202,13 @@ def _scales_and_sizes(
     attr: Any,
 ) -> tuple[list[float], list[int]]:
     """Scale and output size of every axis; only `axes` are mentioned by the operands."""
-    scale, output = [1.0] * len(shape), list(shape)
     wanted = integers(sizes, "the sizes")
-    if wanted:
-        ratios = [size / shape[axis] for size, axis in zip(wanted, axes, strict=True)]
-        policy = attr.get("keep_aspect_ratio_policy", b"stretch")
-        if policy != b"stretch":
-            ratio = min(ratios) if policy == b"not_larger" else max(ratios)
-            ratios = [ratio] * len(axes)
-            # Halves are rounded up.
-            wanted = [math.floor(ratio * shape[axis] + 0.5) for axis in axes]
-        for axis, ratio, size in zip(axes, ratios, wanted, strict=True):
-            scale[axis], output[axis] = ratio, size
-        return scale, output
     factors = as_numpy(scales)
-    if factors is None or not factors.size:
+    if not wanted and (factors is None or not factors.size):
         raise ValueError("neither scales nor sizes are known")
-    for axis, factor in zip(axes, factors.reshape(-1), strict=True):
-        scale[axis] = float(factor)
-        # In single precision, as the standard's own arithmetic is.
-        output[axis] = math.floor(np.float32(shape[axis]) * np.float32(factor))
-    return scale, output
+    given = [] if factors is None else factors.reshape(-1).tolist()
+    policy = attr.get("keep_aspect_ratio_policy", b"stretch").decode()
+    return scales_and_sizes(shape, axes, given, wanted or (), policy)
 
 
 def _served(

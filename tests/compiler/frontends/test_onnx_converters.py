@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from compiler.errors import ModelError
 from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_converters.resampling import Sampling, interpolation_matrix
 from compiler.frontends.onnx_converters.spectrum import transform_matrix
+from compiler.interpolation import Sampling, interpolation_matrix
 from tests.compiler.frontends.small_models import model, random, run, value
 
 
