@@ -13,6 +13,7 @@ from passes.graph.legalize import Legalize
 from passes.graph.raise_primitives import RaisePrimitives
 from passes.graph.recognize_composites import RecognizeComposites
 from passes.graph.sink_reshapes import SinkReshapes
+from passes.graph.store_halves import StoreHalves
 
 __all__ = [
     "AbsorbInputTransposes",
@@ -28,4 +29,5 @@ __all__ = [
     "RaisePrimitives",
     "RecognizeComposites",
     "SinkReshapes",
+    "StoreHalves",
 ]

@@ -17,6 +17,7 @@ from passes.graph.tensors import (
     operator_name,
     static_shape,
 )
+from targets.half_weights import half_dtype
 
 _ARITHMETIC = frozenset({"relax.add", "relax.subtract", "relax.multiply", "relax.divide"})
 
@@ -44,7 +45,8 @@ class FoldBatchNorm:
     are computed in float64.
 
     A batch normalisation that follows nothing linear becomes `multiply` and
-    `add`. Left alone: a linear operator whose result is used elsewhere too,
+    `add`. Left alone: factors behind weights that 16 bits hold exactly (the product would
+    not be, and take twice the memory), a linear operator whose result is used elsewhere too,
     batch normalisation with parameters that are not constant, and integers.
     """
 
@@ -139,6 +141,8 @@ class _Folder(BlockRewriter):
             shift = vector if name == "relax.add" else -vector
             bias = shift if linear.bias is None else linear.bias + shift
             return self._rebuilt(linear, None, bias)
+        if half_dtype(linear.weights) is not None:
+            return value
         if name == "relax.divide":
             if not vector.all():
                 return value

@@ -11,7 +11,7 @@ from tvm.tirx import PrimFunc, Stmt
 
 from targets.cpu import loops
 from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import arithmetic_named
+from targets.cpu.arithmetic import Arithmetic, arithmetic_named
 from targets.cpu.loops import Index, index, unravel
 from targets.cpu.operators.compressed_weights import CompressedForm
 from targets.cpu.operators.matmul import MatmulWorkload
@@ -22,6 +22,12 @@ from targets.cpu.schedules.decompression import (
     panel_pays,
     registers_needed,
     shared_lines,
+)
+from targets.cpu.schedules.half_panel import (
+    HalfPanel,
+    has_half_weights,
+    panel_arithmetic,
+    widened_panel_pays,
 )
 from targets.cpu.schedules.register_tile import (
     RegisterTile,
@@ -42,7 +48,7 @@ class MatmulTemplate(Template):
     Decisions: `rows` and `vectors` (register tile), `columns_outer` (1: each task keeps its
     columns of the right operand and walks over the rows; 0: the other way round), `prefetch`
     (1: while one column tile is in use, the next one is asked for); where the right operand is
-    compressed, `panels` (1: each task decompresses its columns once).
+    compressed or has 16 bits, `panels` (1: each task decompresses or widens its columns once).
     """
 
     name = "matmul"
@@ -63,31 +69,37 @@ class MatmulTemplate(Template):
         spare = 1 if w.zero_point else 0
         arithmetic = arithmetic_named(w.arithmetic)
 
-        def tile(form: CompressedForm | None) -> tuple[int, int]:
+        def tile(form: CompressedForm | None, kind: Arithmetic) -> tuple[int, int]:
             registers = registers_needed(form)
-            found = choose_tile(rows + spare, vectors, spec, arithmetic, registers)
+            found = choose_tile(rows + spare, vectors, spec, kind, registers)
             return max(1, found[0] - spare), found[1]
 
-        tile_rows, tile_vectors = tile(None)
+        tile_rows, tile_vectors = tile(None, panel_arithmetic(arithmetic, True))
         storage = {}
+        if has_half_weights(arithmetic):
+            passes = shared_lines(-(-rows // tile_rows), -(-vectors // tile_vectors), spec)
+            pays = widened_panel_pays(passes, w.k, tile_vectors * lanes, spec)
+            storage["panels"] = int(pays)
+            if not pays:
+                tile_rows, tile_vectors = tile(None, arithmetic)
         if w.compressed is not None:
             column_tiles = -(-vectors // tile_vectors)
             passes = shared_lines(-(-rows // tile_rows), column_tiles, spec)
             storage["panels"] = int(panel_pays(w.compressed, passes, tile_vectors, lanes, spec))
             if not storage["panels"]:
-                tile_rows, tile_vectors = tile(w.compressed)
+                tile_rows, tile_vectors = tile(w.compressed, arithmetic)
         columns_outer = int(4 * w.k * vectors * lanes > spec.l2_bytes // 2)
         chosen = {"rows": tile_rows, "vectors": tile_vectors, "columns_outer": columns_outer}
         # Weights of floats, walked once per run, come from memory; fewer bytes come by themselves.
         # With few row tiles there is too little to compute between the requests.
         floats = arithmetic.accumulator == "float32" and rows >= _LEAST_ROW_TILES * tile_rows
-        prefetch = columns_outer and floats and _can_prefetch(w)
+        prefetch = columns_outer and floats and _can_prefetch(w) and not storage.get("panels")
         return {**chosen, "prefetch": int(prefetch), **storage}
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         w: MatmulWorkload = match.workload
         _, vectors = _columns(w, spec)
-        storage = {} if w.compressed is None else {"panels": (0, 1)}
+        storage = {"panels": (0, 1)} if _may_have_panels(w) else {}
         tiles = tile_choices(_rows(w), vectors, spec, arithmetic_named(w.arithmetic))
         prefetch = (0, 1) if _can_prefetch(w) else (0,)
         return {**tiles, "columns_outer": (0, 1), "prefetch": prefetch, **storage}
@@ -96,9 +108,10 @@ class MatmulTemplate(Template):
         w: MatmulWorkload = match.workload
         if decisions["prefetch"] and not decisions["columns_outer"]:
             return False
-        form = None if decisions.get("panels") else w.compressed
-        registers = registers_needed(form)
-        return fills_registers(decisions, spec, arithmetic_named(w.arithmetic), registers)
+        panels = bool(decisions.get("panels"))
+        registers = registers_needed(None if panels else w.compressed)
+        arithmetic = panel_arithmetic(arithmetic_named(w.arithmetic), panels)
+        return fills_registers(decisions, spec, arithmetic, registers)
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
@@ -117,6 +130,11 @@ def _rows(w: MatmulWorkload) -> int:
 def _can_prefetch(w: MatmulWorkload) -> bool:
     """Whether the right operand is one matrix of packed columns, read as it lies."""
     return w.lanes > 0 and w.shares_right and w.compressed is None
+
+
+def _may_have_panels(w: MatmulWorkload) -> bool:
+    """Whether the columns of the right operand have to be decompressed or widened."""
+    return w.compressed is not None or has_half_weights(arithmetic_named(w.arithmetic))
 
 
 def _columns(w: MatmulWorkload, spec: TargetSpec) -> tuple[int, int]:
@@ -147,8 +165,10 @@ class _Emitter:
         self.column_tiles = -(-w.n // (self.vectors * self.lanes))
         self.columns_outer = bool(decisions["columns_outer"])
         self.steps = -(-w.k // self.arithmetic.depth)
-        self.prefetches = bool(decisions["prefetch"]) and self.columns_outer and _can_prefetch(w)
         self.panels = bool(decisions.get("panels", 0))
+        self.prefetches = bool(decisions["prefetch"]) and self.columns_outer and _can_prefetch(w)
+        self.prefetches = self.prefetches and not self.panels
+        self.arithmetic = panel_arithmetic(self.arithmetic, self.panels)
 
     def body(self) -> Stmt:
         """The parallel loop over (batch, row tile, column tile) tasks."""
@@ -181,9 +201,7 @@ class _Emitter:
         chunks = -(-self.row_tiles // tiles)
 
         def of(column: Expr, first: Expr, vectors: int) -> Stmt:
-            source = self._decompression(vectors)
-            panel = Panel.make(source.form, vectors, self.lanes)
-            fill = panel.fill(source, lambda v: [column * self.vectors + v])
+            panel, fill = self._panel(column, vectors)
             count = tirx.min(index(tiles), index(self.row_tiles) - first)
             walk = loops.serial(
                 "row",
@@ -210,6 +228,21 @@ class _Emitter:
             return tirx.IfThenElse(column < self.blocks // self.vectors, full, narrow)
 
         return loops.tasks(self.column_tiles * chunks, self.match.flops, self.match.bytes, task)
+
+    def _panel(self, column: Expr, vectors: int) -> tuple[Panel | HalfPanel, Stmt]:
+        """The columns of a tile as float32 in memory, and the statement that writes them."""
+        if self.w.compressed is not None:
+            source = self._decompression(vectors)
+            panel = Panel.make(source.form, vectors, self.lanes)
+            return panel, panel.fill(source, lambda v: [column * self.vectors + v])
+        wide = HalfPanel.make(vectors, self.steps, self.lanes)
+        lead = [index(0)] * len(self.w.right_batch)
+
+        def stored(v: int, k: Expr) -> Expr:
+            place = [*lead, column * self.vectors + v, k, loops.ramp(0, self.lanes)]
+            return tirx.BufferLoad(self.right, place)
+
+        return wide, wide.fill(stored)
 
     def _decompression(self, vectors: int) -> Decompression:
         if self.w.compressed is None:
@@ -239,7 +272,7 @@ class _Emitter:
         column: Expr,
         start: Expr,
         vectors: int,
-        panel: Panel | None = None,
+        panel: Panel | HalfPanel | None = None,
     ) -> Stmt:
         w = self.w
         row = self._first_row(row_tile)

@@ -75,13 +75,26 @@ def test_convolution(shape, kernel_shape, groups, dtype, spec, schedule):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("panels", [0, 1])
 @pytest.mark.parametrize(("rows", "k", "columns"), [(1, 64, 100), (9, 77, 33), (40, 96, 64)])
-def test_matrix_product(rows, k, columns, dtype, spec, schedule):
+def test_matrix_product(rows, k, columns, panels, dtype, spec, schedule):
     left, right = values(rows, k, seed=1), values(k, columns, dtype=dtype)
     function = fuse({"x": left.shape}, lambda _, x: relax.op.matmul(x[0], relax.const(right)), spec)
     packed = pack_columns(right.astype(numpy_dtype(dtype)), spec.float_lanes)
-    actual = run(schedule(MatmulTemplate(), function), spec, [left, packed])
+    scheduled = schedule(MatmulTemplate(), function, {"panels": panels})
+    actual = run(scheduled, spec, [left, packed])
     assert deviation(actual, left.astype("float64") @ right) < 1e-6
+
+
+@pytest.mark.parametrize(("rows", "panels"), [(1, 0), (128, 1)])
+def test_many_rows_widen_their_columns_once(rows, panels, spec):
+    right = values(96, 320, dtype="float16")
+    function = fuse({"x": (rows, 96)}, lambda _, x: relax.op.matmul(x[0], relax.const(right)), spec)
+    template, match = match_template(function, spec)
+    assert match.arithmetic == "float16-weights"
+    chosen = template.default(match, spec)
+    assert chosen["panels"] == panels and not (panels and chosen["prefetch"])
+    assert template.worth_trying(match, chosen, spec) or rows == 1
 
 
 @pytest.mark.parametrize(
