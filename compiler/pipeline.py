@@ -25,7 +25,6 @@ from passes.graph import (
     RaisePrimitives,
     RecognizeComposites,
     SinkReshapes,
-    StoreHalves,
 )
 from passes.quantize.fold_requantization import FoldRequantization
 from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
@@ -158,7 +157,6 @@ def kernel_passes(
     return (
         # Last on the graph: weights that have become float constants are what kernels read.
         ("store_exact_codes", StoreExactCodes(stored)),
-        ("store_halves", StoreHalves()),
         ("legalize", Legalize({**own, **quantization_legalizers()}, first=own)),
         # Definitions of the target may leave shape arithmetic on weights behind.
         ("fold_legalized", FoldConstants()),

@@ -13,7 +13,6 @@ from passes.graph.legalize import Legalize
 from passes.graph.raise_primitives import RaisePrimitives
 from passes.graph.recognize_composites import RecognizeComposites
 from passes.graph.sink_reshapes import SinkReshapes
-from passes.graph.store_halves import StoreHalves
 
 __all__ = [
     "AbsorbInputTransposes",
@@ -29,5 +28,4 @@ __all__ = [
     "RaisePrimitives",
     "RecognizeComposites",
     "SinkReshapes",
-    "StoreHalves",
 ]

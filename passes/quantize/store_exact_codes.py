@@ -20,6 +20,7 @@ from passes.graph.tensors import (
 from passes.quantize.compress_weights import is_compressible
 from passes.quantize.exact_codes import exact_codes
 from targets.compressed_weights import CompressedWeights, decompress_call
+from targets.half_weights import half_dtype, numpy_dtype
 
 # Smaller weights are left alone: there is little to be saved.
 _FEWEST = 4096
@@ -113,11 +114,11 @@ class _Storer(BlockRewriter):
         return relax.op.multiply(entries, self._factors(call, scales, by_entry))
 
     def _halves(self, call: Any, table: np.ndarray) -> relax.Expr:
-        """Entries of a table of float16, if that holds all of it."""
-        with np.errstate(over="ignore"):
-            half = table.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), table):
+        """Entries of a table of float16 or bfloat16, if that holds all of it."""
+        dtype = half_dtype(table)
+        if dtype is None:
             return call
+        half = table.astype(numpy_dtype(dtype))
         self.count += 1
         self.float_bytes += table.nbytes
         self.stored_bytes += half.nbytes
@@ -130,7 +131,7 @@ class _Storer(BlockRewriter):
         return self._taken(call, np.ascontiguousarray(factors.reshape(-1, 1)))
 
     def _taken(self, call: Any, table: np.ndarray) -> relax.Expr:
-        arguments = [constant(table), *call.args[1:]]
+        arguments = [relax.const(table, str(table.dtype)), *call.args[1:]]
         return self.emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
 
     def _note(self, weights: np.ndarray, stored: CompressedWeights) -> None:

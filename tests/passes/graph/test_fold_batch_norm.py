@@ -194,3 +194,27 @@ def test_weights_that_are_inputs_are_left_alone() -> None:
             return y
 
     assert_left_alone(FoldBatchNorm(), Module)
+
+
+@I.ir_module
+class Scaled:
+    @R.function
+    def main(
+        x: R.Tensor((2, 40), "float32"),
+        w: R.Tensor((40, 50), "float32"),
+        s: R.Tensor((50,), "float32"),
+    ) -> R.Tensor((2, 50), "float32"):
+        with R.dataflow():
+            p = R.matmul(x, w)
+            y = R.multiply(p, s)
+            R.output(y)
+        return y
+
+
+def test_factors_are_not_folded_into_halves() -> None:
+    """The products would not be halves, and take twice the memory."""
+    halves = _array(40, 50).astype(np.float16).astype(np.float32)
+    scale = _RANDOM.uniform(0.5, 2.0, 50).astype(np.float32)
+    assert_left_alone(FoldBatchNorm(), with_weights(Scaled, w=halves, s=scale))
+    folded = FoldBatchNorm()(with_weights(Scaled, w=_array(40, 50), s=scale))
+    assert operators(folded) == ["matmul"]

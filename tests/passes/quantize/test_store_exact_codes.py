@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm
@@ -59,8 +60,10 @@ def test_a_product_reads_codes() -> None:
         (_CODES.astype("float16").astype("float32") / 3.0, set()),
         (_RANDOM.standard_normal((96, 64)).astype("float16").astype("float32"),
          {((96, 64), "float16")}),
+        ((_RANDOM.standard_normal((96, 64)) * 2.0**-40).astype(ml_dtypes.bfloat16)
+         .astype("float32"), {((96, 64), "bfloat16")}),
     ],
-    ids=["columns", "rows", "zero point", "floats", "halves"],
+    ids=["columns", "rows", "zero point", "floats", "halves", "bfloat16"],
 )  # fmt: skip
 def test_a_table_is_gathered_as_codes(table, constants) -> None:
     table = table.astype("float32")
