@@ -21,12 +21,19 @@ from tvm import relax
 from compiler.errors import ModelError, ShapeError
 from compiler.evaluate.inputs import Domain
 from compiler.frontends.imported import ImportedModel, described_outputs
+from compiler.frontends.onnx_guard import ToolError, forked
 from compiler.module.manifest import write_atomically
+from compiler.module.regular_file import open_regular
 from compiler.module.version import tinsmith_version
+from compiler.plain_text import is_plain
 from passes.graph.tensors import element_type, operator_name, static_shape
 
 FORMAT = 1
 _LEVEL = 3
+# Weights that are zero pack well, but no graph packs better than this.
+_LARGEST, _TIMES_COMPRESSED = 2**28, 20
+_WINDOW = 2**27
+_SECONDS = 10.0
 # Operators of Relax that run code which the graph only names.
 _FOREIGN = ("relax.call_", "relax.invoke_", "relax.builtin.", "relax.vm.", "relax.memory.")
 
@@ -67,12 +74,24 @@ def read_checkpoint(
     """
     content = _content(path)
     try:
+        # What deserialises a graph trusts the file: a damaged one may crash it.
+        size = len(content["graph"])
+        forked(lambda: _rehearsed(path, content), _SECONDS + size / 1e6, size)
+    except (KeyError, TypeError, ToolError) as error:
+        reason = f": {error}" if isinstance(error, ToolError) else ""
+        raise ModelError(
+            f"{path}: damaged, its graph cannot be read; write it again{reason}"
+        ) from error
+    try:
         module = tvm.ir.load_json(content["graph"])
         names, outputs = tuple(content["inputs"]), tuple(content["outputs"])
         domains = {str(name): _domain(value) for name, value in content["bounds"].items()}
         pruning = content["pruning"]
     except Exception as error:
         raise ModelError(f"{path}: damaged, its graph cannot be read; write it again") from error
+    for name in (*names, *outputs):
+        if not isinstance(name, str) or not is_plain(name):
+            raise ModelError(f"{path}: damaged, {name!r} is not a name")
     parameters = _checked(path, module)
     if len(parameters) != len(names):
         raise ModelError(f"{path}: damaged, {len(parameters)} inputs have {len(names)} names")
@@ -111,16 +130,32 @@ def _domain(value: Any) -> Domain:
     )
 
 
+def _rehearsed(path: Path, content: Mapping[str, Any]) -> bytes:
+    """Read the graph as `read_checkpoint` does; what is wrong with it comes out there again."""
+    module = tvm.ir.load_json(content["graph"])
+    try:
+        _checked(path, module)
+        described_outputs(module, str(path))
+    except ModelError:
+        return b""
+    return b""
+
+
 def _content(path: Path) -> dict[str, Any]:
     """The file's fields; ModelError for another file."""
     try:
-        data = path.read_bytes()
+        with open(open_regular(path), "rb") as file:
+            data = file.read()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    most = max(_LARGEST, _TIMES_COMPRESSED * len(data))
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-            content = json.loads(stream.read())
-    except (zstandard.ZstdError, ValueError) as error:
+        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(data) as stream:
+            text = stream.read(most + 1)
+        if len(text) > most:
+            raise ModelError(f"{path}: not a checkpoint, it unpacks to more than {most} bytes")
+        content = json.loads(text)
+    except (zstandard.ZstdError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a checkpoint, or a truncated one") from error
     written = content.get("format") if isinstance(content, dict) else None
     if written != FORMAT:

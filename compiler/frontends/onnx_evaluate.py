@@ -56,7 +56,7 @@ _LISTS_IN_CONSTANTS = 12
 # microseconds an element, or compare each with each.
 _ELEMENT_LIMIT = 1 << 16
 _LOOPING_LIMIT = 1 << 11
-_LOOPING = frozenset(
+LOOPING = frozenset(
     {
         "AffineGrid", "Attention", "AveragePool", "Col2Im", "Conv", "ConvInteger",
         "ConvTranspose", "DFT", "DeformConv", "Einsum", "GRU", "GridSample", "LSTM",
@@ -69,6 +69,15 @@ _LOOPING = frozenset(
 _OUTPUT_LIMIT = 1 << 24
 # Operands of at most so many elements tell the shape inference the size of a result.
 _KNOWN_ELEMENTS = 64
+# They make a large result of small operands.
+AMPLIFYING = frozenset(
+    {
+        "AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConstantOfShape",
+        "ConvTranspose", "DFT", "Einsum", "Expand", "EyeLike", "HammingWindow", "HannWindow",
+        "MaxUnpool", "MelWeightMatrix", "OneHot", "Pad", "RandomNormal", "RandomUniform", "Range",
+        "Resize", "RoiAlign", "STFT", "Tile", "Upsample",
+    }
+)  # fmt: skip
 # Their results are no larger than their operands times the axes; the shape depends on values.
 _SELECTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 
@@ -87,7 +96,7 @@ def evaluate(
     """
     if not may_evaluate(node):
         return None
-    limit = _LOOPING_LIMIT if node.op_type in _LOOPING else _ELEMENT_LIMIT
+    limit = _LOOPING_LIMIT if node.op_type in LOOPING else _ELEMENT_LIMIT
     largest = max((array.size for array in inputs.values()), default=0)
     if node.op_type not in _CHEAP and largest > limit:
         return None
@@ -95,7 +104,7 @@ def evaluate(
         # The optimizer writes lists of numbers into models whose version had tensors only.
         opset = max(opset, _LISTS_IN_CONSTANTS)
     else:
-        nbytes = _result_bytes(node, inputs, opset, limit if node.op_type in _LOOPING else None)
+        nbytes = _result_bytes(node, inputs, opset, limit if node.op_type in LOOPING else None)
         if nbytes is None or not budget.may_fold(nbytes):
             return None
     names = [name for name in node.input if name]
@@ -130,34 +139,58 @@ def _result_bytes(
     largest = max((array.size for array in inputs.values()), default=0)
     if node.op_type in _SELECTING:
         return 64 * largest
-    types, known = {}, {}
-    for name, array in inputs.items():
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        types[name] = onnx.helper.make_tensor_type_proto(dtype, array.shape)
-        if array.size <= _KNOWN_ELEMENTS:
-            known[name] = onnx.numpy_helper.from_array(array, name)
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-        results = onnx.shape_inference.infer_node_outputs(
-            schema, node, types, known, opset_imports=[onnx.helper.make_opsetid("", opset)]
-        )
-    except Exception:  # a node that contradicts itself: the converter will say how
+    shapes = predicted_shapes(
+        node, {name: (array.dtype, array.shape) for name, array in inputs.items()}, inputs, opset
+    )
+    if shapes is None:
         return None
     total = 0
-    for name in node.output:
-        if not name:
-            continue
-        result = results.get(name)
-        if result is None or not result.tensor_type.HasField("shape"):
+    for shape in shapes:
+        sizes = [size for size in shape if size is not None]
+        if len(shape) > MOST_AXES or len(sizes) < len(shape):
             return None
-        dims = result.tensor_type.shape.dim
-        if len(dims) > MOST_AXES or any(not dim.HasField("dim_value") for dim in dims):
-            return None
-        elements = math.prod(dim.dim_value for dim in dims)
+        elements = math.prod(sizes)
         if elements > (limit or max(_OUTPUT_LIMIT, largest)):
             return None
         total += 8 * elements
     return total
+
+
+def predicted_shapes(
+    node: NodeProto,
+    types: Mapping[str, tuple[np.dtype, Sequence[int]]],
+    known: Mapping[str, np.ndarray],
+    opset: int,
+) -> list[list[int | None]] | None:
+    """The shapes of the outputs of a standard node, told by onnx's inference for it alone.
+
+    `types` has dtype and shape of every input, `known` the values of some, of which small ones
+    are asked. None if a shape cannot be told.
+    """
+    described = {
+        name: onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+        for name, (dtype, shape) in types.items()
+    }
+    values = {
+        name: onnx.numpy_helper.from_array(array, name)
+        for name, array in known.items()
+        if array.size <= _KNOWN_ELEMENTS
+    }
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        results = onnx.shape_inference.infer_node_outputs(
+            schema, node, described, values, opset_imports=[onnx.helper.make_opsetid("", opset)]
+        )
+    except Exception:  # a node that contradicts itself: the converter will say how
+        return None
+    shapes: list[list[int | None]] = []
+    for name in filter(None, node.output):
+        result = results.get(name)
+        if result is None or not result.tensor_type.HasField("shape"):
+            return None
+        dims = result.tensor_type.shape.dim
+        shapes.append([dim.dim_value if dim.HasField("dim_value") else None for dim in dims])
+    return shapes
 
 
 def _value(name: str) -> onnx.ValueInfoProto:

@@ -8,19 +8,20 @@ after their location, offset and length have been checked.
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from compiler.errors import ModelError, UnsafeModelError
+from compiler.frontends.onnx_external import load_external
 from compiler.frontends.onnx_limits import check_axes, check_functions
 from compiler.frontends.onnx_schemas import check_nodes
+from compiler.frontends.onnx_tensors import all_tensors, element_bits, tensor_bytes
 from compiler.frontends.onnx_wellformed import check_graphs
+from compiler.module.regular_file import open_regular
 
 # The oldest file format whose operators the converters describe, and the newest opset of the
 # installed onnx package: a later one may have changed the meaning of an operator.
@@ -57,9 +58,7 @@ def read_model(path: str | Path) -> ModelProto:
             f"{path}: not an ONNX file, or a truncated one (protobuf cannot parse it)"
         ) from error
     check_model(model, str(path))
-    for tensor in all_tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _load_external(tensor, path)
+    load_external(model, path)
     return model
 
 
@@ -95,24 +94,6 @@ def standard_opset(model: ModelProto) -> int | None:
     return versions[0] if versions else None
 
 
-def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor stored in the model: initializers and attributes, subgraphs included."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        for node in function.node:
-            for attribute in node.attribute:
-                yield from _attribute_tensors(attribute)
-
-
-def tensor_bytes(tensor: TensorProto) -> int:
-    """Number of bytes that the elements of `tensor` take when packed, by shape and dtype."""
-    elements = 1
-    for dim in tensor.dims:
-        elements *= dim
-    bits = _element_bits(tensor.data_type)
-    return (elements * bits + 7) // 8
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
@@ -127,46 +108,14 @@ def _read_bytes(path: Path) -> bytes:
                 f"{path}: larger than the 2 GiB that an ONNX file can hold; "
                 "store the weights as external data"
             )
-        return path.read_bytes()
+        with open(open_regular(path), "rb") as file:
+            return file.read()
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # an embedded null byte in the path
         raise ModelError(f"{str(path)!r}: not a usable path: {error}") from error
-
-
-def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from _attribute_tensors(attribute)
-
-
-def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    if attribute.HasField("sparse_tensor"):
-        yield attribute.sparse_tensor.values
-        yield attribute.sparse_tensor.indices
-    if attribute.HasField("g"):
-        yield from _graph_tensors(attribute.g)
-    for graph in attribute.graphs:
-        yield from _graph_tensors(graph)
-
-
-def _element_bits(data_type: int) -> int:
-    four_bits = {TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1}
-    two_bits = {getattr(TensorProto, name, -1) for name in ("INT2", "UINT2")}
-    if data_type in four_bits:
-        return 4
-    if data_type in two_bits:
-        return 2
-    return 8 * onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
 
 
 def _check_tensor(tensor: TensorProto, source: str) -> None:
@@ -193,7 +142,7 @@ def _check_tensor(tensor: TensorProto, source: str) -> None:
     elements = 1
     for dim in tensor.dims:
         elements *= dim
-    bits = _element_bits(tensor.data_type)
+    bits = element_bits(tensor.data_type)
     if bits < 8:
         elements = (elements * bits + 7) // 8
     if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
@@ -205,72 +154,6 @@ def _check_tensor(tensor: TensorProto, source: str) -> None:
             f"{source}: tensor {name!r} of shape {list(tensor.dims)} needs {elements} values "
             f"but carries {stored}"
         )
-
-
-def _load_external(tensor: TensorProto, model_path: Path) -> None:
-    """Replace the reference to external data in `tensor` by the data."""
-    where = f"{model_path}: external data of tensor {tensor.name!r}"
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    data_path = _safe_location(entries.get("location", ""), model_path, where)
-    offset = _count(entries, "offset", 0, where)
-    expected = tensor_bytes(tensor)
-    length = _count(entries, "length", expected, where)
-    if length != expected:
-        raise UnsafeModelError(
-            f"{where}: length {length} contradicts shape {list(tensor.dims)}, "
-            f"which needs {expected} bytes"
-        )
-    try:
-        with open(data_path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UnsafeModelError(f"{where}: {data_path.name!r} is not a regular file")
-            if offset + length > status.st_size:
-                raise UnsafeModelError(
-                    f"{where}: bytes {offset} to {offset + length} lie beyond the end of "
-                    f"{data_path.name!r} ({status.st_size} bytes)"
-                )
-            file.seek(offset)
-            data = file.read(length)
-    except OSError as error:
-        raise ModelError(f"{where}: {data_path.name!r}: {error.strerror or error}") from error
-    if len(data) != length:
-        raise ModelError(f"{where}: {data_path.name!r} ended early")
-    tensor.raw_data = data
-    tensor.ClearField("external_data")
-    tensor.ClearField("data_location")
-
-
-def _safe_location(location: str, model_path: Path, where: str) -> Path:
-    """The file that `location` names, which must lie inside the folder of the model."""
-    # A backslash separates folders for the tools of another system: no file needs one.
-    parts = location.replace("\\", "/").split("/")
-    if not location or "\0" in location:
-        raise UnsafeModelError(f"{where}: the location {location!r} is not a file name")
-    if location.startswith(("/", "\\")) or ":" in parts[0]:
-        raise UnsafeModelError(f"{where}: the location {location!r} is an absolute path")
-    if ".." in parts:
-        raise UnsafeModelError(f"{where}: the location {location!r} leaves the model's folder")
-    folder = Path(os.path.realpath(model_path)).parent
-    resolved = Path(os.path.realpath(folder / location))
-    if not resolved.is_relative_to(folder):
-        raise UnsafeModelError(
-            f"{where}: {location!r} is a link to a file outside the model's folder"
-        )
-    if not resolved.exists():
-        raise ModelError(f"{where}: the file {location!r} is missing beside the model")
-    if not resolved.is_file():
-        raise UnsafeModelError(f"{where}: {location!r} is not a regular file")
-    return resolved
-
-
-def _count(entries: dict[str, str], key: str, default: int, where: str) -> int:
-    text = entries.get(key)
-    if text is None or text == "":
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise UnsafeModelError(f"{where}: {key} {text[:40]!r} is not a count of bytes")
-    return int(text)
 
 
 def serialized(model: ModelProto, source: str) -> bytes:

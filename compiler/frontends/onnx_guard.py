@@ -35,12 +35,29 @@ class ToolError(Exception):
 
 
 def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> ModelProto:
-    """What `tool` makes of `model`, computed by a child of this process.
+    """What `tool` makes of `model`, which it must leave as it is, computed by a child process.
 
     Raises ToolError if it raises, dies, or uses up its time or memory.
     """
+
+    def work() -> bytes:
+        made = tool(model)
+        _leave_out(made, model)
+        return made.SerializeToString()
+
     seconds = _SECONDS + _SECONDS_PER_NODE * len(model.graph.node)
-    memory = max(_BYTES, _TIMES_THE_MODEL * model.ByteSize())
+    result = ModelProto.FromString(forked(work, seconds, model.ByteSize()))
+    _restore(result, model)
+    return result
+
+
+def forked(work: Callable[[], bytes], seconds: float, size: int) -> bytes:
+    """What `work` returns, computed by a child of this process that copies no memory.
+
+    `seconds` of processor time are allowed, and memory for a model of `size` bytes. Raises
+    ToolError as above.
+    """
+    memory = max(_BYTES, _TIMES_THE_MODEL * size)
     receiver, sender = os.pipe()
     try:
         with warnings.catch_warnings():
@@ -54,7 +71,7 @@ def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> Mod
         raise ToolError(f"no process for it: {error.strerror}") from error
     if child == 0:
         os.close(receiver)
-        _run(tool, model, sender, seconds, memory)
+        _run(work, sender, seconds, memory)
     os.close(sender)
     try:
         content = _collect(receiver, _CLOCK * seconds)
@@ -68,18 +85,10 @@ def in_child(tool: Callable[[ModelProto], ModelProto], model: ModelProto) -> Mod
     if content[:1] != b"\1":
         told = content[1:].decode(errors="replace")
         raise ToolError(told or f"it {describe_exit(code)}")
-    result = ModelProto.FromString(content[1:])
-    _restore(result, model)
-    return result
+    return content[1:]
 
 
-def _run(
-    tool: Callable[[ModelProto], ModelProto],
-    model: ModelProto,
-    sender: int,
-    seconds: float,
-    memory: int,
-) -> NoReturn:
+def _run(work: Callable[[], bytes], sender: int, seconds: float, memory: int) -> NoReturn:
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -91,9 +100,7 @@ def _run(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with os.fdopen(sender, "wb") as pipe:
             try:
-                result = tool(model)
-                _leave_out(result, model)
-                answer = b"\1" + result.SerializeToString()
+                answer = b"\1" + work()
             except MemoryError:
                 answer = b"\0it takes too much memory"
             except Exception as error:

@@ -33,7 +33,7 @@ from compiler.frontends.onnx_converters.constants import (
 )
 from compiler.frontends.onnx_dynamic import DynamicNodes
 from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
-from compiler.frontends.onnx_evaluate import evaluate
+from compiler.frontends.onnx_evaluate import AMPLIFYING, evaluate, predicted_shapes
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_limits import Budget
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
@@ -151,8 +151,6 @@ class GraphImporter:
         """Convert the initializers and nodes of `graph` into the current scope."""
         for tensor in graph.initializer:
             self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
-        if graph.sparse_initializer:
-            raise ModelError(f"{self.source}: sparse initializers are not supported")
         for node in graph.node:
             self._add_node(node)
 
@@ -230,6 +228,7 @@ class GraphImporter:
                 convert = lambda: self._bind_outputs(node, self._convert(node, inputs))  # noqa: E731
                 self.dynamic.add(node, convert)
                 return
+            self._check_prediction(node)
             self._bind_outputs(node, self._convert(node, inputs))
         except TinsmithError:
             raise
@@ -289,6 +288,23 @@ class GraphImporter:
             warnings.simplefilter("ignore")
             return converter(self.builder, inputs, attributes, [self.values, {}])
 
+    def _check_prediction(self, node: NodeProto) -> None:
+        """Raise ModelError before a converter makes something too large of small operands."""
+        if node.domain or node.op_type not in AMPLIFYING:
+            return
+        types = {}
+        for name in filter(None, node.input):
+            shape, kind = _static_shape(self.values[name]), self._type_of(name)
+            if shape is None or kind is None or kind == "sequence":
+                return
+            try:
+                types[name] = (np.dtype(kind), shape)
+            except TypeError:  # a dtype that numpy has under no name
+                return
+        known = {name: array for name in types if (array := self.constant(name)) is not None}
+        for shapes in predicted_shapes(node, types, known, self.opset) or ():
+            self.budget.check_tensor(shapes, f"{self.describe(node)}: its result")
+
     def _check_size(self, value: relax.Expr, where: str) -> None:
         """Raise ModelError for a tensor that is larger than the budget allows."""
         if isinstance(value.ty, relax.TensorType) and isinstance(value.ty.shape, relax.ShapeExpr):
@@ -302,6 +318,10 @@ class GraphImporter:
         if not isinstance(result, relax.Tuple | relax.ShapeExpr):
             result = self.emit(self.builder.normalize(result), node.output[0])
         if node.op_type in _SEQUENCE_OPERATORS:
+            if isinstance(result.ty, relax.TupleType) and not isinstance(result, relax.Tuple):
+                # The converters of sequences count their fields.
+                fields = [relax.TupleGetItem(result, i) for i in range(len(result.ty.fields))]
+                result = relax.Tuple([self.emit(self.builder.normalize(f), "part") for f in fields])
             self.values[node.output[0]] = result
             return
         if isinstance(result, relax.Tuple):

@@ -18,9 +18,11 @@ from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from compiler.errors import ConfigError, ModelError, ShapeError
 from compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
+from compiler.frontends.onnx_evaluate import LOOPING
 from compiler.frontends.onnx_guard import ToolError, in_child
 from compiler.frontends.onnx_limits import check_inputs
 from compiler.frontends.onnx_soundness import unsoundness
+from compiler.frontends.onnx_sparse import densify
 
 # Names that exporters give to a batch dimension. Anything else in first place counts as one
 # too, unless it is named like something that has a length of its own.
@@ -54,6 +56,7 @@ def bind_inputs(
     """
     bound = ModelProto()
     bound.CopyFrom(model)
+    densify(bound.graph, source)
     # Below format version 4 every initializer had to be listed as an input; dropping those
     # entries makes the model one of version 4.
     bound.ir_version = max(bound.ir_version, 4)
@@ -116,6 +119,8 @@ def _folded(model: ModelProto) -> ModelProto:
         graph,
         input_size_limit=_FOLD_INPUT_LIMIT,
         output_size_limit=_FOLD_OUTPUT_LIMIT,
+        # It asks for the size of a result when it has computed it.
+        should_fold=lambda node: False if node.op_type in LOOPING else None,
     )
     return onnx_ir.to_proto(graph)
 

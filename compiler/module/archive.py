@@ -17,6 +17,7 @@ import zstandard
 from compiler.errors import ArtifactError, BuildError, ConfigError
 from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
 from compiler.module.manifest import read_manifest
+from compiler.module.regular_file import open_regular
 from compiler.scratch import ScratchFolder, replacing
 
 MAGIC = b"\x28\xb5\x2f\xfd"
@@ -24,13 +25,30 @@ LEVELS = (1, 19)
 DEFAULT_LEVEL = 12
 # A manifest is read before anything is known of the archive.
 _LARGEST_MANIFEST = 64 * 2**20
+_LARGEST_HEADER = 2**16
+# Weights of zeros pack well; a few kilobytes must not fill the disk.
+_LARGEST_MODULE, _TIMES_COMPRESSED = 2**30, 100
 # 128 MiB, the most that decoders accept unasked: libraries and runner repeat the same weights.
 _WINDOW_LOG = 27
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers, which are read into memory, are as short as ours."""
+
+    _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+                 tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in cls._EXTENDED and not 0 <= member.size <= _LARGEST_HEADER:
+            raise ArtifactError(f"a header of {member.size} bytes does not belong there")
+        return member
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file begins as Zstandard data do; OSError if it cannot be read."""
-    with open(path, "rb") as stream:
+    with open(open_regular(path), "rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 
 
@@ -121,10 +139,11 @@ def _read(archive: Path, folder: Path) -> None:
     # Sizes of the members that are to come; the manifest, which is first, tells them.
     expected: dict[str, int] | None = None
     with (
-        open(archive, "rb") as stream,
+        open(open_regular(archive), "rb") as stream,
         decompressor.stream_reader(stream, closefd=False) as content,
-        tarfile.open(fileobj=content, mode="r|") as tar,
+        tarfile.open(fileobj=content, mode="r|", tarinfo=_Member) as tar,
     ):
+        most = max(_LARGEST_MODULE, _TIMES_COMPRESSED * os.fstat(stream.fileno()).st_size)
         for member in tar:
             if expected is None:
                 known = member.name == MANIFEST_NAME and member.size <= _LARGEST_MANIFEST
@@ -140,3 +159,5 @@ def _read(archive: Path, folder: Path) -> None:
             if expected is None:
                 files = read_manifest(folder).files
                 expected = {name: digest.bytes for name, digest in files.items()}
+                if sum(expected.values()) > most:
+                    raise ArtifactError(f"it unpacks to more than {most} bytes")

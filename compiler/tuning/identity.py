@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from compiler.config import CompileConfig
 from compiler.errors import ModelError
 from compiler.frontends import CHECKPOINT_SUFFIX
-from compiler.frontends.onnx_files import all_tensors, read_model
+from compiler.frontends.onnx_files import read_model
+from compiler.frontends.onnx_tensors import all_tensors
 from compiler.module.version import tinsmith_version
 from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
 from targets.cpu.schedule import TEMPLATES
