@@ -15,6 +15,7 @@ from passes.graph import (
     AbsorbInputTransposes,
     CancelTransposes,
     Canonicalize,
+    ClampIndices,
     CombineConstants,
     ConvertLayout,
     DecomposeConvolutions,
@@ -85,6 +86,8 @@ def graph_passes() -> tuple[Step, ...]:
     dead_code = relax.transform.DeadCodeElimination()
     return (
         ("canonicalize", Canonicalize()),
+        # Before anything evaluates or moves them: no kernel reads outside of its tensors.
+        ("clamp_indices", ClampIndices()),
         # Before all pattern matching: weights and bounds often hide behind a constant
         # permute_dims, reshape or where.
         ("fold_constants", FoldConstants(keep_quantized=True)),

@@ -3,6 +3,7 @@
 from passes.graph.absorb_input_transposes import AbsorbInputTransposes
 from passes.graph.cancel_transposes import CancelTransposes
 from passes.graph.canonicalize import Canonicalize
+from passes.graph.clamp_indices import ClampIndices
 from passes.graph.combine_constants import CombineConstants
 from passes.graph.convert_layout import ConvertLayout
 from passes.graph.decompose_convolutions import DecomposeConvolutions
@@ -18,6 +19,7 @@ __all__ = [
     "AbsorbInputTransposes",
     "CancelTransposes",
     "Canonicalize",
+    "ClampIndices",
     "CombineConstants",
     "ConvertLayout",
     "DecomposeConvolutions",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
-from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
+from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
 from compiler.frontends.onnx_converters.selection import integers
@@ -115,15 +115,17 @@ class RoiAlign(OnnxOpConverter):
 
     @classmethod
     def _impl_v10(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        _only_average(attr)
-        return onnx_frontend.RoiAlign._impl_v10(bb, inputs, attr, params)
+        return onnx_frontend.RoiAlign._impl_v10(bb, _checked(bb, inputs, attr), attr, params)
 
     @classmethod
     def _impl_v16(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        _only_average(attr)
-        return onnx_frontend.RoiAlign._impl_v16(bb, inputs, attr, params)
+        return onnx_frontend.RoiAlign._impl_v16(bb, _checked(bb, inputs, attr), attr, params)
 
 
-def _only_average(attr: Any) -> None:
+def _checked(bb: relax.BlockBuilder, inputs: Any, attr: Any) -> onnx_input:
+    """The inputs with numbers of images that exist."""
     if attr.get("mode", b"avg") != b"avg":
         raise ValueError("only the average of the samples is supported, not their maximum")
+    images = static_shape(inputs[0])[0]
+    numbers = bb.emit(relax.op.clip(inputs[2], 0, images - 1))
+    return onnx_input([inputs[0], inputs[1], numbers])
