@@ -28,6 +28,8 @@ from compiler.module.regular_file import open_regular
 _OLDEST_IR_VERSION = 3
 _NEWEST_OPSET = onnx.defs.onnx_opset_version()
 _OLDEST_OPSET = 1
+# A model of trees or tables may use no operator of the standard, and name no version of it.
+_OPSET_OF_TABLES = 9
 _PROTOBUF_LIMIT = 2**31 - 1
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -72,6 +74,8 @@ def check_model(model: ModelProto, source: str) -> None:
             f"{_OLDEST_IR_VERSION}; convert the model with a current onnx package"
         )
     opset = standard_opset(model)
+    if opset is None and any(entry.domain == "ai.onnx.ml" for entry in model.opset_import):
+        opset = _OPSET_OF_TABLES
     if opset is None:
         raise ModelError(f"{source}: the model names no version of the standard operator set")
     if len({e.version for e in model.opset_import if e.domain in _STANDARD_DOMAINS}) > 1:

@@ -25,7 +25,9 @@ from compiler.frontends.onnx_converters import (
     running,
     selection,
     spectrum,
+    tabular,
     transformer,
+    trees,
     variadic,
 )
 
@@ -129,10 +131,26 @@ _OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
     transformer.TransposeMatMul,
 )
 
+_OF_MACHINE_LEARNING: tuple[type[OnnxOpConverter], ...] = (
+    tabular.ArrayFeatureExtractor,
+    tabular.Binarizer,
+    tabular.LabelEncoder,
+    tabular.LinearClassifier,
+    tabular.LinearRegressor,
+    tabular.Normalizer,
+    tabular.Scaler,
+    trees.TreeEnsembleClassifier,
+    trees.TreeEnsembleRegressor,
+)
+
 # Keys are (domain, operator), the standard domain being the empty string. A converter class is
 # named after its operator.
 OWN_CONVERTERS: dict[tuple[str, str], type[OnnxOpConverter]] = {
     (domain, converter.__name__): converter
-    for domain, converters in (("", _OF_THE_STANDARD), ("com.microsoft", _OF_MICROSOFT))
+    for domain, converters in (
+        ("", _OF_THE_STANDARD),
+        ("com.microsoft", _OF_MICROSOFT),
+        ("ai.onnx.ml", _OF_MACHINE_LEARNING),
+    )
     for converter in converters
 }
