@@ -99,7 +99,7 @@ def read_forest(attr: Any, prefix: str, targets: int, features: int) -> Forest:
     levels = _levels(ways, leaf, roots)
     missing = column("nodes_missing_value_tracks_true", 0).astype(bool)
     return Forest(
-        chosen.astype(np.int32), thresholds, modes, missing, *ways,
+        chosen.astype(np.int32), thresholds, modes, missing, ways[0], ways[1],
         roots.astype(np.int32), worth, levels,
     )  # fmt: skip
 
