@@ -191,6 +191,54 @@ def test_tolerances_know_what_rounding_does() -> None:
         assert not spoilt.agrees, (fault, spoilt.differences)
 
 
+def close_choices() -> onnx.ModelProto:
+    """The larger of two sums, 400 times; in five of them the two are equal but for rounding."""
+    generator = np.random.default_rng(0)
+    weights = generator.standard_normal((64, 400, 2)).astype(np.float32)
+    weights[:, :5, 1] = weights[:, :5, 0]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["sums"]),
+        helper.make_node("Reshape", ["sums", "pairs"], ["paired"]),
+        helper.make_node("Add", ["paired", "nudge"], ["nudged"]),
+        helper.make_node("ArgMax", ["nudged"], ["chosen"], axis=1, keepdims=0),
+    ]
+    nudge = np.zeros((400, 2), np.float32)
+    nudge[:5, 1] = 1e-6 * generator.choice([-1, 1], 5)
+    proto = model(
+        nodes, {"w": weights.reshape(64, 800), "pairs": np.array([400, 2]), "nudge": nudge}, size=64
+    )
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("chosen", INT64, [400]))
+    return proto
+
+
+def test_choices_may_differ_where_rounding_decides() -> None:
+    proto = close_choices()
+    judge = reference(proto)
+    x = {"x": np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)}
+    expected = judge.run(x)
+    other = expected["chosen"].copy()
+    other[2] = 1 - other[2]
+    settled = judge.settle(x, {"chosen": other}, expected)
+    assert settled.agrees, settled.differences
+    assert "differs in 1 of 400 values" in settled.note
+    assert settled.expected["chosen"] is other
+    for count in (5, 40, 400):
+        wrong = expected["chosen"].copy()
+        wrong[-count:] = 1 - wrong[-count:]
+        assert not judge.settle(x, {"chosen": wrong}, expected).agrees
+
+
+def test_choices_are_exact_where_rounding_does_not_decide() -> None:
+    nodes = [helper.make_node("Greater", ["x", "zero"], ["y"])]
+    proto = model(nodes, {"zero": np.zeros(1, np.float32)})
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.BOOL
+    judge = reference(proto)
+    x = {"x": np.array([[1, -1, 2, -2]], np.float32)}
+    expected = judge.run(x)
+    assert judge.settle(x, {"y": np.array([[True, False, True, False]])}, expected).agrees
+    assert not judge.settle(x, {"y": np.array([[True, True, True, False]])}, expected).agrees
+
+
 def test_an_ordinary_model_keeps_its_tolerance() -> None:
     """A wrong result is no nearer to right for being asked about again."""
     generator = np.random.default_rng(0)
