@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+_prctl = ctypes.CDLL(None).prctl
+_PR_SET_PDEATHSIG = 1
 # Those of `lock_that_forks_open`.
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -24,6 +27,13 @@ def child_environment(**more: str) -> dict[str, str]:
 def describe_exit(code: int) -> str:
     """How a process ended, by its exit code; a negative one is a signal, as in `subprocess`."""
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it, of `parent`, ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def lock_that_forks_open(reentrant: bool = False) -> AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from onnx import ModelProto, TensorProto
 
-from compiler.processes import describe_exit
+from compiler.processes import describe_exit, end_with_parent
 
 # Processor time: some to begin with, and more for each node. By the clock six times as much,
 # because the machine may be busy.
@@ -64,6 +64,7 @@ def forked(work: Callable[[], bytes], seconds: float, size: int) -> bytes:
             # Python warns of other threads. The child takes no lock of theirs: it computes with
             # numpy and onnx, writes to its pipe, and ends.
             warnings.simplefilter("ignore", DeprecationWarning)
+            parent = os.getpid()
             child = os.fork()
     except OSError as error:
         os.close(receiver)
@@ -71,6 +72,7 @@ def forked(work: Callable[[], bytes], seconds: float, size: int) -> bytes:
         raise ToolError(f"no process for it: {error.strerror}") from error
     if child == 0:
         os.close(receiver)
+        end_with_parent(parent)
         _run(work, sender, seconds, memory)
     os.close(sender)
     try:

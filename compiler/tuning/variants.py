@@ -9,6 +9,7 @@ that process: it may crash or hang.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from compiler.evaluate.compare import compare_all
 from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.module.base import Module, StepTime
 from compiler.module.loader import load
-from compiler.processes import child_environment
+from compiler.processes import child_environment, end_with_parent
 
 # As in `batch`: other load only ever adds time.
 _QUANTILE = 0.25
@@ -51,6 +52,7 @@ def agrees(path: Path, threads: int) -> bool:
 
 def main(order: dict[str, Any]) -> None:
     """Print the answer to what `_asked` asks."""
+    end_with_parent(order["parent"])
     modules = [load(path, threads=order["threads"]) for path in order["paths"]]
     answer = _check(modules[0]) if order["what"] == "check" else _times(modules, order["seconds"])
     print(json.dumps(answer))
@@ -60,6 +62,7 @@ def _asked(what: str, paths: Sequence[Path], threads: int, seconds: float) -> An
     """The answer of a process of its own; None if it crashes or takes too long."""
     order = {
         "what": what,
+        "parent": os.getpid(),
         "paths": [str(path) for path in paths],
         "threads": threads,
         "seconds": seconds,

@@ -35,7 +35,7 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { MAX_THREADS = 256, PAUSES_PER_CLOCK = 64, LINE_BYTES = 64 };
+enum { MAX_THREADS = 256, PAUSES_PER_CLOCK = 64, LINE_BYTES = 64, LARGEST_PAGE_BYTES = 65536 };
 /* So long a thread waits for the next loop at full speed, and then giving way, before it sleeps. */
 enum { SPIN_MICROSECONDS = 20, YIELD_MICROSECONDS = 200 };
 #define CLOSED UINT32_MAX
@@ -45,6 +45,9 @@ typedef struct {
   _Alignas(LINE_BYTES) _Atomic uint64_t claim; /* generation << 32 | next iteration */
   atomic_int asleep;                           /* its thread waits for `wake` */
 } pool_share;
+
+/* Where the kernel wipes no pages (Linux before 4.14), or before `pool_construct` has run. */
+static atomic_int pool_plain_owner;
 
 static struct {
   pool_share shares[MAX_THREADS];
@@ -70,7 +73,8 @@ static struct {
 } pool = {.control = PTHREAD_MUTEX_INITIALIZER,
           .sleep = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
-          .threads = 1};
+          .threads = 1,
+          .owner = &pool_plain_owner};
 
 static double seconds_now(void) {
   struct timespec now;
@@ -276,22 +280,18 @@ static inline void pool_enter(void) {
   if (owner <= 0 || (!pool.wiped && owner != (int)getpid())) pool_adopt();
 }
 
+/* The page lies in the library's own memory, so that unloading takes it along. */
 __attribute__((constructor)) static void pool_construct(void) {
-  static atomic_int fallback; /* where the kernel wipes no pages (Linux before 4.14) */
-  pool.owner = &fallback;
 #ifdef MADV_WIPEONFORK
-  void *page = mmap(NULL, sizeof *pool.owner, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                    -1, 0);
-  if (page != MAP_FAILED && madvise(page, sizeof *pool.owner, MADV_WIPEONFORK) == 0) {
-    pool.owner = page;
-    pool.wiped = 1;
-  } else if (page != MAP_FAILED) {
-    munmap(page, sizeof *pool.owner);
+  static char area[2 * LARGEST_PAGE_BYTES];
+  long bytes = sysconf(_SC_PAGESIZE);
+  if (bytes > 0 && bytes <= LARGEST_PAGE_BYTES) {
+    uintptr_t page = ((uintptr_t)area + (uintptr_t)bytes - 1) / (uintptr_t)bytes * (uintptr_t)bytes;
+    if (madvise((void *)page, (size_t)bytes, MADV_WIPEONFORK) == 0) {
+      pool.owner = (atomic_int *)page;
+      pool.wiped = 1;
+    }
   }
 #endif
   atomic_store(pool.owner, (int)getpid());
-}
-
-__attribute__((destructor)) static void pool_destruct(void) {
-  if (pool.wiped) munmap(pool.owner, sizeof *pool.owner);
 }

@@ -178,6 +178,13 @@ static void forks(int rounds, const char *weights) {
 
 int main(int argc, char **argv) {
   expect(argc == 4, "usage: runtime_check WEIGHTS contexts|forks ROUNDS");
+#ifdef NO_WIPING
+  pool.owner = &pool_plain_owner; /* as on a kernel that wipes no pages */
+  pool.wiped = 0;
+#else
+  void *page = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (madvise(page, 4096, MADV_WIPEONFORK) == 0) expect(pool.wiped, "no page is wiped");
+#endif
   expect(module->create() == NULL, "a context was made without weights");
   expect(module->open("/dev/zero") != 0 && module->open("/") != 0, "a device was opened");
   pthread_t openers[4];

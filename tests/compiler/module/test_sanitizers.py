@@ -18,10 +18,11 @@ from compiler.module.driver import RUNTIME_FOLDER
 _COMPILER = next(filter(shutil.which, ("gcc", "clang")), None)
 # ThreadSanitizer knows no threads after a fork, AddressSanitizer's own locks stay taken there.
 _RUNS = [
-    ("thread", "contexts", 0),
-    ("address,undefined", "contexts", 0),
-    ("undefined", "forks", 0),
-    pytest.param("undefined", "forks", 1, marks=pytest.mark.slow),
+    ("thread", "contexts", ""),
+    ("address,undefined", "contexts", ""),
+    ("undefined", "forks", ""),
+    pytest.param("undefined", "forks", "-DMAP_WEIGHTS=1", marks=pytest.mark.slow),
+    ("undefined", "forks", "-DNO_WIPING"),
 ]
 
 
@@ -44,13 +45,13 @@ def _build(source: Path, program: Path, sanitizers: str, *options: str) -> None:
     assert built.returncode == 0, built.stderr
 
 
-@pytest.mark.parametrize(("sanitizers", "scenario", "mapped"), _RUNS)
+@pytest.mark.parametrize(("sanitizers", "scenario", "option"), _RUNS)
 def test_contexts_threads_and_forks(
-    weights: Path, tmp_path: Path, sanitizers: str, scenario: str, mapped: int
+    weights: Path, tmp_path: Path, sanitizers: str, scenario: str, option: str
 ) -> None:
     program = tmp_path / "check"
     source = Path(__file__).with_name("runtime_check.c")
-    _build(source, program, sanitizers, f"-DMAP_WEIGHTS={mapped}")
+    _build(source, program, sanitizers, *filter(None, [option]))
     done = subprocess.run(
         [str(program), str(weights), scenario, os.environ.get("TINSMITH_ROUNDS", "20")],
         capture_output=True,
