@@ -41,6 +41,7 @@ _MICROSOFT: dict[str, tuple[str, tuple[str, ...]]] = {
     "FusedGemm": ("rro", ()),
     "FusedMatMul": ("rr", ()),
     "Gelu": ("r", ()),
+    "GroupQueryAttention": ("rooooooooooooo", ("num_heads", "kv_num_heads")),
     "MatMulInteger16": ("rr", ()),
     "MatMulIntegerToFloat": ("rrrrooo", ()),
     "MatMulNBits": ("rrrooo", ("K", "N", "block_size")),

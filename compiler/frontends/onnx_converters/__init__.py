@@ -96,6 +96,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
 
 _OF_MICROSOFT: tuple[type[OnnxOpConverter], ...] = (
     attention.Attention,
+    attention.GroupQueryAttention,
     attention.MultiHeadAttention,
     attention.QAttention,
     attention.RotaryEmbedding,

@@ -328,3 +328,55 @@ def rotated(
     if 2 * half == width:
         return result
     return concat(bb, [result, slice_axis(bb, x, 3, 2 * half, width)], 3)
+
+
+class GroupQueryAttention(OnnxOpConverter):
+    """Causal attention in which several heads of queries share one of keys and values.
+
+    Past keys and values must be as long as `seqlens_k`, known now, says; without past ones it may
+    be an input, and hides the padding behind each sequence.
+    """
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        query, key, value, past_key, past_value, lengths = (inputs[i] for i in range(6))
+        _refuse(attr, smooth_softmax=0, local_window_size=-1, k_quant_type=0, v_quant_type=0)
+        if attr.get("softcap", 0.0) or any(inputs[i] is not None for i in range(9, 12)):
+            raise ValueError(
+                "softcap, position_ids, attention_bias and head_sink are not supported"
+            )
+        count, shared = attr["num_heads"], attr["kv_num_heads"]
+        if key is None:
+            width = static_shape(query)[-1] // (count + 2 * shared)
+            stops = np.cumsum([0, count * width, shared * width, shared * width])
+            query, key, value = (
+                slice_axis(bb, query, 2, int(stops[i]), int(stops[i + 1])) for i in range(3)
+            )
+        query, key, value = (
+            heads(bb, x, n) for x, n in ((query, count), (key, shared), (value, shared))
+        )
+        batch, _, queries, width = static_shape(query)
+        before = 0 if past_key is None else static_shape(past_key)[2]
+        keys = before + queries
+        known = as_numpy(lengths)
+        if before and (known is None or np.any(known != keys - 1)):
+            raise ValueError(f"past keys need lengths that are known, and {keys - 1} each")
+        if attr.get("do_rotary", 0):
+            steps = constant(np.arange(before, keys, dtype=np.int64).reshape(1, queries))
+            style = bool(attr.get("rotary_interleaved", 0))
+            query, key = (rotated(bb, x, steps, inputs[7], inputs[8], style) for x in (query, key))
+        if before:
+            key, value = concat(bb, [past_key, key], 2), concat(bb, [past_value, value], 2)
+        biases = [causal_bias(queries, keys, float(np.finfo(np.float32).min))]
+        if known is None:
+            total = bb.emit(relax.op.add(reshape(bb, lengths, (batch,)), relax.const(1, "int32")))
+            biases.append(mask_bias(bb, total, queries, keys, batch, _MASKED))
+        biases = [bb.emit(relax.op.astype(b, dtype_of(query))) for b in biases]
+        each = count // shared
+        all_keys, all_values = (
+            bb.emit(relax.op.repeat(x, each, 1)) if each > 1 else x for x in (key, value)
+        )
+        scale = _scale(attr, width)
+        result = joined(bb, attend(bb, query, all_keys, all_values, scale, biases))
+        wanted = attr["tvm_custom"]["num_outputs"]
+        return result if wanted < 2 else relax.Tuple([result, key, value][:wanted])

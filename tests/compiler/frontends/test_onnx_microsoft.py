@@ -118,6 +118,23 @@ def test_attention_of_queries_keys_and_values() -> None:
     _agrees(nodes, inputs, constants)
 
 
+def test_heads_of_queries_share_keys() -> None:
+    inputs = {"q": random((1, 3, 64)), "k": random((1, 3, 32), 1), "v": random((1, 3, 32), 2)}
+    inputs |= {"pk": random((1, 2, 5, 16), 3), "pv": random((1, 2, 5, 16), 4)}
+    inputs |= {"given": np.array([2], np.int32)}
+    constants = {"c": np.cos(random((20, 8))), "s": np.sin(random((20, 8)))}
+    constants |= {"n": np.array([2], np.int32), "all": np.array(3, np.int32)}
+    constants |= {"n8": np.array([7], np.int32), "all8": np.array(8, np.int32)}
+    shared: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2}
+    operator = "GroupQueryAttention"
+    nodes = [
+        _node(operator, "q k v - - given all", "y0 k0 v0", **shared),
+        _node(operator, "q k v - - n all c s", "y1 k1 v1", do_rotary=1, **shared),
+        _node(operator, "q k v pk pv n8 all8 c s", "y2 k2 v2", do_rotary=1, scale=0.2, **shared),
+    ]
+    _agrees(nodes, inputs, constants)
+
+
 def test_rotary_embeddings() -> None:
     inputs = {"x3": random((B, S, 24)), "x4": random((B, 3, S, 8))}
     inputs |= {"first": np.array([4]), "each": np.arange(10).reshape(B, S) * 2}
