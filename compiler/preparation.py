@@ -136,8 +136,8 @@ def prepare(
             )
             golden, reference = _graph_golden(module, inputs, config, "the graph read")
         else:
-            judge = Reference(imported.reference, imported.reference_bytes(), threads=2)
-            golden, reference = _golden(imported, judge, config, notes)
+            golden, judge = _golden(imported, imported.reference, config, notes)
+            reference = "" if judge is None else judge.label
         if reported and golden is not None and (quantizer is not None or pruner is not None):
             promise = _distance_to_float(imported, golden, notes)
     return Prepared(
@@ -286,21 +286,21 @@ def _same_bits(pipeline: PipelineReport, spec: TargetSpec, final: bool) -> bool:
 
 
 def _golden(
-    imported: ImportedModel, reference: Reference, config: CompileConfig, notes: list[str]
-) -> tuple[GoldenVectors | None, str]:
+    imported: ImportedModel, original: ModelProto, config: CompileConfig, notes: list[str]
+) -> tuple[GoldenVectors | None, Reference | None]:
     """A random input with its reference output, and who computed it; why not is in `notes`."""
     if not config.golden:
-        return None, ""
-    inputs = random_inputs(imported.signature, imported.domains, config.seed)
+        return None, None
     try:
+        reference = Reference(original, imported.reference_bytes(), threads=2)
+        inputs = random_inputs(imported.signature, imported.domains, config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
         notes.append(f"no golden vectors: {error}")
-        return None, ""
+        return None, None
     notes += reference.notes
     arrays = [outputs[name] for name in imported.output_names]
-    golden = GoldenVectors(tuple(inputs.values()), tuple(arrays), reference.tolerance)
-    return golden, reference.label
+    return GoldenVectors(tuple(inputs.values()), tuple(arrays), reference.tolerance), reference
 
 
 def _distance_to_float(
