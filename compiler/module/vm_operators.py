@@ -14,6 +14,9 @@ import numpy as np
 
 from compiler.interpolation import resized, sampling, scales_and_sizes
 
+# Boxes that are compared with each other at once, best first.
+_TOGETHER = 64
+
 Operator = Callable[[Sequence[Any]], Sequence[Any]]
 Maker = Callable[[Mapping[str, Any], int, int], Operator | None]
 
@@ -109,21 +112,38 @@ def _kept(
         candidates = np.flatnonzero(score > least.reshape(-1)[0])
     # Of equal scores the earlier box is the better.
     candidates = candidates[np.argsort(-score[candidates], kind="stable")]
-    areas = (corners[1] - corners[0]) * (corners[3] - corners[2])
     kept: list[int] = []
-    while len(candidates) and len(kept) < limit:
-        best, candidates = int(candidates[0]), candidates[1:]
-        kept.append(best)
-        low, high = corners[0::2], corners[1::2]
-        sides = np.minimum(high[:, candidates], high[:, best : best + 1]) - np.maximum(
-            low[:, candidates], low[:, best : best + 1]
-        )
-        common = np.where((sides > 0).all(0), sides[0] * sides[1], np.float32(0))
-        both = areas[candidates] + areas[best] - common
-        real = (areas[candidates] > 0) & (areas[best] > 0) & (both > 0) & (common > 0)
-        share = np.divide(common, both, out=np.zeros_like(common), where=real)
-        candidates = candidates[~(share > threshold)]
+    for begin in range(0, len(candidates), _TOGETHER):
+        if len(kept) >= limit:
+            break
+        some = candidates[begin : begin + _TOGETHER]
+        if kept:
+            covered = _overlap(corners[:, kept], corners[:, some]) > threshold
+            some = some[~covered.any(0)]
+        among = np.packbits(_overlap(corners[:, some], corners[:, some]) > threshold, axis=1)
+        # One whole number for each box: the bits of those that it covers, the first one highest.
+        rows = [int.from_bytes(row, "big") for row in among]
+        bit = 1 << (8 * among.shape[1] - 1) if rows else 0
+        gone = 0
+        for place, row in enumerate(rows):
+            if len(kept) >= limit:
+                break
+            if not gone & (bit >> place):
+                kept.append(int(some[place]))
+                gone |= row
     return kept
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """`[M, N]`: intersection over union of boxes `[4, M]` and `[4, N]`; 0 without an area."""
+    one, two = first[:, :, None], second[:, None, :]
+    height = np.minimum(one[1], two[1]) - np.maximum(one[0], two[0])
+    width = np.minimum(one[3], two[3]) - np.maximum(one[2], two[2])
+    common = np.where((height > 0) & (width > 0), height * width, np.float32(0))
+    areas = [(box[1] - box[0]) * (box[3] - box[2]) for box in (one, two)]
+    both = areas[0] + areas[1] - common
+    real = (areas[0] > 0) & (areas[1] > 0) & (both > 0) & (common > 0)
+    return np.divide(common, both, out=np.zeros_like(common), where=real)
 
 
 def _matrix_product(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:

@@ -52,11 +52,11 @@ def _agrees(operator: str, inputs: list[np.ndarray | None], outputs: int, **attr
     [(3, 0.5, 0.2), (100, 0.0, None), (0, 0.5, 0.2), (None, None, None), (7, 1.0, 0.99)],
 )
 def test_non_max_suppression(centred, most, overlap, least) -> None:
-    boxes = _RANDOM.random((2, 40, 4)).astype("float32")
+    boxes = _RANDOM.random((2, 150, 4)).astype("float32")
     boxes[0, 5] = boxes[0, 6]
     boxes[1, 7] = 0
     # Many equal scores: which of two boxes comes first is prescribed, too.
-    scores = np.round(_RANDOM.random((2, 3, 40)), 1).astype("float32")
+    scores = np.round(_RANDOM.random((2, 3, 150)), 1).astype("float32")
     limits = [
         None if most is None else np.array([most]),
         None if overlap is None else np.array([overlap], "float32"),
