@@ -57,7 +57,9 @@ def _conversion(rewriter: PermutationRewriter, call: relax.Call) -> Permuted:
     source = rewriter.held(call.args[0])
     convert = getattr(relax.op, str(call.op.name).removeprefix("relax."))
     axis = source.axes[int(call.attrs.axis) % len(source.axes)] if source.axes else -1
-    converted = convert(source.stored, *call.args[1:], axis, str(call.attrs.out_dtype))
+    # Scales may be computed at run time, as those of dynamic quantisation are.
+    parameters = map(rewriter.substitute, call.args[1:])
+    converted = convert(source.stored, *parameters, axis, str(call.attrs.out_dtype))
     return Permuted(converted, source.axes)
 
 

@@ -185,6 +185,16 @@ _THROUGH = {
     "flatten": lambda x: relax.op.reshape(x, (2, 210)),
     "split_channels": lambda x: relax.op.reshape(x, (2, 3, 2, 5, 7)),
     "broadcast_to": lambda x: relax.op.broadcast_to(x, (2, 6, 5, 7)),
+    "quantize_by_its_range": lambda x: relax.op.astype(
+        relax.op.quantize(
+            x,
+            relax.op.divide(relax.op.max(relax.op.abs(x)), relax.const(100.0)),
+            relax.const(0, "int8"),
+            -1,
+            "int8",
+        ),
+        "float32",
+    ),
     "permute": lambda x: relax.op.permute_dims(x, [1, 3, 0, 2]),
 }
 
