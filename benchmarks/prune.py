@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import honest_pruning
 import numpy as np
 import torch_pruning_peer as peer
 from compressed_weights import cifar_images
@@ -299,6 +300,35 @@ def torch_pruning(bench_: Bench) -> dict[str, Row]:
     return rows
 
 
+def honest(bench_: Bench) -> dict[str, Row]:
+    """What is reported from few samples, beside what is true of others."""
+    options = bench_.options
+    honest_pruning.heading()
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for case in honest_pruning.PHOTOGRAPHS if options.photographs is not None else ():
+            images, classes = honest_pruning.photographs(options.photographs, case)
+            others = np.arange(len(images)) % honest_pruning.SHOWN > 0
+            row = honest_pruning.compared(
+                options.models_dir / case.file,
+                case.ratio,
+                images[~others],
+                (images[others], classes[others]),
+                folder,
+                options.threads,
+            )
+            bars = ["top1"] if case.name == "mobilenetv2" else []
+            rows[case.name] = honest_pruning.show(case.name, row, bars)
+        for share in (RATIO, 0.5):
+            seen = bench_.known[:: len(bench_.known) // options.samples][: options.samples]
+            row = honest_pruning.compared(
+                bench_.model, share, seen, bench_.test, folder, options.threads
+            )
+            rows[f"resnet18 {share}"] = honest_pruning.show(f"resnet18 {share}", row)
+    return rows
+
+
 TABLES: dict[str, Callable[[Bench], dict[str, Row]]] = {
     "ratio": ratio,
     "half": half,
@@ -306,6 +336,7 @@ TABLES: dict[str, Callable[[Bench], dict[str, Row]]] = {
     "latency": latency,
     "others": others,
     "torch-pruning": torch_pruning,
+    "honest": honest,
 }
 
 
@@ -314,6 +345,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models-dir", type=Path, required=True, help="folder of the models")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--photographs", type=Path, help="folder of pictures named by class")
     parser.add_argument("--only", choices=TABLES)
     parser.add_argument("--minutes", type=float, default=10.0, help="of each distillation")
     parser.add_argument("--samples", type=int, default=800, help="pictures for closed forms")

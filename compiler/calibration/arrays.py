@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import CalibrationSource, Sample, batches, check_names, spread
+from compiler.calibration.source import (
+    CalibrationSource,
+    Sample,
+    batches,
+    check_names,
+    others,
+    spread,
+)
 from compiler.errors import ConfigError, InputError, TinsmithError
 from compiler.evaluate.inputs import Signature
 
@@ -81,6 +89,15 @@ class StackedSource(CalibrationSource):
     @property
     def chosen(self) -> Sequence[int]:
         return self._chosen
+
+    @property
+    def left_out(self) -> Sequence[int]:
+        return others(self._rows, self._chosen) if self.rows is not None else ()
+
+    def with_rows(self, rows: Sequence[int]) -> StackedSource:
+        other = copy(self)
+        other._chosen = list(rows)
+        return other
 
     def _samples(self) -> Iterator[Sample]:
         streams = [self._inputs(name) for name in self.signature]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class RandomSource(CalibrationSource):
     @property
     def count(self) -> int:
         return self._count
+
+    def others(self) -> RandomSource:
+        """As many samples with other seeds."""
+        other = copy(self)
+        other._seed = self._seed + self._count
+        return other
 
     def _samples(self) -> Iterator[Sample]:
         for index in range(self._count):

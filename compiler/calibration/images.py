@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import CalibrationSource, Sample, batches, spread
+from compiler.calibration.source import CalibrationSource, Sample, batches, others, spread
 from compiler.errors import ConfigError, InputError
 from compiler.evaluate.inputs import Signature
 
@@ -68,6 +69,7 @@ class ImageFolderSource(CalibrationSource):
                 f"({', '.join(suffix[1:] for suffix in SUFFIXES)}) in the folder"
             )
         self.folder = folder
+        self._all_files = files
         self._rows = len(files)
         self._chosen = spread(len(files), limit)
         self.files = [files[index] for index in self._chosen]
@@ -83,6 +85,16 @@ class ImageFolderSource(CalibrationSource):
     @property
     def chosen(self) -> Sequence[int]:
         return self._chosen
+
+    @property
+    def left_out(self) -> Sequence[int]:
+        return others(self._rows, self._chosen)
+
+    def with_rows(self, rows: Sequence[int]) -> ImageFolderSource:
+        other = copy(self)
+        other._chosen = list(rows)
+        other.files = [self._all_files[index] for index in rows]
+        return other
 
     def _samples(self) -> Iterator[Sample]:
         for batch in batches(map(self._read, self.files), self._shape[0]):

@@ -42,6 +42,15 @@ class CalibrationSource(ABC):
         """The rows that are read, in order, if `rows` is known; the last batch is filled up."""
         return ()
 
+    @property
+    def left_out(self) -> Sequence[int]:
+        """The rows that a limit leaves out, in order, if `with_rows` can read them."""
+        return ()
+
+    def with_rows(self, rows: Sequence[int]) -> CalibrationSource:
+        """A source of other rows of the same data; only if `left_out` is not empty."""
+        raise NotImplementedError
+
     def __iter__(self) -> Iterator[Sample]:
         index = -1
         for index, sample in enumerate(self._samples()):
@@ -95,6 +104,12 @@ def spread(count: int, limit: int | None) -> list[int]:
     if limit is None or limit >= count:
         return list(range(count))
     return [index * count // limit for index in range(limit)]
+
+
+def others(count: int, chosen: Sequence[int]) -> list[int]:
+    """The indices below `count` that are not among `chosen`."""
+    known = set(chosen)
+    return [index for index in range(count) if index not in known]
 
 
 def batches(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -15,12 +15,15 @@ from compiler.cli.pruning import (
     Criterion,
     DistillMinutes,
     KeepGroup,
+    PruneAlignment,
     Recover,
+    Residual,
     Sparsity,
     Steps,
     print_pruning,
     prune_config,
     refuse_without_goal,
+    residual_of,
 )
 from compiler.cli.quantization import print_quantization, write_json
 from compiler.cli.samples import (
@@ -131,6 +134,8 @@ def compile_model(
     sparsity: Sparsity = None,
     prune_criterion: Criterion = AUTO,
     prune_allocation: Allocation = "uniform",
+    prune_residual: Residual = AUTO,
+    prune_alignment: PruneAlignment = None,
     prune_steps: Steps = 1,
     keep_group: KeepGroup = None,
     recover: Recover = AUTO,
@@ -179,6 +184,8 @@ def compile_model(
         sparsity=sparsity,
         criterion=prune_criterion,
         allocation=prune_allocation,
+        residual=residual_of(prune_residual),
+        alignment=prune_alignment,
         steps=prune_steps,
         keep=tuple(keep_group or ()),
         recovery=recover,
@@ -190,6 +197,8 @@ def compile_model(
         refuse_without_goal(
             prune_criterion=prune_criterion != AUTO,
             prune_allocation=prune_allocation != "uniform",
+            prune_residual=prune_residual != AUTO,
+            prune_alignment=prune_alignment is not None,
             prune_steps=prune_steps != 1,
             keep_group=keep_group,
             recover=recover != AUTO,

@@ -9,7 +9,7 @@ import typer
 
 from compiler.cli import output
 from compiler.errors import ConfigError
-from compiler.pruning.config import GOALS, PruneConfig
+from compiler.pruning.config import AUTO, GOALS, PruneConfig
 from compiler.pruning.report import PruneReport
 
 Sparsity = Annotated[
@@ -33,6 +33,23 @@ Allocation = Annotated[
     typer.Option(
         "--prune-allocation",
         help="How a ratio is spread over groups: uniform, global or sensitivity.",
+    ),
+]
+PruneAlignment = Annotated[
+    int | None,
+    typer.Option(
+        "--prune-alignment",
+        min=1,
+        metavar="N",
+        help="Widths are multiples of N channels; default: the lanes of the target's vectors.",
+    ),
+]
+Residual = Annotated[
+    str,
+    typer.Option(
+        "--prune-residual",
+        metavar="0..1",
+        help="How much residual streams shrink: 1 as others, 0 not at all, auto by their width.",
     ),
 ]
 Steps = Annotated[
@@ -129,6 +146,18 @@ def _print_channels(report: PruneReport) -> None:
             for number, step in enumerate(report.steps, 1)
         ],
     )
+
+
+def residual_of(text: str) -> float | str:
+    """`auto` or a number; ConfigError names the option."""
+    if text == AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--prune-residual {text}: expected a number from 0 to 1, or auto"
+        ) from error
 
 
 def _share(value: float | None) -> str:

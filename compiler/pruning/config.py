@@ -47,6 +47,9 @@ class PruneConfig(SampleOptions):
         or `lamp`. Errors of reconstruction are comparable as they are.
     alignment: widths are multiples of so many channels; None takes the lanes of the target's
         vectors, so that no channel is kept that costs as much as one more.
+    residual: how much residual streams and linear bottlenecks shrink relative to other groups, from
+        0 (not at all) to 1 (as much). "auto": the less, the narrower they are beside the layers
+        between them, so that bottlenecks of inverted residuals stay whole.
     steps, schedule: pruning in one step or in several, with recovery after each; what goes is
         spread evenly ("linear") or over a falling cubic ("polynomial").
     recovery: what the rest learns from data without labels: `least-squares`, the weights of every
@@ -60,7 +63,8 @@ class PruneConfig(SampleOptions):
     hint_weight: how much the error of inner tensors counts in the loss, 0: not at all.
     augment: how pictures are changed at random in training: "flip", "crop", "mixup", see
         `compiler.pruning.augmentation`; few samples teach more with all three.
-    ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance.
+    ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance;
+        None chooses it for each layer, by samples that the layer was not solved for.
     places: results of a layer that each sample counts with in least squares, at random.
     keep: names of groups, as the report tells them, that stay whole.
     """
@@ -74,10 +78,11 @@ class PruneConfig(SampleOptions):
     allocation: str = "uniform"
     normalization: str = "mean"
     alignment: int | None = None
+    residual: float | str = AUTO
     steps: int = 1
     schedule: str = "polynomial"
     recovery: str = AUTO
-    ridge: float = 1e-3
+    ridge: float | None = None
     places: int = 64
     distill_minutes: float = 10.0
     distill_epochs: int = 30
@@ -128,8 +133,16 @@ class PruneConfig(SampleOptions):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise ConfigError(f"pruning {name} {value!r}: expected an integer from 1 to {most}")
-        if not _is_number(self.ridge) or self.ridge <= 0:
-            raise ConfigError(f"pruning ridge {self.ridge!r}: expected a number above 0")
+        if self.ridge is not None and (not _is_number(self.ridge) or self.ridge <= 0):
+            raise ConfigError(f"pruning ridge {self.ridge!r}: expected a number above 0, or None")
+        if self.residual != AUTO and not (
+            isinstance(self.residual, int | float)
+            and _is_number(self.residual)
+            and 0 <= self.residual <= 1
+        ):
+            raise ConfigError(
+                f"--prune-residual {self.residual}: expected a number from 0 to 1, or auto"
+            )
         for name in ("distill_minutes", "temperature"):
             value = getattr(self, name)
             if not _is_number(value) or value <= 0:
@@ -146,6 +159,15 @@ class PruneConfig(SampleOptions):
     def removes_channels(self) -> bool:
         """Whether there is a goal, and not a sparsity alone."""
         return any(getattr(self, name) is not None for name in GOALS)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything of the result depends on the calibration data."""
+        return self.removes_channels and (
+            self.chosen_recovery != "none"
+            or self.chosen_criterion in DATA_CRITERIA
+            or self.allocation == "sensitivity"
+        )
 
     @property
     def goal_name(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 
 from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
-from compiler.calibration.labels import read_labels
+from compiler.calibration.folds import labels_for, without
 from compiler.errors import ConfigError, InputError
 from compiler.pruning.augmentation import Augmentation
 from compiler.pruning.batches import (
@@ -42,7 +42,7 @@ _LEAST_SAMPLES = 2 * _HELD_OUT_EVERY
 class Distiller:
     """Trains pruned graphs to compute what `whole` does; `spec` describes the machine at hand.
 
-    All of the data are read, whatever the limit for statistics is.
+    All of the data are read, whatever the limit for statistics is, but what is held out.
     """
 
     def __init__(
@@ -54,8 +54,12 @@ class Distiller:
         seed: int = 0,
         threads: int = 0,
         progress: Progress | None = None,
+        held_out: CalibrationSource | None = None,
     ) -> None:
-        """Raises ConfigError without torch, and for augmentation of inputs that are no pictures."""
+        """`held_out` are samples of the data that are not read, because they are to judge.
+
+        Raises ConfigError without torch, and for augmentation of inputs that are no pictures.
+        """
         require_torch("--recover distill")
         self._config = config
         self._whole = whole
@@ -69,6 +73,8 @@ class Distiller:
             self._source = open_calibration(
                 config.calibration, source.signature, preprocessing=preprocessing
             )
+            if held_out is not None:
+                self._source = without(self._source, held_out)
         self._samples = Samples(self._source, self._labels())
         self._augment = Augmentation(config.augment, source, preprocessing)
 
@@ -112,7 +118,7 @@ class Distiller:
         if not self._config.distill_alpha:
             return None
         given = self._config.labels if self._config.evaluation is None else None
-        labels = read_labels(given, self._config.calibration, self._source)
+        labels = labels_for(given, self._config.calibration, self._source)
         if labels is None:
             raise ConfigError("--distill-alpha needs labels of the calibration data: pass --labels")
         return labels

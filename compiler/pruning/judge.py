@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
 from compiler.errors import ModelError
-from compiler.evaluate.inputs import Domains
 from compiler.pruning.observed import compile_graph
-from compiler.quantization.evaluation import Evaluation, Verdict, judging_samples
-from compiler.sample_options import SampleOptions
+from compiler.quantization.evaluation import Evaluation, Verdict
 from targets.registry import get_target
 
 Progress = Callable[[str, float], None]
@@ -26,24 +23,13 @@ class Judge:
 
     def __init__(
         self,
-        options: SampleOptions,
-        signature: Mapping[str, tuple[tuple[int, ...], str]],
-        calibration: CalibrationSource | None,
-        bounds: Domains,
-        seed: int = 0,
+        evaluation: Evaluation | None,
         threads: int = 0,
         progress: Progress | None = None,
-        learns: bool = True,
     ) -> None:
-        """`learns` tells that the graphs to judge have learned from `calibration`.
-
-        Raises ConfigError and InputError for samples or labels that cannot be used.
-        """
-        self.evaluation: Evaluation | None = None
-        if calibration is not None:
-            self.evaluation = judging_samples(options, signature, calibration, bounds, seed)
+        """Graphs have learned from the samples of `evaluation` unless these are held out."""
+        self.evaluation = evaluation
         self.notes: tuple[str, ...] = ()
-        self._learns = learns
         self._threads = threads
         self._progress = progress
         self._classes: np.ndarray | None = None
@@ -62,11 +48,13 @@ class Judge:
         except ModelError:
             self.notes = ("no output is a row of scores: agreement was not measured",)
             return None
-        if self._learns and not self.evaluation.held_out:
+        if not self.evaluation.held_out:
             self.notes = (
-                "warning: agreement and accuracy were measured on the samples that the recovery "
-                "has seen, and may be lower on others; pass --evaluation with held-out data",
+                "warning: agreement and accuracy were not measured: the samples are too few to "
+                "hold any out, and those that the recovery has seen would flatter; pass more, or "
+                "--evaluation",
             )
+            return None
         self._classes = self._chosen(self.evaluation, whole)
         return self.evaluation.judge(self._classes, self._classes)
 

@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
+from compiler.calibration import CalibrationSource, RandomSource
+from compiler.calibration.plausibility import warnings
 from compiler.errors import ConfigError, ModelError
 from compiler.evaluate.inputs import Domains, random_inputs
 from compiler.pipeline import PassRunner, graph_passes
+from compiler.pruning import notes
 from compiler.pruning.allocation import Allocator, Graph
-from compiler.pruning.config import PruneConfig
+from compiler.pruning.config import AUTO, PruneConfig
 from compiler.pruning.judge import Judge
 from compiler.pruning.latency_table import latencies
+from compiler.pruning.reconstruction import LayerError
 from compiler.pruning.recovery import Recovery
 from compiler.pruning.report import GroupReport, PruneReport, StepReport
+from compiler.pruning.samples import open_samples
 from compiler.pruning.scoring import Scores, Scoring
 from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
@@ -30,6 +34,7 @@ from passes.prune.allocation.ranking import Ranking, rank
 from passes.prune.recovery.positions import Positions, composed, positions_left
 from passes.prune.schedule import progress_of_steps
 from passes.prune.shrink import shrink
+from passes.prune.streams import stream_weights
 from targets.registry import get_target
 from targets.spec import TargetSpec
 
@@ -38,6 +43,7 @@ Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
 # Kernels for registers of fewer lanes compute two at a time.
 _LEAST_LANES = 8
+NOT_TIMED = "latency not measured: the module is for another machine"
 # The first pass after those that only make the imported graph readable.
 _AFTER_READABLE = "fold_batch_norm"
 
@@ -102,26 +108,13 @@ class Pruner:
         self._threads = threads
         self._seed = seed
         self._progress = progress
-        self.source: CalibrationSource | None = None
-        if config.calibration is not None:
-            self.source = open_calibration(
-                config.calibration,
-                signature,
-                preprocessing=Preprocessing.of(config),
-                limit=config.samples,
-                bounds=bounds,
-                seed=seed,
-            )
-        self._judge = Judge(
-            config,
-            signature,
-            self.source,
-            bounds,
-            seed,
-            threads,
-            progress,
-            learns=config.removes_channels,
-        )
+        samples = open_samples(config, signature, bounds, seed)
+        self.source: CalibrationSource | None = samples.learn
+        self._samples = samples
+        self._judge = Judge(samples.judging, threads, progress)
+        self._chooser = self._judge
+        if samples.choosing is not samples.judging:
+            self._chooser = Judge(samples.choosing, threads, progress)
         self.report: PruneReport | None = None
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
@@ -159,36 +152,47 @@ class Pruner:
     ) -> tuple[tvm.IRModule, PruneReport]:
         """Step by step without the channels that the goal does not leave."""
         module, current = whole.module, whole
+        if self._config.allocation == "sensitivity" and self._chooser is not self._judge:
+            self._chooser.set_reference(module)
         allocator = Allocator(
             self._config,
             self._spec,
             whole,
             lambda: list(self.first_sample().values()),
-            self._judge,
+            self._chooser,
             self._threads,
             self._progress,
         )
         native = get_target("native")
         recovery = Recovery(
-            self._config, module, self.source, native, self._seed, self._threads, self._progress
+            self._config,
+            module,
+            self.source,
+            native,
+            self._seed,
+            self._threads,
+            self._progress,
+            self._samples.held_out,
         )
         scoring = self._scoring()
         steps: list[StepReport] = []
+        weights = self._stream_weights(whole)
         for done in progress_of_steps(self._config.schedule, self._config.steps):
             scores = scoring.scores(current.module, current.groups)
-            rankings = self._rankings(whole, current, scores)
+            rankings = self._rankings(whole, current, scores, weights)
             widths = allocator.widths(current, rankings, done)
             importance = {r.group: _importance_kept(r, widths[r.group]) for r in rankings}
-            current, step, verdict = self._step(
+            current, step, verdict, errors = self._step(
                 whole, current, rankings, widths, recovery, last=done >= 1
             )
             steps.append(step)
+        reasons = notes.why_whole(whole.groups, rankings, current.units, self._config.keep)
         seconds = self._latencies(whole.module, current.module)
         report = PruneReport(
             goal=f"{self._config.goal_name} {self._config.goal:g}",
             criterion=self._config.chosen_criterion,
             recovery=self._config.chosen_recovery,
-            groups=_described(whole, current, importance),
+            groups=_described(whole, current, importance, reasons),
             steps=tuple(steps),
             flops=(whole.flops, current.flops),
             params=(int(whole.params), int(current.params)),
@@ -203,18 +207,27 @@ class Pruner:
             evaluated_on=self._judge.label if verdict else None,
             evaluated_samples=verdict.samples if verdict else 0,
             distillation=recovery.distillation,
-            notes=(*self._judge.notes, *scores.notes, *self._notes(current, seconds is not None)),
+            notes=(
+                *self._data_warnings(),
+                *self._judge.notes,
+                *scores.notes,
+                *(() if seconds else (NOT_TIMED,)),
+                *notes.of_data(self.source, verdict),
+                *notes.of_layers(errors),
+                *notes.of_groups(current.groups),
+                *notes.of_nothing(reasons, whole.groups),
+            ),
             options=self._config.to_dict(),
         )
         return current.module, report
 
     def _untouched(self, whole: _State, reference: Verdict | None) -> PruneReport:
         """The report as long as nothing has gone, for weights of some sparsity alone."""
-        notes = []
-        if self.source is None:
-            notes.append("agreement and accuracy were not measured: pass --calibration")
+        told = []
+        if reference is None and not self._judge.notes:
+            told.append("agreement and accuracy were not measured: pass --calibration")
         elif isinstance(self.source, RandomSource):
-            notes.append("warning: agreement on random data says little")
+            told.append("warning: agreement on random data says little")
         return PruneReport(
             goal=f"sparsity {self._config.sparsity}",
             criterion="magnitude",
@@ -226,7 +239,7 @@ class Pruner:
             float_top1=reference.top1 if reference else None,
             evaluated_on=self._judge.label if reference else None,
             evaluated_samples=reference.samples if reference else 0,
-            notes=(*self._judge.notes, *notes),
+            notes=(*self._data_warnings(), *self._judge.notes, *told),
             options=self._config.to_dict(),
         )
 
@@ -238,11 +251,12 @@ class Pruner:
         module = readable(module)
         whole = _State(module, find_groups(module), {})
         self._check(whole.groups)
-        self._judge.set_reference(module)
-        rankings = self._rankings(whole, whole, self._scoring().scores(module, whole.groups))
-        return measure_sensitivity(
-            module, whole.groups, rankings, self._judge, ratios, self._progress
-        )
+        evaluation = self._samples.judging
+        judge = self._judge if evaluation is None or evaluation.held_out else self._chooser
+        judge.set_reference(module)
+        scores = self._scoring().scores(module, whole.groups)
+        rankings = self._rankings(whole, whole, scores, {})
+        return measure_sensitivity(module, whole.groups, rankings, judge, ratios, self._progress)
 
     def _scoring(self) -> Scoring:
         return Scoring(
@@ -266,13 +280,38 @@ class Pruner:
                 listed = ", ".join(group.name for group in groups.prunable[:4])
                 raise ConfigError(f"--keep-group {name}: no such group; there are {listed}, ...")
 
-    def _rankings(self, whole: _State, current: _State, scores: Scores) -> list[Ranking]:
+    def _stream_weights(self, whole: _State) -> dict[int, float]:
+        """What residual streams weigh, by the index of their groups; others weigh 1."""
+        found = stream_weights(whole.module, whole.groups)
+        if self._config.residual == AUTO:
+            return found
+        return dict.fromkeys(found, float(self._config.residual))
+
+    def _data_warnings(self) -> tuple[str, ...]:
+        if self.source is None or isinstance(self.source, RandomSource):
+            return ()
+        return warnings(self.source)
+
+    def _rankings(
+        self,
+        whole: _State,
+        current: _State,
+        scores: Scores,
+        weights: Mapping[int, float],
+    ) -> list[Ranking]:
         """Of the groups that may get narrower; whatever else is fixed keeps its width."""
         alignment = self._config.alignment or max(self._spec.float_lanes, _LEAST_LANES)
         return [
-            rank(group, scores.of[group.index], alignment, scores.kind, whole.units[group.index])
+            rank(
+                group,
+                scores.of[group.index],
+                alignment,
+                scores.kind,
+                whole.units[group.index],
+                weights.get(group.index, 1.0),
+            )
             for group in current.groups.prunable
-            if group.name not in self._config.keep
+            if group.name not in self._config.keep and weights.get(group.index, 1.0) > 0
         ]
 
     def _step(
@@ -283,7 +322,7 @@ class Pruner:
         widths: Mapping[int, int],
         recovery: Recovery,
         last: bool,
-    ) -> tuple[_State, StepReport, Verdict | None]:
+    ) -> tuple[_State, StepReport, Verdict | None, tuple[LayerError, ...]]:
         """Shrink, recover, judge before and after."""
         keep = {r.group: r.kept(widths[r.group]) for r in rankings if widths[r.group] < r.units}
         positions = composed(
@@ -291,7 +330,7 @@ class Pruner:
         )
         shrunk = shrink(current.module, keep)
         raw = self._judge.verdict(shrunk)
-        module, layers = recovery.recovered(shrunk, positions, last)
+        module, errors = recovery.recovered(shrunk, positions, last)
         verdict = raw if module is shrunk else self._judge.verdict(module)
         after = _State(module, find_groups(module), positions)
         report = StepReport(
@@ -302,9 +341,9 @@ class Pruner:
             shrunk_top1=raw.top1 if raw else None,
             agreement=verdict.agreement if verdict else None,
             top1=verdict.top1 if verdict else None,
-            layers_solved=len(layers),
+            layers_solved=sum(error.ridge is not None for error in errors),
         )
-        return after, report, verdict
+        return after, report, verdict, errors
 
     def _latencies(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[float, float] | None:
         """Seconds before and after; None for another machine."""
@@ -321,21 +360,6 @@ class Pruner:
             return random_inputs(self._signature, self._bounds, self._seed)
         return {name: np.array(value) for name, value in next(iter(self.source)).items()}
 
-    def _notes(self, current: _State, timed: bool) -> tuple[str, ...]:
-        notes = []
-        if not timed:
-            notes.append("latency not measured: the module is for another machine")
-        if self.source is None:
-            notes.append("pruned without data: nothing was recovered; pass --calibration")
-        elif isinstance(self.source, RandomSource):
-            notes.append("warning: random data say nothing of what channels are worth")
-        frozen = [group for group in current.groups if group.frozen]
-        reasons = dict.fromkeys(group.frozen for group in frozen)
-        if frozen:
-            told = "1 group stays" if len(frozen) == 1 else f"{len(frozen)} groups stay"
-            notes.append(f"{told} whole: {'; '.join([*reasons][:3])}")
-        return tuple(notes)
-
 
 def _importance_kept(ranking: Ranking, width: int) -> float:
     """The share of the loss of all units that is not lost."""
@@ -344,12 +368,19 @@ def _importance_kept(ranking: Ranking, width: int) -> float:
 
 
 def _described(
-    whole: _State, current: _State, importance: Mapping[int, float]
+    whole: _State,
+    current: _State,
+    importance: Mapping[int, float],
+    reasons: Mapping[int, str],
 ) -> tuple[GroupReport, ...]:
     after = current.units
     return tuple(
         GroupReport(
-            group.name, group.units, after[group.index], importance.get(group.index), group.frozen
+            group.name,
+            group.units,
+            after[group.index],
+            importance.get(group.index),
+            reasons.get(group.index, ""),
         )
         for group in whole.groups
     )

@@ -2,7 +2,8 @@
 
 Layers are solved in the order of the graph: the inputs of each come from the pruned graph with
 all layers before it solved already, its targets from the whole graph. So each layer makes
-up for the errors of those before it, too.
+up for the errors of those before it, too. Of every four samples one only checks what the others
+say: by it, the ridge of each layer is chosen, and whether its old weights are better.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import tvm
 
 from compiler.calibration import CalibrationSource
+from compiler.pruning.frontier import Arrays, Frontier
 from compiler.pruning.observed import ObservedGraph
+from passes.graph.tensors import constant_array, static_shape
 from passes.prune.recovery.layers import Layer, find_layers
-from passes.prune.recovery.least_squares import Moments, Solution, solve_layer
+from passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
 from passes.prune.recovery.replace_operands import replace_operands
 from passes.quantize.dataflow import Dataflow, Node
 from targets.spec import TargetSpec
@@ -26,25 +29,34 @@ Progress = Callable[[str, float], None]
 # By tensor and axis: the positions of the whole graph's tensor that are left in the pruned one's.
 Positions = Mapping[tuple[str, int], np.ndarray]
 
+_CHECKS_EVERY = 4
+
 
 @dataclass(frozen=True)
 class LayerError:
     """The squared error of a layer's result over the square of what it should be.
 
-    `before` and `after` it was solved, both given the solved layers before it, and both with
-    the best intercept.
+    `before` and `after` it was solved, both given the solved layers before it, and on samples
+    that it was not solved for (on all, if there is one sample only). `ridge` is what was chosen:
+    infinite if only the bias is new, None if the layer stays as it is. It was solved from `rows`
+    results for `columns` inputs of each output.
     """
 
     name: str
     before: float
     after: float
+    ridge: float | None = None
+    rows: int = 0
+    columns: int = 0
 
 
 class Reconstruction:
     """Solves the layers of a pruned graph so that it computes what the whole graph did.
 
     `spec` describes the machine at hand; at most `places` results of each sample count
-    for each layer, at random; memory does not depend on the number of samples.
+    for each layer, at random. So many `views` of one sample follow each other in `source`.
+    `ridge` is the same for all layers, or None to choose it. Tensors of all samples are kept, in
+    files if there are many.
     """
 
     def __init__(
@@ -53,8 +65,9 @@ class Reconstruction:
         source: CalibrationSource,
         spec: TargetSpec,
         *,
-        ridge: float = 1e-3,
+        ridge: float | None = None,
         places: int = 64,
+        views: int = 1,
         seed: int = 0,
         threads: int = 0,
         progress: Progress | None = None,
@@ -62,8 +75,9 @@ class Reconstruction:
         self._whole = whole
         self._source = source
         self._spec = spec
-        self._ridge = ridge
+        self._ridges = RIDGES if ridge is None else (ridge,)
         self._places = places
+        self._views = views
         self._seed = seed
         self._threads = threads
         self._progress = progress
@@ -78,54 +92,103 @@ class Reconstruction:
         """
         rounds = solving_order(pruned, positions)
         errors: list[LayerError] = []
-        targets = sorted({layer.target for layers in rounds for layer in layers})
-        if not targets:
+        if not rounds:
             return pruned, ()
-        with ObservedGraph(self._whole, self._spec, targets, self._threads) as whole:
-            for index, layers in enumerate(rounds):
-                if self._progress is not None:
-                    self._progress(f"reconstruct {layers[0].name}", index / len(rounds))
-                moments = self._observed(whole, pruned, layers, positions)
+        with Arrays() as arrays:
+            layers = [layer for part in rounds for layer in part]
+            self._tell("results of the whole graph", 0.0)
+            goals = self._goals(pruned, layers, positions, arrays)
+            frontier = Frontier(self._source, self._spec, arrays, self._threads)
+            for index, part in enumerate(rounds):
+                self._tell(f"reconstruct {part[0].name}", index / len(rounds))
+                needed = [name for layer in part for name in (layer.data, layer.addend) if name]
+                frontier.advance(pruned, needed)
                 values: dict[tuple[str, int], np.ndarray] = {}
-                for layer in layers:
-                    solution = solve_layer(
-                        moments[layer.name],
-                        layer.matrix(layer.weights),
-                        self._ridge,
-                        intercept=bool(layer.bias),
+                for layer in part:
+                    fit, check = _moments(
+                        layer, frontier, goals.pop(layer.name), arrays, self._views
                     )
-                    values |= _new_operands(pruned, layer, solution)
-                    errors.append(LayerError(layer.name, solution.before, solution.after))
+                    bias = _bias_operand(pruned, layer)
+                    columns = layer.matrix(layer.weights)
+                    old = None if bias is None else bias[1].reshape(len(columns), -1)
+                    solution = choose_solution(fit, check, columns, old, self._ridges)
+                    errors.append(
+                        LayerError(
+                            layer.name,
+                            solution.before,
+                            solution.after,
+                            solution.ridge,
+                            fit.count + check.count,
+                            columns.shape[1],
+                        )
+                    )
+                    if solution.ridge is not None:
+                        values |= _new_operands(layer, solution, bias)
                 pruned = replace_operands(pruned, values)
         return pruned, tuple(errors)
 
-    def _observed(
+    def _tell(self, phase: str, share: float) -> None:
+        if self._progress is not None:
+            self._progress(phase, share)
+
+    def _goals(
         self,
-        whole: ObservedGraph,
         pruned: tvm.IRModule,
         layers: Sequence[Layer],
         positions: Positions,
-    ) -> dict[str, Moments]:
-        """The sums over all samples, by layer."""
-        moments = {layer.name: Moments() for layer in layers}
+        arrays: Arrays,
+    ) -> dict[str, list[_Goal]]:
+        """What each layer should answer at some places of each sample, by the whole graph."""
         generator = np.random.default_rng(self._seed)
-        needed = [name for layer in layers for name in (layer.data, layer.addend) if name]
-        with ObservedGraph(pruned, self._spec, needed, self._threads) as remaining:
+        graph = Dataflow(pruned)
+        every = {layer.name: layer.places(_empty(graph, layer.data)) for layer in layers}
+        goals: dict[str, list[_Goal]] = {layer.name: [] for layer in layers}
+        targets = sorted({layer.target for layer in layers})
+        with ObservedGraph(self._whole, self._spec, targets, self._threads) as whole:
             for sample in self._source:
-                wanted, found = whole.run(sample), remaining.run(sample)
+                wanted = whole.run(sample)
                 for layer in layers:
-                    data = found[layer.data]
-                    places = layer.places(data)
+                    places = every[layer.name]
                     if len(places) > self._places:
                         places = places[generator.choice(len(places), self._places, replace=False)]
                     target = wanted[layer.target]
                     axis = layer.channel_axis % target.ndim
                     kept = positions.get((layer.target, axis))
-                    goal = layer.values(target if kept is None else target.take(kept, axis), places)
-                    if layer.addend:
-                        goal = goal - layer.values(found[layer.addend], places)
-                    moments[layer.name].update(layer.rows(data, places), goal)
-        return moments
+                    found = layer.values(
+                        target if kept is None else target.take(kept, axis), places
+                    )
+                    goals[layer.name].append(_Goal(places, arrays.kept(found)))
+        return goals
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Results `[groups, places, OC]` of a layer in the whole graph, for one sample."""
+
+    places: np.ndarray
+    results: np.ndarray
+
+
+def _empty(graph: Dataflow, name: str) -> np.ndarray:
+    """An array of a tensor's shape that takes no memory."""
+    node = graph.named(name)
+    shape = None if node is None else static_shape(node.variable)
+    return np.broadcast_to(np.zeros((), np.float32), shape or ())
+
+
+def _moments(
+    layer: Layer, samples: Frontier, goals: Sequence[_Goal], arrays: Arrays, views: int
+) -> tuple[Moments, Moments]:
+    """The sums over the samples to solve for, and over those to check by."""
+    fit, check = Moments(), Moments()
+    for index, (found, goal) in enumerate(zip(samples, goals, strict=True)):
+        wanted = np.asarray(goal.results)
+        if layer.addend:
+            wanted = wanted - layer.values(found[layer.addend], goal.places)
+        moments = check if index // views % _CHECKS_EVERY == 1 else fit
+        moments.update(layer.rows(found[layer.data], goal.places), wanted)
+        arrays.dropped(goal.results)
+    return fit, check
 
 
 def solving_order(pruned: tvm.IRModule, positions: Positions) -> tuple[tuple[Layer, ...], ...]:
@@ -165,15 +228,23 @@ def solving_order(pruned: tvm.IRModule, positions: Positions) -> tuple[tuple[Lay
     return tuple(rounds)
 
 
+def _bias_operand(pruned: tvm.IRModule, layer: Layer) -> tuple[int, np.ndarray] | None:
+    """The position and the value of the bias that is added behind a layer, if there is one."""
+    node = Dataflow(pruned).named(layer.bias) if layer.bias else None
+    if node is None:
+        return None
+    call: Any = node.value
+    position = 1 if call.args[0].same_as(node.operands[0].variable) else 0
+    value = constant_array(call.args[position])
+    return None if value is None else (position, value)
+
+
 def _new_operands(
-    pruned: tvm.IRModule, layer: Layer, solution: Solution
+    layer: Layer, solution: Solution, bias: tuple[int, np.ndarray] | None
 ) -> dict[tuple[str, int], np.ndarray]:
     """The constants that a solution replaces."""
     values = {(layer.name, 1): layer.unflattened(solution.weights)}
-    node = Dataflow(pruned).named(layer.bias)
-    if solution.intercept is not None and node is not None:
-        call: Any = node.value
-        position = 1 if call.args[0].same_as(node.operands[0].variable) else 0
-        bias = solution.intercept.reshape(layer.bias_shape).astype(np.float32)
-        values[layer.bias, position] = bias
+    if solution.intercept is not None and bias is not None:
+        position, old = bias
+        values[layer.bias, position] = solution.intercept.reshape(old.shape).astype(np.float32)
     return values

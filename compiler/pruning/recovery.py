@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
+from compiler.calibration import CalibrationSource, Preprocessing
 from compiler.pruning.config import PruneConfig
 from compiler.pruning.distillation import Distiller
 from compiler.pruning.observed import ObservedGraph
 from compiler.pruning.reconstruction import LayerError, Reconstruction
+from compiler.pruning.views import viewed
 from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from passes.prune.recovery.distillation import DistillationResult
 from passes.prune.recovery.positions import Positions
@@ -36,7 +37,9 @@ class Recovery:
         seed: int = 0,
         threads: int = 0,
         progress: Progress | None = None,
+        held_out: CalibrationSource | None = None,
     ) -> None:
+        """Nothing is learned from the samples of `held_out`, which may be part of the data."""
         self._source = source
         self._spec = spec
         self._threads = threads
@@ -46,12 +49,16 @@ class Recovery:
         self._distiller: Distiller | None = None
         self.distillation: DistillationResult | None = None
         if source is not None and self._method == "distill":
-            self._distiller = Distiller(config, whole, source, spec, seed, threads, progress)
+            self._distiller = Distiller(
+                config, whole, source, spec, seed, threads, progress, held_out
+            )
         if source is not None and self._method in ("least-squares", "distill"):
+            seen, views = viewed(source, Preprocessing.of(config))
             self._reconstruction = Reconstruction(
                 whole,
-                source,
+                seen,
                 spec,
+                views=views,
                 ridge=config.ridge,
                 places=config.places,
                 seed=seed,

@@ -89,6 +89,10 @@ class AccuracyKeeper:
             f"with all in integers {_told(verdict)}, now {_told(self.verdict(chosen))}"
         )
         notes.append(told)
+        notes.append(
+            "these layers were chosen by the samples that the figure is of: it may be a little "
+            "lower on others"
+        )
         if count == len(worst):
             notes.append("warning: the bound leaves no layer in integers; loosen it")
         kept = {name: found[name] for name in worst[:count]}

@@ -68,6 +68,12 @@ class QuantizationConfig(SampleOptions):
     min_agreement: float | None = None
     fallback: bool = True
 
+    @property
+    def learns(self) -> bool:
+        """Whether ranges or codes depend on the calibration data."""
+        fits_data = self.format in WEIGHT_FORMATS and "4" in self.format and self.has_data
+        return self.format in CALIBRATED or fits_data
+
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ConfigError(f"--quantize {self.format}: choose from {', '.join(FORMATS)}")

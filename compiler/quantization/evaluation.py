@@ -10,12 +10,13 @@ import tvm
 
 from compiler.calibration import (
     CalibrationSource,
+    Folds,
     ObservedModule,
     Preprocessing,
     RandomSource,
     open_calibration,
-    read_labels,
 )
+from compiler.calibration.folds import labels_for
 from compiler.errors import ConfigError, InputError, ModelError
 from compiler.evaluate.inputs import Domains
 from compiler.quantization.config import QuantizationConfig
@@ -62,6 +63,12 @@ class Bounds:
         if self.min_agreement is not None and verdict.agreement * 100 < self.min_agreement - slack:
             return False
         return self.max_drop is None or (verdict.drop or 0.0) <= self.max_drop + slack
+
+
+SEEN = (
+    "warning: agreement and accuracy were measured on the samples that calibrated the "
+    "ranges, too few to hold any out, and may be lower on others; pass --evaluation"
+)
 
 
 class Evaluation:
@@ -126,25 +133,22 @@ class Evaluation:
         """What a reader of the report has to know about the data."""
         if self.held_out or not (bounds or self.labels is not None):
             return ()
-        return (
-            "warning: agreement and accuracy were measured on the samples that calibrated the "
-            "ranges, and may be lower on others; pass --evaluation with held-out data",
-        )
+        return (SEEN,)
 
 
 def open_evaluation(
     config: QuantizationConfig,
     signature: Mapping[str, tuple[tuple[int, ...], str]],
-    calibration: CalibrationSource,
+    split: Folds,
     bounds: Domains,
     seed: int,
 ) -> Evaluation | None:
     """What the options ask to evaluate on; None if they do not.
 
-    Held-out data are read whole; without them, the calibration samples serve.
+    `split` are the samples to learn from and to judge by, if there is no other evaluation data.
     Raises ConfigError and InputError for data or labels that cannot be used.
     """
-    found = judging_samples(config, signature, calibration, bounds, seed)
+    found = judging_samples(config, signature, split, bounds, seed)
     labels = found.labels
     if config.max_drop is not None and labels is None:
         raise ConfigError(
@@ -152,24 +156,24 @@ def open_evaluation(
             "for pictures, or an .npz with an array `labels`; without any, use --min-agreement"
         )
     bound = Bounds(config.min_agreement, config.max_drop)
-    return found if found.held_out or config.labels is not None or bound else None
+    asked = config.evaluation is not None or config.labels is not None or bound
+    return found if asked else None
 
 
 def judging_samples(
     options: SampleOptions,
     signature: Mapping[str, tuple[tuple[int, ...], str]],
-    calibration: CalibrationSource,
+    split: Folds,
     bounds: Domains,
     seed: int,
 ) -> Evaluation:
-    """The held-out samples of the options, or those of `calibration`, with labels if there are any.
+    """The evaluation data of the options, or those of `split`, with labels if there are any.
 
     Raises ConfigError and InputError for data or labels that cannot be used.
     """
-    held_out = options.evaluation is not None
-    source, data = calibration, options.calibration
-    if held_out:
-        data = options.evaluation
+    source, data, unseen = split.judge, options.calibration, split.unseen
+    if options.evaluation is not None:
+        data, unseen = options.evaluation, True
         source = open_calibration(
             data,
             signature,
@@ -180,4 +184,4 @@ def judging_samples(
         )
         if isinstance(source, RandomSource):
             raise ConfigError("--evaluation random: accuracy on random data means nothing")
-    return Evaluation(source, read_labels(options.labels, data, source), held_out)
+    return Evaluation(source, labels_for(options.labels, data, source), unseen)

@@ -7,13 +7,22 @@ from dataclasses import dataclass, replace
 
 import tvm
 
-from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
+from compiler.calibration import (
+    CalibrationSource,
+    Folds,
+    Preprocessing,
+    RandomSource,
+    folds,
+    open_calibration,
+)
+from compiler.calibration.folds import told_of_samples
+from compiler.calibration.plausibility import warnings
 from compiler.evaluate.inputs import Domains
 from compiler.pipeline import Step
 from compiler.quantization.accuracy import Accuracy, AccuracyKeeper
 from compiler.quantization.comparison import Comparison, Sample, compare_graphs
 from compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
-from compiler.quantization.evaluation import Bounds, Verdict, open_evaluation
+from compiler.quantization.evaluation import SEEN, Bounds, Verdict, open_evaluation
 from compiler.quantization.floats import FloatRecipe
 from compiler.quantization.integers import IntegerRecipe
 from compiler.quantization.recipe import Recipe, Task
@@ -76,7 +85,7 @@ class Quantizer:
         self._records = records
         self._algorithms = algorithms
         self._reports = reported
-        self.source: CalibrationSource = open_calibration(
+        source = open_calibration(
             config.calibration,
             signature,
             preprocessing=Preprocessing.of(config),
@@ -85,7 +94,14 @@ class Quantizer:
             seed=seed,
             required=config.format in CALIBRATED,
         )
-        self._evaluation = open_evaluation(config, signature, self.source, bounds, seed)
+        is_split = config.learns and config.evaluation is None
+        split = folds(source) if is_split else Folds(source, source, not config.learns)
+        self.source: CalibrationSource = split.learn
+        self._evaluation = open_evaluation(config, signature, split, bounds, seed)
+        # What figures are of: samples that no range was calibrated on, if there are any.
+        self._judge, self._unseen = split.judge, split.unseen
+        if self._evaluation is not None and config.evaluation is not None:
+            self._judge, self._unseen = self._evaluation.source, True
         self._bounds = Bounds(config.min_agreement, config.max_drop)
         self.report: QuantizationReport | None = None
         self.sample: Sample | None = None
@@ -120,7 +136,7 @@ class Quantizer:
                 outcome.candidate.quantized,
                 [layer.tensor for layer in prepared.layers if layer.tensor],
                 prepared.observed,
-                self.source,
+                self._judge,
                 self._progress,
             )
             self.report = self._reported(outcome, comparison)
@@ -170,6 +186,8 @@ class Quantizer:
         notes = outcome.candidate.prepared.notes
         if outcome.accuracy is not None:
             notes += outcome.accuracy.notes
+        agreement = comparison.agreement if verdict is None else verdict.agreement
+        notes += self._data_notes(agreement, verdict.samples if verdict else comparison.samples)
         if speed is None:
             notes = (*notes, "latency not measured: the module is for another machine")
         return QuantizationReport(
@@ -179,7 +197,7 @@ class Quantizer:
             layers=tuple(layers),
             output_sqnr_db=comparison.output.decibels,
             output_cosine=comparison.output.cosine,
-            agreement=comparison.agreement if verdict is None else verdict.agreement,
+            agreement=agreement,
             float_bytes=outcome.sizes[0],
             bytes=outcome.sizes[1],
             float_seconds=speed.exact.total if speed else None,
@@ -191,6 +209,15 @@ class Quantizer:
             notes=(*notes, *speed.notes) if speed else notes,
             options=self._config.to_dict(),
         )
+
+    def _data_notes(self, agreement: float | None, samples: int) -> tuple[str, ...]:
+        """Whether the data make sense, and how much the figures rest on."""
+        if isinstance(self.source, RandomSource):
+            return ()
+        notes = warnings(self.source)
+        if not self._unseen:
+            return notes if self._evaluation is not None else (*notes, SEEN)
+        return notes if agreement is None else (*notes, told_of_samples(agreement, samples))
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,11 @@ def measured(
 
     A layer that takes longer in integers, with the conversions that it forces, is kept in
     float on trial; the trial wins only if the whole model is faster, measured in turns, and
-    if it is acceptable otherwise.
+    if it is acceptable otherwise. Nothing is decided by times that other load has spoiled.
     """
     exact, own = bench.measure(candidate)
+    if not steady(exact, own):
+        return Speed(candidate, exact, own, notes=(_unsteady_note(exact, own),))
     mixture = candidate.prepared.mixture
     slow = slower_layers(exact, own, integer_layers(candidate))
     if not slow or not fallback or mixture is None:
@@ -51,6 +53,9 @@ def measured(
     kept = candidate.prepared.kept | dict.fromkeys(slow, "float")
     trial = bench.candidate(mixture.keeping(kept))
     exact, before, after = bench.measure(candidate, trial)
+    if not steady(exact, before, after):
+        bench.discard(trial)
+        return Speed(candidate, exact, before, notes=(_unsteady_note(exact, before, after),))
     faster = after.total <= (1 - _GAIN) * before.total
     if not faster or (accepts is not None and not accepts(trial)):
         bench.discard(trial)
@@ -58,6 +63,19 @@ def measured(
     bench.discard(candidate)
     told = f"{_listed(slow)} went back to float32: slower in integers"
     return Speed(trial, exact, after, before, slow, (told, *_slow_notes(exact, after, ())))
+
+
+def steady(*timings: Timing) -> bool:
+    """Whether all of the times are good enough to decide by them."""
+    return all(timing.is_steady for timing in timings)
+
+
+def _unsteady_note(*timings: Timing) -> str:
+    spread = max(timing.spread for timing in timings)
+    return (
+        f"warning: the times were taken under other load (equal runs differ by {spread:.0%}): they "
+        "say little, and no layer went back to float32 for them; compile again on a quiet machine"
+    )
 
 
 def integer_layers(candidate: Candidate) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ _SECONDS = 1.5
 _ROUNDS = (3, 60)
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25
+# Runs that differ by more than this share are those of a machine with other work.
+_MOST_SPREAD = 0.3
 # Before each turn, whichever ends first: the others have left weights of their own in the caches,
 # and one run does not bring all of a large model's back.
 _WARM_UP_SECONDS = 0.01
@@ -29,10 +31,19 @@ _BURST = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a whole run, and by layer of the kernels that belong to it."""
+    """Seconds of a whole run, and by layer of the kernels that belong to it.
+
+    `spread` is by how much the upper quartile of the runs is above the lower one, as a share.
+    """
 
     total: float
     layers: Mapping[str, float]
+    spread: float = 0.0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether other load has left the times good enough to decide by them."""
+        return self.spread <= _MOST_SPREAD
 
 
 def local_spec(spec: TargetSpec) -> TargetSpec | None:
@@ -79,6 +90,7 @@ def measure(
         Timing(
             float(np.quantile(total, _QUANTILE)),
             _by_layer(np.quantile(profile, _QUANTILE, axis=0), own),
+            float(np.quantile(total, 1 - _QUANTILE) / np.quantile(total, _QUANTILE) - 1),
         )
         for total, profile, own in zip(totals, steps, owners, strict=True)
     )

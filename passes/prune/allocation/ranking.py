@@ -22,7 +22,7 @@ class Ranking:
     `group` is its index, `step` the number of units by which its width may change.
     `order` `[units]` has the units, the least important first; `losses` `[units + 1]` what is
     lost with that many of them, in whatever unit the scores have. `whole` is how many units
-    there were before any pruning.
+    there were before any pruning. `weight` is how much of a ratio the group takes.
     """
 
     group: int
@@ -30,6 +30,7 @@ class Ranking:
     order: np.ndarray
     losses: np.ndarray
     whole: int
+    weight: float = 1.0
 
     @property
     def units(self) -> int:
@@ -61,8 +62,11 @@ def rank(
     alignment: int,
     kind: Kind = "additive",
     whole: int | None = None,
+    weight: float = 1.0,
 ) -> Ranking:
     """The ranking of a group by the scores of its units, `[units]`, of `whole` once.
+
+    With a `weight` below 1 losses count for more, and a ratio takes less of the group.
 
     Widths are multiples of `alignment` channels, so that no vector register computes with
     lanes left empty. Raises ValueError unless there is a finite score for each unit.
@@ -74,7 +78,14 @@ def rank(
     order = np.argsort(scores, kind="stable")
     ranked = scores[order].astype(np.float64)
     losses = np.concatenate([[0.0], np.cumsum(ranked) if kind == "additive" else ranked])
-    return Ranking(group.index, aligned_step(group, alignment), order, losses, whole or group.units)
+    return Ranking(
+        group.index,
+        aligned_step(group, alignment),
+        order,
+        losses / weight,
+        whole or group.units,
+        weight,
+    )
 
 
 def aligned_step(group: Group, alignment: int) -> int:

@@ -10,6 +10,7 @@ from passes.prune.allocation.ranking import Ranking
 def uniform(rankings: Iterable[Ranking], ratio: float) -> dict[int, int]:
     """The width of each group without `ratio` of all its units, rounded to the nearest it may have.
 
-    `ratio` lies in 0..1. Groups narrower than two steps keep all units.
+    `ratio` lies in 0..1, and counts for less in groups of a smaller weight. Groups narrower than
+    two steps keep all units.
     """
-    return {r.group: r.nearest((1 - ratio) * r.whole) for r in rankings}
+    return {r.group: r.nearest((1 - ratio * r.weight) * r.whole) for r in rankings}

@@ -106,11 +106,24 @@ def test_labels_bound_the_drop(tmp_path: Path, model: Path, samples) -> None:
         right = np.array([exact.run([x[None]])[0].argmax() for x in samples])
     data = tmp_path / "data.npz"
     np.savez(data, x=samples, labels=right)
-    report = _compiled(model, tmp_path / "out", calibration=str(data), max_drop=3).quantization
+    report = _compiled(
+        model, tmp_path / "out", calibration=samples, evaluation=str(data), max_drop=3
+    ).quantization
     assert report.float_top1 == 1.0
     assert report.top1 == report.agreement >= 0.97
     assert report.layers[1].computes == _KEPT
-    assert report.notes[0].startswith("warning: agreement and accuracy were measured on the samp")
+    assert any("chosen by the samples that the figure is of" in n for n in report.notes)
+
+
+def test_without_other_data_some_are_held_out(tmp_path: Path, model: Path, samples) -> None:
+    report = _compiled(model, tmp_path / "a", calibration=samples, min_agreement=50).quantization
+    assert report.evaluated_samples == 16 and "held-out" in report.evaluated_on
+    assert any("agreement rests on 16 held-out samples" in note for note in report.notes)
+    few = _compiled(model, tmp_path / "b", calibration=samples[:8], min_agreement=50).quantization
+    assert few.evaluated_samples == 8
+    assert any("too few to hold any out" in note for note in few.notes)
+    zero = _compiled(model, tmp_path / "c", calibration=0 * samples[:8]).quantization
+    assert any("is zero in all samples" in note for note in zero.notes)
 
 
 def test_what_is_exact_enough_is_left_in_integers(tmp_path: Path, samples) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 
 from compiler.quantization.recipe import Mixture, Prepared
 from compiler.quantization.report import LayerReport
 from compiler.quantization.speed import measured, slower_layers
-from compiler.quantization.timing import Timing, kernel_owners, local_spec
+from compiler.quantization.timing import Timing, kernel_owners, local_spec, measure
 from passes.graph.fused_groups import KernelCall
 from targets.registry import get_target
 
@@ -116,3 +117,40 @@ def test_a_model_that_is_slower_as_a_whole_is_warned_about() -> None:
     bench = _Bench(_EXACT, slow, slow)
     speed = measured(bench, bench.candidate(_prepared(set())), fallback=True)
     assert speed.notes[0].startswith("warning: this module is slower than the float32 module")
+
+
+def test_times_under_load_decide_nothing() -> None:
+    """Equal runs of one of the modules differ by half."""
+    faster = Timing(190e-6, {"a": 40e-6, "b": 110e-6, "c": 40e-6})
+    for loaded in range(3):
+        exact, own, mixed = (
+            replace(timing, spread=0.5 if index == loaded else 0.1)
+            for index, timing in enumerate((_EXACT, _INTEGER, faster))
+        )
+        bench = _Bench(exact, own, mixed)
+        first = bench.candidate(_prepared(set()))
+        speed = measured(bench, first, fallback=True)
+        assert speed.candidate is first and speed.returned == ()
+        assert len(speed.notes) == 1 and "equal runs differ by 50%" in speed.notes[0]
+        assert len(bench.discarded) == (loaded == 2)
+
+
+def test_the_spread_is_that_of_equal_runs() -> None:
+    class Module:
+        """Takes twice as long in every other round."""
+
+        calls = ()
+
+        def __init__(self, slow: float) -> None:
+            self.slow, self.runs = slow, 0
+
+        def run(self, inputs: object) -> None:
+            self.runs += 1
+            time.sleep(self.slow if self.runs % 2 else 0.02)
+
+        def profile(self, inputs: object) -> list[float]:
+            return []
+
+    even, uneven = measure([Module(0.02), Module(0.06)], (), (), (), rounds=3)
+    assert uneven.spread > 0.3 and not uneven.is_steady
+    assert even.total > 0.01

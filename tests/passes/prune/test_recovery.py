@@ -13,7 +13,12 @@ from passes.graph.tensors import constant, constant_array
 from passes.prune import find_groups
 from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from passes.prune.recovery.layers import Layer, find_layers
-from passes.prune.recovery.least_squares import Moments, solve_layer
+from passes.prune.recovery.least_squares import (
+    Moments,
+    choose_solution,
+    error_of,
+    solve_layer,
+)
 from passes.prune.recovery.positions import composed, positions_left
 from passes.prune.recovery.replace_operands import ReplaceOperands
 from passes.quantize.dataflow import Dataflow
@@ -40,25 +45,32 @@ def moments_of(x: np.ndarray, y: np.ndarray, parts: int = 3) -> Moments:
 def test_the_solution_is_that_of_least_squares(groups: int) -> None:
     x, y = rows(groups, 5000, 7, 4)
     old = np.zeros((groups, 7, 4))
-    solution = solve_layer(moments_of(x, y), old, ridge=1e-9)
+    moments = moments_of(x, y)
+    weights, intercept = solve_layer(moments, old, ridge=1e-9)
+    assert intercept is not None
     for g in range(groups):
         design = np.concatenate([x[g], np.ones((len(x[g]), 1))], axis=1)
         expected, residual, *_ = np.linalg.lstsq(design, y[g].astype(np.float64), rcond=None)
-        np.testing.assert_allclose(solution.weights[g], expected[:-1], atol=1e-4)
-        np.testing.assert_allclose(solution.intercept[g], expected[-1], atol=1e-4)
-    assert solution.before == pytest.approx(1.0)
-    assert solution.after < 0.9
+        np.testing.assert_allclose(weights[g], expected[:-1], atol=1e-4)
+        np.testing.assert_allclose(intercept[g], expected[-1], atol=1e-4)
+    assert error_of(moments, old, moments.means()[1]) == pytest.approx(1.0)
+    found = error_of(moments, weights, intercept)
+    assert found < 0.9
     if groups == 1:
         square = np.square(y[0] - y[0].mean(0)).sum()
-        assert solution.after == pytest.approx(residual.sum() / square, rel=1e-4)
+        assert found == pytest.approx(residual.sum() / square, rel=1e-4)
+        # With another intercept, each row is off by as much more.
+        off = len(x[0]) * y.shape[-1] * 0.5**2 / square
+        assert error_of(moments, weights, intercept + 0.5) == pytest.approx(found + off, rel=1e-4)
 
 
 def test_without_intercept_nothing_is_centred() -> None:
     x, y = rows(1, 3000, 5, 2)
-    solution = solve_layer(moments_of(x, y), np.zeros((1, 5, 2)), ridge=1e-9, intercept=False)
+    zeros = np.zeros((1, 5, 2))
+    weights, intercept = solve_layer(moments_of(x, y), zeros, ridge=1e-9, intercept=False)
     expected = np.linalg.lstsq(x[0].astype(np.float64), y[0], rcond=None)[0]
-    assert solution.intercept is None
-    np.testing.assert_allclose(solution.weights[0], expected, atol=1e-4)
+    assert intercept is None
+    np.testing.assert_allclose(weights[0], expected, atol=1e-4)
 
 
 def test_what_the_data_do_not_determine_stays() -> None:
@@ -66,19 +78,61 @@ def test_what_the_data_do_not_determine_stays() -> None:
     x, y = rows(1, 4, 6, 3)
     x[..., 5] = 2.0
     old = np.random.default_rng(1).standard_normal((1, 6, 3))
-    solution = solve_layer(moments_of(x, y, 1), old)
-    np.testing.assert_allclose(solution.weights[0, 5], old[0, 5], rtol=0.01)
-    assert solution.after < 0.05
+    moments = moments_of(x, y, 1)
+    weights, intercept = solve_layer(moments, old, ridge=1e-3)
+    np.testing.assert_allclose(weights[0, 5], old[0, 5], rtol=0.01)
+    assert error_of(moments, weights, intercept) < 0.05
     constant_inputs = moments_of(np.ones((1, 10, 6), np.float32), y[:, [0] * 10])
-    np.testing.assert_allclose(solve_layer(constant_inputs, old).weights, old, rtol=1e-3)
+    np.testing.assert_allclose(solve_layer(constant_inputs, old)[0], old, rtol=1e-3)
 
 
 def test_exact_weights_are_found_again() -> None:
     x, _ = rows(1, 400, 6, 1)
     weights = np.random.default_rng(1).standard_normal((1, 6, 2))
-    solution = solve_layer(moments_of(x, (x @ weights + 3).astype(np.float32)), weights)
-    np.testing.assert_allclose(solution.weights, weights, atol=1e-4)
-    assert solution.before < 1e-9
+    moments = moments_of(x, (x @ weights + 3).astype(np.float32))
+    found, intercept = solve_layer(moments, weights)
+    np.testing.assert_allclose(found, weights, atol=1e-4)
+    np.testing.assert_allclose(intercept, 3, atol=1e-3)
+    assert error_of(moments, weights, np.full((1, 2), 3.0)) < 1e-9
+
+
+def noisy(count: int, inputs: int, noise: float, seed: int) -> Moments:
+    """Rows of a layer whose weights are all 1, observed with noise."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((1, count, inputs)).astype(np.float32)
+    y = x.sum(2, keepdims=True) + noise * generator.standard_normal((1, count, 1))
+    return moments_of(x, y.astype(np.float32), 1)
+
+
+def test_the_ridge_is_chosen_on_other_rows() -> None:
+    near = np.full((1, 20, 1), 0.9)
+    bias = np.zeros((1, 1))
+    clean = choose_solution(noisy(500, 20, 0.01, 0), noisy(200, 20, 0.01, 1), near, bias)
+    loud = choose_solution(noisy(30, 20, 10.0, 0), noisy(2000, 20, 10.0, 1), near, bias)
+    assert clean.ridge is not None and clean.ridge <= 1e-2
+    assert loud.ridge is None or loud.ridge >= 1
+    # What is told of it is told of rows that it was not solved for.
+    many = noisy(5000, 20, 0.01, 2)
+    assert clean.after == pytest.approx(error_of(many, clean.weights, clean.intercept), rel=0.5)
+    assert clean.after < clean.before
+
+
+def test_weights_stay_where_solving_does_not_help() -> None:
+    right = np.ones((1, 20, 1))
+    few, check = noisy(21, 20, 5.0, 0), noisy(3000, 20, 5.0, 1)
+    kept = choose_solution(few, check, right, np.zeros((1, 1)), ridges=(1e-3, 1e-2))
+    assert kept.ridge is None and kept.after == kept.before
+    np.testing.assert_array_equal(kept.weights, right)
+    # The intercept alone may be worth learning.
+    shifted = choose_solution(few, check, right, np.full((1, 1), 9.0), ridges=(1e-3, 1e-2))
+    assert shifted.ridge == np.inf
+    np.testing.assert_array_equal(shifted.weights, right)
+
+
+def test_without_rows_to_check_by_the_middle_ridge_serves() -> None:
+    solution = choose_solution(noisy(50, 5, 0.1, 0), Moments(), np.zeros((1, 5, 1)), None)
+    assert solution.ridge == 0.3 and solution.intercept is None
+    assert solution.after < solution.before == pytest.approx(1.0)
 
 
 def test_sums_refuse_what_does_not_fit() -> None:

@@ -1,0 +1,91 @@
+"""The samples of a pruning: those that it learns from, and those that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compiler.calibration import (
+    CalibrationSource,
+    Folds,
+    Preprocessing,
+    RandomSource,
+    folds,
+    open_calibration,
+)
+from compiler.calibration.folds import labels_for
+from compiler.errors import ConfigError
+from compiler.evaluate.inputs import Domains
+from compiler.pruning.config import PruneConfig
+from compiler.quantization.evaluation import Evaluation, judging_samples
+
+Signature = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class PruneSamples:
+    """What a pruning reads.
+
+    `learn` is what criteria and recovery see, `judging` is for the report and has nothing in
+    common with it, `choosing` is for what the widths are chosen by. `held_out` are the samples of
+    the same data that nothing may learn from. Each is None where there are no such data.
+    """
+
+    learn: CalibrationSource | None = None
+    judging: Evaluation | None = None
+    choosing: Evaluation | None = None
+    held_out: CalibrationSource | None = None
+
+
+def open_samples(
+    config: PruneConfig, signature: Signature, bounds: Domains, seed: int
+) -> PruneSamples:
+    """The samples that the options name.
+
+    Without evaluation data, some samples are held out of the calibration data, if anything is
+    learned or chosen by them. Raises ConfigError and InputError for samples or labels that cannot
+    be used.
+    """
+    by_curves = config.allocation == "sensitivity" and config.removes_channels
+    if config.calibration is None:
+        if config.evaluation is None:
+            return PruneSamples()
+        source = _opened(config, signature, bounds, seed, config.evaluation, "--evaluation")
+        if isinstance(source, RandomSource):
+            raise ConfigError("--evaluation random: accuracy on random data means nothing")
+        split = folds(source) if by_curves else Folds(source, source, True)
+        judging, choosing = (
+            Evaluation(part, labels_for(config.labels, config.evaluation, part), unseen)
+            for part, unseen in ((split.judge, split.unseen), (split.learn, True))
+        )
+        return PruneSamples(None, judging, choosing)
+    source = _opened(config, signature, bounds, seed, config.calibration, "--calibration")
+    is_split = config.learns and config.evaluation is None
+    split = folds(source) if is_split else Folds(source, source, not config.learns)
+    judging = judging_samples(config, signature, split, bounds, seed)
+    choosing = judging
+    if by_curves or not judging.held_out:
+        labels = config.labels if config.evaluation is None else None
+        choosing = Evaluation(
+            split.learn, labels_for(labels, config.calibration, split.learn), True
+        )
+    return PruneSamples(split.learn, judging, choosing, split.judge if is_split else None)
+
+
+def _opened(
+    config: PruneConfig,
+    signature: Signature,
+    bounds: Domains,
+    seed: int,
+    data: object,
+    option: str,
+) -> CalibrationSource:
+    return open_calibration(
+        data,  # type: ignore[arg-type]
+        signature,
+        preprocessing=Preprocessing.of(config),
+        limit=config.samples if option == "--calibration" else None,
+        bounds=bounds,
+        seed=seed,
+        option=option,
+    )
