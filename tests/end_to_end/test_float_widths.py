@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.reference
@@ -205,3 +206,16 @@ def test_float64_is_computed_in_float64() -> None:
     for name, result in ours.items():
         assert result.dtype == np.float64
         np.testing.assert_allclose(result, expected[name], rtol=1e-11, atol=1e-12, err_msg=name)
+
+
+def test_bfloat16_travels_as_bits_and_is_computed_in_float32() -> None:
+    nodes = [node("MatMul", "x matrix", "m"), node("Softmax", "m", "y")]
+    model = build(nodes, [3, 64], "y", {"matrix": weights(64, 40)}, TensorProto.BFLOAT16)
+    module = compiler.compile(model, runner=False, static_library=False)
+    half = np.dtype(ml_dtypes.bfloat16)
+    x = np.random.default_rng(1).standard_normal((3, 64)).astype(half)
+    (y,) = module(x.view(np.uint16)).values()
+    matrix = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float64)
+    expected = special.softmax(x.astype(np.float64) @ matrix, axis=-1)
+    # Half a unit in the last of eight places, and a little for the sums.
+    np.testing.assert_allclose(y.view(half).astype(np.float64), expected, rtol=2**-8 * 1.01)
