@@ -16,7 +16,7 @@ from compiler.evaluate.inputs import random_inputs, signature_of
 from compiler.module.loader import Module, load, verify_files
 
 # Fields of the reports of quantisation and pruning, the former's last word.
-_REPORTED = ("output_sqnr_db", "agreement", "samples", "evaluated_samples", "top1", "float_top1")
+_REPORTED = ("output_sqnr_db", "agreement", "samples", "top1", "float_top1")
 
 
 @dataclass(frozen=True)
