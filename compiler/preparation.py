@@ -211,6 +211,14 @@ def _quantizer(
     """What quantises the graph, if that is asked for."""
     if config.quantization is None:
         return None
+    described = zip(imported.output_names, imported.output_shapes, strict=True)
+    open_outputs = [name for name, shape in described if None in shape]
+    if open_outputs:
+        raise ModelError(
+            f"{imported.source}: the shape of output {open_outputs[0]!r} depends on data, and a "
+            "quantised model cannot be compared with it; cut the model before that output, or "
+            "compile it without --quantize"
+        )
     return Quantizer(
         config.quantization,
         spec,

@@ -258,3 +258,10 @@ def test_what_cannot_be_compiled_is_named() -> None:
     model.opset_import.add(domain="my", version=1)
     with pytest.raises(compiler.TinsmithError, match="Own"):
         compiler.compile(model)
+
+
+def test_quantising_what_cannot_be_compared_is_refused() -> None:
+    model = _parsed(_HEADER + "g (float[3] x) => (int64[1,a] y) { y = NonZero(x) }")
+    options = compiler.QuantizationConfig(calibration="random")
+    with pytest.raises(compiler.ModelError, match="output 'y' depends on data"):
+        compiler.compile(model, quantization=options)
