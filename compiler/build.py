@@ -20,6 +20,7 @@ from compiler.errors import BuildError
 from compiler.module.sort_kernels import SortCall, match_sort
 from compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
 from targets.cpu.bfloat16 import spread_bfloat16
+from targets.cpu.nan_propagation import expand_maxima
 from targets.spec import TargetSpec
 
 # Builds that are kept; each is some hundred kilobytes.
@@ -216,6 +217,7 @@ def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
             tirx.transform.BF16StorageLegalize(),
             tirx.transform.LowerTVMBuiltin(),
             tirx.transform.LowerIntrin(),
+            expand_maxima,
         ]
     )
     try:

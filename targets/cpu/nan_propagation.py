@@ -1,8 +1,9 @@
 """Maxima and minima of floats that are NaN where an operand is NaN, as in numpy and ONNX.
 
 TVM's `Max` becomes `a > b ? a : b`, which answers the second operand where one is NaN. Two
-operators take its place in scheduled kernels; they become LLVM's at the very end
-(`tirx.transform.LowerIntrin`), when vectors have their final width:
+operators take its place in scheduled kernels; they become LLVM's `maximum` and `minimum` at the end
+(`tirx.transform.LowerIntrin`), when vectors have their final width, and on x86, where those order
+the zeros of both signs at further cost, selections right before code is generated:
 
 | operands | AArch64, ARMv7 | x86 |
 |---|---|---|
@@ -23,12 +24,14 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Expr, register_op_attr
 from tvm.s_tir import SBlock
-from tvm.tirx import PrimFunc, Stmt, Var
+from tvm.tirx import PrimFunc, Stmt
 
 _MAXIMUM, _MINIMUM = "tinsmith.maximum", "tinsmith.minimum"
 _OPERATORS = {tirx.Max: _MAXIMUM, tirx.Min: _MINIMUM}
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _CODES = ("int8", "uint8", "int16", "uint16")
+# So many nodes of operands are written out several times.
+_LARGEST_OPERANDS = 300
 # TVM's CallEffectKind of a call whose value follows from its operands.
 _PURE = 1
 
@@ -127,25 +130,71 @@ def _is_rounded(value: Expr) -> bool:
 
 
 def _lowering(kind: str) -> Any:
-    def further(a: Expr, b: Expr) -> Expr:
-        return a > b if kind == "maximum" else a < b
-
     def lower(call: Call) -> Expr:
-        left, right = call.args
-        dtype = str(call.ty.dtype)
-        if _has_instruction():
-            return tirx.call_llvm_pure_intrin(dtype, f"llvm.{kind}", left, right)
-        a, b = Var("a", dtype), Var("b", dtype)
-        # Without a name for each operand, both would be computed several times.
-        if _is_number(left) or _is_number(right):
-            literal, value = (left, right) if _is_number(left) else (right, left)
-            return tirx.Let(a, value, tirx.Select(further(literal, a), literal, a))
-        infinite = tirx.const(math.inf, dtype)
-        # `a` is compared with infinity and not with itself, which TVM's simplifier takes for true.
-        chosen = tirx.Select(a <= infinite, tirx.Select(further(a, b), a, b), a)
-        return tirx.Let(a, left, tirx.Let(b, right, chosen))
+        return tirx.call_llvm_pure_intrin(str(call.ty.dtype), f"llvm.{kind}", *call.args)
 
     return lower
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="ExpandMaxima")
+def expand_maxima(
+    function: PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+) -> PrimFunc:
+    """LLVM's maxima and minima by selections, where the target has no instruction for them.
+
+    To be run last, right before code is generated. Operands are written out as often as they
+    are read, and LLVM computes them once: names (`Let`) would cost TVM's code generator time that
+    grows exponentially with their depth. Where that is too much LLVM's own form remains.
+    """
+    if _has_instruction():
+        return function
+    kinds = {_intrinsic(f"llvm.{kind}"): kind for kind in ("maximum", "minimum")}
+
+    def expand(call: Call, mutator: Any) -> Expr:
+        name = str(getattr(call.op, "name", ""))
+        kind = None
+        if name.endswith("call_llvm_pure_intrin") and isinstance(call.args[0], tirx.IntImm):
+            kind = kinds.get(int(call.args[0].value))
+        if kind is None:
+            return mutator.default_mutate(call)
+        left, right = (mutator.mutate(argument) for argument in call.args[-2:])
+        if _size(left) + _size(right) > _LARGEST_OPERANDS:
+            return tirx.call_llvm_pure_intrin(str(call.ty.dtype), f"llvm.{kind}", left, right)
+        return _selection(kind, left, right)
+
+    return function.with_body(tvm_ffi.structural_mutate(function.body, [(Call, expand)]))
+
+
+def _selection(kind: str, a: Expr, b: Expr) -> Expr:
+    """The larger or smaller by selections that each become one instruction of x86."""
+
+    def further(left: Expr, right: Expr) -> Expr:
+        return left > right if kind == "maximum" else left < right
+
+    if _is_number(a) or _is_number(b):
+        literal, value = (a, b) if _is_number(a) else (b, a)
+        return tirx.Select(further(literal, value), literal, value)
+    infinite = tirx.const(math.inf, str(a.ty.dtype))
+    return tirx.Select(a <= infinite, tirx.Select(further(a, b), a, b), a)
+
+
+def _size(value: Expr) -> int:
+    """Number of nodes of an expression; too many where it calls a function or branches."""
+    count = 0
+
+    def visit(node: Expr) -> None:
+        nonlocal count
+        name = str(getattr(getattr(node, "op", None), "name", ""))
+        once = "extern" in name or name.endswith("if_then_else")
+        count += _LARGEST_OPERANDS + 1 if once else 1
+
+    tvm_ffi.structural_walk(value, (Expr, visit))
+    return count
+
+
+def _intrinsic(name: str) -> int:
+    """LLVM's number of an intrinsic function."""
+    return int(tvm.get_global_func("target.llvm_lookup_intrinsic_id")(name))
 
 
 def _has_instruction() -> bool:
