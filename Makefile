@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench sanitize clean help
+.PHONY: demo test lint format bench fuzz sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,6 +41,10 @@ sanitize: $(VENV)/.installed-test ## the C runtime under ASan, UBSan and TSan (n
 format: $(VENV)/.installed-test ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/.installed-test ## 10,000 damaged models through the front end, 500 through the compiler (an hour)
+	$(BIN)/python -m tests.fuzz --stage import --mutants 10000 --jobs 2 --out out/fuzz
+	$(BIN)/python -m tests.fuzz --stage compile --mutants 500 --own --jobs 2 --out out/fuzz
 
 bench: $(VENV)/.installed ## the latency table of the README (minutes)
 	$(BIN)/python benchmarks/latency.py

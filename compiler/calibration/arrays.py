@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -22,6 +23,7 @@ from compiler.calibration.source import (
 )
 from compiler.errors import ConfigError, InputError, TinsmithError
 from compiler.evaluate.inputs import Signature
+from compiler.module.regular_file import open_regular
 
 # Names under which the one input of a model is looked for in an archive.
 _USUAL_NAMES = ("x", "images", "image", "input", "inputs", "data", "samples")
@@ -209,6 +211,8 @@ def stored_arrays(path: Path, signature: Signature) -> dict[str, StoredArray]:
     if the file cannot be read or the arrays are not there.
     """
     try:
+        # What is opened by name later would wait for a pipe.
+        os.close(open_regular(path))
         if path.suffix.lower() == ".npy":
             return _from_npy(path, signature)
         return _from_npz(path, signature)

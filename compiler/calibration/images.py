@@ -13,6 +13,7 @@ from compiler.calibration.preprocessing import Preprocessing
 from compiler.calibration.source import CalibrationSource, Sample, batches, others, spread
 from compiler.errors import ConfigError, InputError
 from compiler.evaluate.inputs import Signature
+from compiler.module.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +105,7 @@ class ImageFolderSource(CalibrationSource):
         from PIL import Image
 
         try:
-            with Image.open(path) as opened:
+            with open(open_regular(path), "rb") as stream, Image.open(stream) as opened:
                 picture = self._fitted(opened.convert(self._mode), path)
                 pixels = np.asarray(picture)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

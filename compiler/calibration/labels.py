@@ -12,6 +12,7 @@ from compiler.calibration.choice import RandomSource
 from compiler.calibration.images import ImageFolderSource
 from compiler.calibration.source import CalibrationSource
 from compiler.errors import ConfigError, InputError
+from compiler.module.regular_file import open_regular
 
 FROM_NAMES = "from-names"
 _ARRAY = "labels"
@@ -80,10 +81,12 @@ def _from_names(source: CalibrationSource) -> np.ndarray:
 def _read(path: Path) -> np.ndarray:
     try:
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
+            with open(open_regular(path), "rb") as content:
+                return np.asarray(np.load(content, allow_pickle=False))
         if path.suffix.lower() not in (".csv", ".txt"):
             raise InputError(f"--labels {path}: not a .npy, .csv or .txt file")
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with open(open_regular(path), encoding="utf-8") as stream:
+            lines = stream.read().split("\n")
     except FileNotFoundError as error:
         raise InputError(f"--labels {path}: no such file") from error
     except (OSError, ValueError, EOFError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from compiler.errors import ModelError
 from compiler.plain_text import is_plain
@@ -31,6 +31,11 @@ def _check_graph(graph: GraphProto, outer: frozenset[str], source: str) -> None:
     for name in (*given, *stored):
         _check_name(name, "a value", source)
     for value in (*graph.input, *graph.output):
+        element = value.type.tensor_type.elem_type
+        if element not in TensorProto.DataType.values():
+            raise ModelError(
+                f"{source}: input or output {value.name!r} has the unknown dtype {element}"
+            )
         for dim in value.type.tensor_type.shape.dim:
             _check_name(dim.dim_param, "a dimension", source)
     if len(set(given)) != len(given):

@@ -18,6 +18,7 @@ from typing import Any
 
 from compiler.errors import ConfigError
 from compiler.module.manifest import write_atomically
+from compiler.module.regular_file import open_regular
 
 # More than any line or file that Tinsmith writes; what is larger is not read.
 MOST_BYTES_OF_LINE = 64 * 1024
@@ -75,9 +76,12 @@ def read(path: Path) -> tuple[list[dict[str, Any]], int]:
     try:
         if path.stat().st_size > MOST_BYTES_OF_FILE:
             raise ConfigError(f"{path}: too large for a tuning log")
-        content = path.read_bytes()
+        with open(open_regular(path), "rb") as stream:
+            content = stream.read()
     except FileNotFoundError:
         return [], 0
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     entries: list[dict[str, Any]] = []
     damaged = 0
     for line in content.split(b"\n"):
