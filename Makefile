@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-test ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 sanitize: $(VENV)/.installed-test ## the C runtime under ASan, UBSan and TSan (needs gcc or clang)
 	@if command -v gcc >/dev/null || command -v clang >/dev/null; then \
