@@ -38,7 +38,9 @@ def _dense(sparse: SparseTensorProto, source: str) -> TensorProto:
         raise UnsafeModelError(f"{where}: the shape {list(shape)} is not one, or too large")
     values = numpy_helper.to_array(sparse.values)
     indices = numpy_helper.to_array(sparse.indices)
-    places = indices.reshape(len(values), -1) if values.ndim == 1 and len(values) else None
+    if values.ndim != 1 or (len(values) and indices.size % len(values)):
+        raise ModelError(f"{where}: its values and indices differ in number")
+    places = indices.reshape(len(values), -1) if len(values) else None
     result = np.zeros(shape, values.dtype)
     if places is not None:
         if indices.dtype != np.int64 or places.shape[1] not in (1, len(shape)):
