@@ -132,10 +132,14 @@ def main() -> int:
                 if number is None:
                     return
                 name, sample = make(number, options.seed, originals, own)
-                path = write_sample(sample, options.out / f"lane{lane}")
+                path = write_sample(
+                    sample, options.out / f"{options.stage}-{options.seed}-lane{lane}"
+                )
                 entry = {"number": number, "of": name, **nursery.ask(path, options.stage, seconds)}
                 if entry["outcome"] in FAILURES:
-                    kept = options.out / entry["outcome"] / f"{options.seed}-{number}"
+                    kept = (
+                        options.out / entry["outcome"] / f"{options.stage}-{options.seed}-{number}"
+                    )
                     write_sample(sample, kept)
                 with lock:
                     results[number] = entry
