@@ -224,6 +224,8 @@ def _served(
         and list(shape[:2]) == list(output[:2])
         and how.mode in _SERVED_MODES
         and how.coordinates in _SERVED_COORDINATES
+        # Of two neighbours as near as each other it takes the wrong one where the scale is rounded.
+        and (how.mode == "linear" or all(_exact(factor) for factor in scale))
         and not how.antialias
         and not how.exclude_outside
         and dtype == "float32"
@@ -233,3 +235,8 @@ def _served(
             for size, factor, wanted in zip(shape, scale, output, strict=True)
         )
     )
+
+
+def _exact(factor: float) -> bool:
+    """Whether positions in units of `factor` are computed without rounding."""
+    return factor == round(factor) or factor in (0.5, 0.25, 0.125)
