@@ -24,5 +24,6 @@ def test_demo_compiles_verifies_evaluates_and_benchmarks(tmp_path: Path) -> None
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["measured"]["accuracy"]["top1"] == 0.943
     assert manifest["measured"]["latency"]["median_ms"] > 0
-    # The library with its weights: not much more than the parameters.
-    assert (out / "model.so").stat().st_size < 315_114 * 4 + 512 * 1024
+    # The library with its weights: not much more than the parameters, of which Winograd's
+    # algorithm, where the machine is faster with it, makes four times as many.
+    assert (out / "model.so").stat().st_size < 4 * 315_114 * 4 + 512 * 1024

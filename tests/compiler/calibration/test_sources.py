@@ -13,6 +13,7 @@ import pytest
 
 from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
 from compiler.errors import ConfigError, InputError
+from compiler.evaluate.domains import Domain
 
 SIGNATURE = {"image": ((1, 3, 8, 6), "float32")}
 NHWC = {"image": ((1, 8, 6, 3), "float32")}
@@ -133,7 +134,7 @@ def test_a_limit_chooses_evenly() -> None:
 
 
 def test_random_data_come_with_a_warning() -> None:
-    source = open_calibration("random", TWO, bounds={"ids": 30}, limit=5)
+    source = open_calibration("random", TWO, bounds={"ids": Domain(high=29)}, limit=5)
     found = list(source)
     assert len(found) == source.count == 5
     assert found[0]["ids"].max() < 30

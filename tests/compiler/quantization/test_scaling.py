@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 import compiler
 from compiler.cli import app
 from compiler.errors import ConfigError
-from compiler.quantization.comparison import float_output
 from compiler.quantization.config import AUTO, parse_choice
 
 _RANDOM = np.random.default_rng(3)
@@ -115,9 +114,3 @@ def test_the_command_line_switches_them(tmp_path) -> None:
     arguments += ["--calibration", "random", "--smooth", "often"]
     result = CliRunner().invoke(app, arguments)
     assert "--smooth often: choose from on, off, auto" in f"{result.output} {result.exception}"
-
-
-def test_noise_is_measured_on_floats() -> None:
-    tokens, scores = np.zeros(3, np.int64), np.zeros(2, np.float32)
-    assert float_output([tokens, scores]) == 1
-    assert float_output([tokens]) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.module.base import StepTime
-from compiler.tuning.allocation import TaskState, next_task
+from compiler.tuning.allocation import BATCH, TaskState, next_task
 from compiler.tuning.features import feature_matrix
 from compiler.tuning.records import Trial, decisions_key
 from compiler.tuning.search import Search
@@ -79,10 +79,13 @@ def test_batches_go_where_time_is_and_gains_are(small_tasks: tuple[Task, ...]) -
 
     long, short = state(small_tasks[0], 2.0), state(small_tasks[0], 1.0)
     assert long.expected_gain > short.expected_gain
-    long.add([trial(2, 1.2), trial(3, 1.3)])
+    long.add([trial(2, 1.2)] * BATCH)
     short.add([trial(2, 0.6)])
     assert short.expected_gain > long.expected_gain
     long.add([trial(4, 0.9999)])
+    # A few candidates are no reason to give up, a batch is.
+    assert not long.is_done(most_trials=100)
+    long.add([trial(4, 0.9999)] * BATCH)
     assert long.is_done(most_trials=100)
     assert not short.is_done(most_trials=100)
     assert short.is_done(most_trials=1)
