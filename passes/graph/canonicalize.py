@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import tvm
 from tvm import relax
 
 from passes.graph.rewriter import BlockRewriter
 from passes.graph.tensors import (
+    constant,
     constant_array,
     constant_scalar,
     element_type,
@@ -48,8 +50,8 @@ class Canonicalize:
     multiplication or division by 1, subtraction of 0) disappears; constants
     stand on the right of commutative operators; `minimum(maximum(x, low), high)`
     with constant bounds becomes `clip`, a maximum with 0 `relu`; `power(x, 2)`
-    becomes `multiply(x, x)` and `power(x, 0.5)` `sqrt`; pooling everything to
-    one pixel becomes `mean`.
+    becomes `multiply(x, x)` and `power(x, 0.5)` `sqrt`; division by a constant 0
+    becomes `multiply(x, inf)`; pooling everything to one pixel becomes `mean`.
 
     Left alone: addition of 0 (it changes the sign of -0), and everything with
     a symbolic shape.
@@ -140,6 +142,14 @@ class _Canonicalizer(BlockRewriter):
         neutral = constant_scalar(call.args[1]) == 1.0
         return call.args[0] if neutral and self._keeps_shape(call) else call
 
+    def division(self, call: relax.Call) -> relax.Expr:
+        divisor = constant_array(call.args[1])
+        if divisor is None or divisor.size != 1 or divisor.dtype.kind != "f" or divisor.any():
+            return self.scaling(call)
+        # TVM refuses to divide by a literal 0; x * inf is x / 0 for every x, 0 and NaN too.
+        infinity = np.copysign(np.inf, divisor).astype(divisor.dtype)
+        return relax.op.multiply(call.args[0], constant(infinity))
+
     def subtraction(self, call: relax.Call) -> relax.Expr:
         neutral = constant_scalar(call.args[1]) == 0.0
         return call.args[0] if neutral and self._keeps_shape(call) else call
@@ -208,7 +218,7 @@ _RULES: dict[str, Callable[[_Canonicalizer, relax.Call], relax.Expr]] = {
     "relax.nn.pad": _Canonicalizer.padding,
     "relax.concat": _Canonicalizer.concatenation,
     "relax.multiply": _Canonicalizer.scaling,
-    "relax.divide": _Canonicalizer.scaling,
+    "relax.divide": _Canonicalizer.division,
     "relax.subtract": _Canonicalizer.subtraction,
     "relax.maximum": _Canonicalizer.maximum,
     "relax.minimum": _Canonicalizer.minimum,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from graph_checks import assert_becomes, assert_computes_the_same, assert_left_alone, operators
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
@@ -127,6 +128,24 @@ def test_leaves_alone_what_changes_values_or_shapes() -> None:
             return d
 
     assert_left_alone(Canonicalize(), Module)
+
+
+def test_division_by_nothing_is_multiplication_by_infinity() -> None:
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((4,), "float32")) -> R.Tensor((4,), "float32"):
+            with R.dataflow():
+                a = R.divide(x, R.const(0.0, "float32"))
+                R.output(a)
+            return a
+
+    after = Canonicalize()(Module)
+    assert operators(after) == ["multiply"]
+    x = np.array([1.0, -2.0, 0.0, np.nan], np.float32)
+    constant = after["main"].body.blocks[0].bindings[0].value.args[1].value.numpy()
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(x * constant, x / np.float32(0.0))
 
 
 def test_crossed_bounds_stay_what_they_are() -> None:
