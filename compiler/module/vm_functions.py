@@ -34,6 +34,8 @@ class Machine(Protocol):
 
 
 _RUNNING = threading.local()
+# Letters of a foreign message that are shown.
+_REASON = 160
 _REMEMBERED = 4096
 
 
@@ -100,10 +102,11 @@ def _operator(text: str) -> Operator:
             with np.errstate(all="ignore"):
                 return evaluator.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:
-            lines = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
             label = node.name or next(iter(node.output), "")
             raise TinsmithError(
-                f"node {label!r} ({node.op_type}): {lines[-1] if lines else type(error).__name__}"
+                f"node {label!r} ({node.op_type}): its shapes depend on data, and the evaluator of "
+                f"the onnx package cannot run it: {lines[-1][:_REASON]}"
             ) from error
 
     return refer
