@@ -27,6 +27,7 @@ from compiler.frontends.onnx_converters import (
     spectrum,
     tabular,
     transformer,
+    tree_ensemble,
     trees,
     variadic,
 )
@@ -142,6 +143,7 @@ _OF_MACHINE_LEARNING: tuple[type[OnnxOpConverter], ...] = (
     tabular.Scaler,
     trees.TreeEnsembleClassifier,
     trees.TreeEnsembleRegressor,
+    tree_ensemble.TreeEnsemble,
 )
 
 # Keys are (domain, operator), the standard domain being the empty string. A converter class is

@@ -96,7 +96,7 @@ def read_forest(attr: Any, prefix: str, targets: int, features: int) -> Forest:
     if sorted(trees[roots].tolist()) != sorted(set(trees.tolist())):
         raise ValueError("a tree has no root, or several")
     worth = _worth(attr, prefix, column, position, count, targets, thresholds.dtype)
-    levels = _levels(ways, leaf, roots)
+    levels = levels_of(ways, leaf, roots)
     missing = column("nodes_missing_value_tracks_true", 0).astype(bool)
     return Forest(
         chosen.astype(np.int32), thresholds, modes, missing, ways[0], ways[1],
@@ -121,7 +121,7 @@ def _worth(
     return worth
 
 
-def _levels(ways: list[np.ndarray], leaf: np.ndarray, roots: np.ndarray) -> int:
+def levels_of(ways: list[np.ndarray], leaf: np.ndarray, roots: np.ndarray) -> int:
     """The longest way from a root to a leaf; ValueError if some way never ends."""
     front, levels = np.unique(roots), 0
     while not leaf[front].all():
@@ -159,6 +159,20 @@ def evaluate(bb: relax.BlockBuilder, x: relax.Expr, forest: Forest) -> relax.Exp
             goes = bb.emit(relax.op.logical_or(goes, bb.emit(absent)))
         state = bb.emit(relax.op.where(goes, look_up(forest.yes), look_up(forest.no)))
     return look_up(forest.worth)
+
+
+def aggregated(bb: relax.BlockBuilder, said: relax.Expr, how: str) -> relax.Expr:
+    """What the trees say (B, trees, targets) put together: (B, targets)."""
+    reduce = {
+        "SUM": relax.op.sum, "AVERAGE": relax.op.sum, "MIN": relax.op.min, "MAX": relax.op.max,
+    }.get(how)  # fmt: skip
+    if reduce is None:
+        raise ValueError(f"there is no aggregation {how!r}")
+    scores = bb.emit(reduce(said, [1]))
+    if how != "AVERAGE":
+        return scores
+    trees = relax.const(float(static_shape(said)[1]), dtype_of(scores))
+    return bb.emit(relax.op.divide(scores, trees))
 
 
 def transformed(bb: relax.BlockBuilder, scores: relax.Expr, name: str) -> relax.Expr:
@@ -200,16 +214,7 @@ class TreeEnsembleRegressor(OnnxOpConverter):
         forest = read_forest(attr, "target", targets, static_shape(x)[-1])
         said = evaluate(bb, x, forest)
         how = attr.get("aggregate_function", b"SUM").decode()
-        reduce = {
-            "SUM": relax.op.sum, "AVERAGE": relax.op.sum, "MIN": relax.op.min, "MAX": relax.op.max,
-        }.get(how)  # fmt: skip
-        if reduce is None:
-            raise ValueError(f"there is no aggregation {how!r}")
-        scores = bb.emit(reduce(said, [1]))
-        if how == "AVERAGE":
-            trees = relax.const(float(len(forest.roots)), dtype_of(scores))
-            scores = bb.emit(relax.op.divide(scores, trees))
-        scores = plus_base(bb, scores, attr)
+        scores = plus_base(bb, aggregated(bb, said, how), attr)
         result = transformed(bb, scores, attr.get("post_transform", b"NONE").decode())
         return relax.op.astype(result, "float32")
 

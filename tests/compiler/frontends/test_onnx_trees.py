@@ -177,3 +177,47 @@ def test_texts_and_maps_are_refused() -> None:
     maps = _node("ZipMap", ["y"], classlabels_int64s=[0, 1])
     with pytest.raises(UnsupportedOpError, match=r"ai\.onnx\.ml\.ZipMap"):
         import_onnx(_model([maps], {}))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tables_of_branches_and_leaves(dtype: type) -> None:
+    """Two trees whose branches and leaves are numbered apart, one of a single branch."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def tensor(values: Any, kind: type = dtype) -> TensorProto:
+        return onnx.numpy_helper.from_array(np.array(values, kind))
+
+    node = _node(
+        "TreeEnsemble",
+        ["y"],
+        n_targets=2,
+        aggregate_function=1,
+        post_transform=0,
+        tree_roots=[0, 2],
+        nodes_featureids=[0, 1, 3],
+        nodes_modes=tensor([0, 3, 2], np.uint8),
+        nodes_splits=tensor([0.1, -0.2, 0.4]),
+        nodes_truenodeids=[1, 0, 3],
+        nodes_trueleafs=[0, 1, 1],
+        nodes_falsenodeids=[2, 1, 4],
+        nodes_falseleafs=[1, 1, 1],
+        nodes_missing_value_tracks_true=[1, 0, 1],
+        leaf_targetids=[0, 1, 0, 1, 0],
+        leaf_weights=tensor([1.5, -2.0, 0.25, 4.0, 8.0]),
+    )
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        [node],
+        "trees",
+        [helper.make_tensor_value_info("x", element, [7, FEATURES])],
+        [helper.make_tensor_value_info("y", element, [7, 2])],
+    )
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 5)], ir_version=10
+    )
+    x = random((7, FEATURES)).astype(dtype)
+    x[0, :2] = np.nan
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    (found,) = run(import_onnx(proto), x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, session.run(None, {"x": x})[0], 1e-6)
