@@ -58,13 +58,13 @@ def _read(attr: Any, features: int) -> Forest:
     count = branches + leaves
     own = np.arange(branches, count)
     ways = []
-    for ids, flags in (
+    for nodes, flags in (
         ("nodes_truenodeids", "nodes_trueleafs"),
         ("nodes_falsenodeids", "nodes_falseleafs"),
     ):
-        place, to_leaf = np.array(attr[ids]), np.array(attr[flags]).astype(bool)
+        place, to_leaf = np.array(attr[nodes]), np.array(attr[flags]).astype(bool)
         if len(place) != branches or len(to_leaf) != branches:
-            raise ValueError(f"{ids} has {len(place)} entries for {branches} branches")
+            raise ValueError(f"{nodes} has {len(place)} entries for {branches} branches")
         if ((place < 0) | (place >= np.where(to_leaf, leaves, branches))).any():
             raise ValueError("a branch leads to a node that is not there")
         ways.append(np.concatenate([place + branches * to_leaf, own]).astype(np.int32))
