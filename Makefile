@@ -42,7 +42,7 @@ format: $(VENV)/.installed-test ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-fuzz: $(VENV)/.installed-test ## 10,000 damaged models through the front end, 500 through the compiler (an hour)
+fuzz: $(VENV)/.installed-test ## 10,000 damaged models through the front end, 500 through the compiler
 	$(BIN)/python -m tests.fuzz --stage import --mutants 10000 --jobs 2 --out out/fuzz
 	$(BIN)/python -m tests.fuzz --stage compile --mutants 500 --own --jobs 2 --out out/fuzz
 
