@@ -25,5 +25,7 @@ def test_demo_compiles_verifies_evaluates_and_benchmarks(tmp_path: Path) -> None
     assert manifest["measured"]["accuracy"]["top1"] == 0.943
     assert manifest["measured"]["latency"]["median_ms"] > 0
     # The library with its weights: not much more than the parameters, of which Winograd's
-    # algorithm, where the machine is faster with it, makes four times as many.
-    assert (out / "model.so").stat().st_size < 4 * 315_114 * 4 + 512 * 1024
+    # algorithm, where the machine is faster with it, makes up to four times as many.
+    winograd = any("winograd" in kernel["template"] for kernel in manifest["kernels"])
+    most = 315_114 * 4 * (4 if winograd else 1) + 512 * 1024
+    assert (out / "model.so").stat().st_size < most
