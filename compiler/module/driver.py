@@ -63,7 +63,7 @@ def _stage_adapters(
                 "  return sort_rows(&call, begin, end, pointers, task_scratch);",
                 "}",
                 f"static const stage stages_{number}[] = "
-                f"{{{{run_{number}_0, {kernel.stages[0].extent}}}}};",
+                f"{{{{run_{number}_0, {kernel.stages[0].extent}, 1, 1}}}};",
             ]
             tables[name] = f"stages_{number}"
             continue
@@ -81,7 +81,7 @@ def _stage_adapters(
                 f"  return {stage.symbol}({', '.join(arguments)});",
                 "}",
             ]
-            rows.append(f"{{run_{number}_{i}, {stage.extent}}}")
+            rows.append(f"{{run_{number}_{i}, {stage.extent}, {stage.rounds}, {stage.span}}}")
         tables[name] = f"stages_{number}"
         lines.append(f"static const stage stages_{number}[] = {{{', '.join(rows) or '{0}'}}};")
     return lines, tables

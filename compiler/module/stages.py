@@ -8,7 +8,15 @@ a serial stage:
     for i in range(8): B         ->   int32 k_1(int32 begin, int32 end, float *y, float *z)
 
 The runtime calls a parallel stage with parts of `[0, extent)`; stages of one
-kernel run one after the other. All memory comes in by pointer, each `noalias`:
+kernel run one after the other. A serial loop around parallel ones (the steps of a
+recurrence) becomes stages that the runtime runs in rounds; they read the number of
+the round from a scratch buffer, which the last of them counts on:
+
+    for t in range(9):                    k_0: round[0] = 0
+        for p in T.parallel(4): A    ->   9 times: k_1 (A of t = round[0]), shared out,
+        B                                          k_2 (B; round[0] += 1)
+
+All memory comes in by pointer, each `noalias`:
 
 - the kernel's own arguments,
 - *scratch*: buffers that live across stages, and large ones of serial stages;
@@ -17,22 +25,25 @@ kernel run one after the other. All memory comes in by pointer, each `noalias`:
   instance per thread.
 
 Smaller buffers stay on the stack, where LLVM turns accumulators into
-registers. A parallel loop that is not at the top level runs serially.
+registers. A parallel loop in any other place runs serially.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import PointerType, PrimType, StringImm
+from tvm.ir import PointerType, PrimType, StringImm, TensorLoad
 from tvm.tirx import IntImm
+
+from targets.cpu import loops
 
 ALIGNMENT = 64
 # Above this a buffer would crowd a small thread stack; below it is free and can become registers.
 STACK_BYTES = 8 * 1024
+_ZERO, _ONE = IntImm("int32", 0), IntImm("int32", 1)
 
 
 class UnsupportedKernelError(Exception):
@@ -44,7 +55,8 @@ class Stage:
     """One C function `int32 symbol(int32 begin, int32 end, pointers...)`.
 
     `extent` is the number of iterations that may be shared out (1 for a serial
-    stage). `pointers` says where each pointer comes from: below the number of
+    stage). It and the stages behind it, `span` together, run `rounds` times in
+    turn. `pointers` says where each pointer comes from: below the number of
     the kernel's arguments it is that argument, above it counts on through the
     kernel's scratch buffers; `task_scratch` are the byte offsets in the
     calling thread's scratch of the pointers that follow.
@@ -54,6 +66,21 @@ class Stage:
     extent: int
     pointers: tuple[int, ...]
     task_scratch: tuple[int, ...]
+    rounds: int = 1
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Statements that become one stage, run in each round of `loop`, if there is one."""
+
+    statements: list[tirx.Stmt]
+    loop: tirx.For | None = None
+
+    @property
+    def parallel(self) -> bool:
+        """Whether it is one parallel loop."""
+        return _is_parallel(self.statements[0])
 
 
 @dataclass(frozen=True)
@@ -108,6 +135,18 @@ def _is_parallel(statement: tirx.Stmt) -> bool:
     )
 
 
+def _is_in_rounds(statement: tirx.Stmt) -> bool:
+    """Whether it is a serial loop whose rounds have parallel loops of their own."""
+    return (
+        isinstance(statement, tirx.For)
+        and statement.kind == tirx.ForKind.SERIAL
+        and isinstance(statement.extent, IntImm)
+        and int(statement.extent.value) > 0
+        and loops.is_zero(statement.min)
+        and any(map(_is_parallel, _flatten(statement.body)))
+    )
+
+
 def _definitions_for(
     group: Sequence[tirx.Stmt], definitions: Sequence[tirx.Stmt]
 ) -> list[tirx.Stmt]:
@@ -141,53 +180,50 @@ class _KernelSplitter:
                 raise UnsupportedKernelError(f"kernel {name} takes the scalar {parameter.name}")
         self.aligned = list(aligned)
         self.imports = _imports(function.body)
+        self.allocations: list[tuple[tirx.AllocBuffer, tirx.For | None]] = []
+        self.definitions: list[tirx.Stmt] = []
+        self.counters: dict[tirx.For, tirx.Var] = {}
         self.scratch: list[tirx.Var] = []
         self.task_scratch_bytes = 0
         self.serialised_loops = 0
         self.functions: dict[str, tirx.PrimFunc] = {}
 
     def split(self) -> KernelCode:
-        allocations: list[tirx.AllocBuffer] = []
-        definitions: list[tirx.Stmt] = []
-        groups: list[list[tirx.Stmt]] = []
-        splittable = True
         statements = _flatten(self.function.body)
-        for statement in statements:
-            if isinstance(statement, tirx.AllocBuffer):
-                allocations.append(statement)
-            elif isinstance(statement, tirx.DeclBuffer):
-                definitions.append(statement)
-            elif isinstance(statement, tirx.Bind):
-                definitions.append(statement)
-                # A value that depends on memory must be read where it stands.
-                splittable = splittable and not _reads_memory(statement)
-            elif _is_parallel(statement):
-                groups.append([statement])
-            elif groups and not _is_parallel(groups[-1][0]):
-                groups[-1].append(statement)
-            else:
-                groups.append([statement])
-        if not splittable:
-            groups = [[s for s in statements if not isinstance(s, tirx.AllocBuffer)]]
-            definitions = []
-        needed = [_definitions_for(group, definitions) for group in groups]
+        groups = self._groups(statements)
+        if groups is None:
+            kept = [s for s in statements if not isinstance(s, tirx.AllocBuffer)]
+            groups, self.definitions, self.scratch = [_Group(kept)], [], []
+            self.allocations = [(s, None) for s in statements if isinstance(s, tirx.AllocBuffer)]
+        needed = [_definitions_for(group.statements, self.definitions) for group in groups]
         users = [
-            set().union(*map(_used_variables, [*definitions, *group]))
+            set().union(*map(_used_variables, [*definitions, *group.statements]))
             for definitions, group in zip(needed, groups, strict=True)
         ]
         local: dict[int, list[tirx.AllocBuffer]] = {}
-        for allocation in allocations:
+        for allocation, loop in self.allocations:
             size = buffer_bytes(allocation.buffer)
             if size is None:
                 raise UnsupportedKernelError(f"kernel {self.name} allocates a dynamic buffer")
             using = [i for i, used in enumerate(users) if allocation.buffer in used]
-            if size <= STACK_BYTES and len(using) == 1 and not _is_parallel(groups[using[0]][0]):
+            only = groups[using[0]] if len(using) == 1 else None
+            # What is allocated around a loop keeps its values from round to round.
+            if size <= STACK_BYTES and only and not only.parallel and only.loop is loop:
                 local.setdefault(using[0], []).append(allocation)
             elif using:
                 self.scratch.append(allocation.buffer)
         stages = []
         for i, group in enumerate(groups):
-            stages.append(self._stage(i, [*local.get(i, []), *needed[i], *group]))
+            first = i == 0 or groups[i - 1].loop is not group.loop
+            own = [*local.get(i, []), *needed[i], *group.statements]
+            if group.loop is None:
+                stages.append(self._stage(i, own))
+                continue
+            stage = self._stage(i, [self._current_round(group.loop), *own])
+            if first:
+                span = sum(other.loop is group.loop for other in groups)
+                stage = replace(stage, rounds=int(group.loop.extent.value), span=span)
+            stages.append(stage)
         return KernelCode(
             name=self.name,
             argument_count=len(self.parameters),
@@ -196,6 +232,52 @@ class _KernelSplitter:
             task_scratch_bytes=self.task_scratch_bytes,
             serialised_loops=self.serialised_loops,
         )
+
+    def _groups(
+        self, statements: Sequence[tirx.Stmt], loop: tirx.For | None = None
+    ) -> list[_Group] | None:
+        """The statements by stages; None if they must stay together.
+
+        Allocations, and definitions of views and values, are set aside.
+        """
+        groups: list[_Group] = []
+
+        def add(statement: tirx.Stmt) -> None:
+            parallel = _is_parallel(statement)
+            if groups and groups[-1].loop is loop and not groups[-1].parallel and not parallel:
+                groups[-1].statements.append(statement)
+            else:
+                groups.append(_Group([statement], loop))
+
+        for statement in statements:
+            if isinstance(statement, tirx.AllocBuffer):
+                self.allocations.append((statement, loop))
+            elif isinstance(statement, tirx.DeclBuffer):
+                self.definitions.append(statement)
+            elif isinstance(statement, tirx.Bind):
+                # A value that depends on memory must be read where it stands.
+                if _reads_memory(statement):
+                    return None
+                self.definitions.append(statement)
+            elif loop is None and _is_in_rounds(statement):
+                counter = tirx.decl_buffer((1,), "int32", "round")
+                count = tirx.BufferLoad(counter, [_ZERO])
+                add(tirx.BufferStore(counter, _ZERO, [_ZERO]))
+                self.counters[statement] = counter
+                self.scratch.append(counter)
+                counting = tirx.BufferStore(counter, count + _ONE, [_ZERO])
+                inner = self._groups([*_flatten(statement.body), counting], statement)
+                if inner is None:
+                    return None
+                groups += inner
+            else:
+                add(statement)
+        return groups
+
+    def _current_round(self, loop: tirx.For) -> tirx.Stmt:
+        """The loop's variable as a stage of it finds it."""
+        count = tirx.BufferLoad(self.counters[loop], [_ZERO])
+        return tirx.Bind(loop.loop_var, tirx.Cast(str(loop.loop_var.ty.dtype), count))
 
     def _stage(self, index: int, statements: list[tirx.Stmt]) -> Stage:
         begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
@@ -300,7 +382,7 @@ def _compact_layout(buffer: tirx.Var) -> list[tuple[tirx.Var, IntImm]]:
 
 def _reads_memory(statement: tirx.Stmt) -> bool:
     found: list[tirx.Stmt] = []
-    tvm_ffi.structural_walk(statement, (tirx.BufferLoad, found.append))
+    tvm_ffi.structural_walk(statement, (TensorLoad, found.append))
     return bool(found)
 
 

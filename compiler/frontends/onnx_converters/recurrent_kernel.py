@@ -13,7 +13,7 @@ entries are independent and run in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +145,7 @@ class RecurrentKernel:
     def function(self) -> PrimFunc:
         """The finished loops, marked for the template that takes them as they are."""
         w = self.workload
-        batches = loops.serial if w.directions * w.batch == 1 else loops.parallel
-        # Each direction is spelled out: its activations and its order in time differ.
-        body = batches(
-            "lane",
-            w.directions * w.batch,
-            lambda lane: self._by_direction(lane // w.batch, lane % w.batch),
-        )
+        body = self._body()
         function = PrimFunc(self.parameters(), body)
         return function.with_attrs(
             {
@@ -165,71 +159,109 @@ class RecurrentKernel:
             }
         )
 
-    def _by_direction(self, direction: Any, entry: Any) -> Stmt:
-        if self.workload.directions == 1:
-            return self._run(0, entry)
-        return tirx.IfThenElse(
-            direction == loops.index(0), self._run(0, entry), self._run(1, entry)
+    def _body(self) -> Stmt:
+        w = self.workload
+        batches = loops.serial if w.directions * w.batch == 1 else loops.parallel
+        return batches(
+            "lane",
+            w.directions * w.batch,
+            lambda lane: self._by_direction(
+                lane // w.batch, lambda direction: self._run(direction, lane % w.batch)
+            ),
         )
+
+    def _by_direction(self, direction: Any, make: Callable[[int], Stmt]) -> Stmt:
+        """Each direction is spelled out: its activations and its order in time differ."""
+        if self.workload.directions == 1:
+            return make(0)
+        return tirx.IfThenElse(direction == loops.index(0), make(0), make(1))
 
     def _run(self, direction: int, entry: Any) -> Stmt:
         """All steps of one direction for one batch entry."""
-        w = self.workload
-        first = [self._copy(self.final_hidden, self.initial_hidden, direction, entry)]
-        if w.kind == "lstm":
-            first.append(self._copy(self.final_cell, self.initial_cell, direction, entry))
 
-        def step(turn: Any) -> Stmt:
-            if not w.has_lengths:
-                position = loops.index(w.steps - 1) - turn if w.reverse[direction] else turn
-                return self._step(direction, entry, position)
-            length = loops.load(self.lengths, entry)
-            position = length - 1 - turn if w.reverse[direction] else turn
-            beyond = self._elementwise(
-                lambda j: [
-                    loops.store(self.sequence, (turn, direction, entry, j), self.math.const(0.0))
-                ]
+        def turn(number: Any) -> Stmt:
+            def beyond() -> Stmt:
+                return self._elementwise(
+                    lambda j: [self._nothing(number, direction, entry, j)],
+                )
+
+            return self._within_length(
+                direction,
+                entry,
+                number,
+                lambda position: self._step(direction, entry, position),
+                beyond,
             )
-            return tirx.IfThenElse(turn < length, self._step(direction, entry, position), beyond)
 
-        return loops.sequence([*first, loops.serial("turn", w.steps, step)])
+        steps = loops.serial("turn", self.workload.steps, turn)
+        return loops.sequence([self._begin(direction, entry), steps])
+
+    def _begin(self, direction: int, entry: Any) -> Stmt:
+        """The states as they are given."""
+        first = [self._copy(self.final_hidden, self.initial_hidden, direction, entry)]
+        if self.workload.kind == "lstm":
+            first.append(self._copy(self.final_cell, self.initial_cell, direction, entry))
+        return loops.sequence(first)
+
+    def _within_length(
+        self,
+        direction: int,
+        entry: Any,
+        turn: Any,
+        inside: Callable[[Any], Stmt],
+        beyond: Callable[[], Stmt],
+    ) -> Stmt:
+        """`inside` at the position in time of this turn, `beyond` behind the sequence's end."""
+        w = self.workload
+        last: Any = loops.index(w.steps)
+        if w.has_lengths:
+            last = loops.load(self.lengths, entry)
+        body = inside(last - 1 - turn if w.reverse[direction] else turn)
+        return tirx.IfThenElse(turn < last, body, beyond()) if w.has_lengths else body
+
+    def _nothing(self, turn: Any, direction: int, entry: Any, j: Any) -> Stmt:
+        return loops.store(self.sequence, (turn, direction, entry, j), self.math.const(0.0))
 
     def _step(self, direction: int, entry: Any, position: Any) -> Stmt:
         make = {"lstm": self._lstm, "gru": self._gru, "rnn": self._rnn}[self.workload.kind]
         return make(direction, entry, position)
 
     def _lstm(self, d: int, entry: Any, position: Any) -> Stmt:
-        w = self.workload
-        h = w.hidden
+        h = self.workload.hidden
 
         def update(j: Any) -> list[Stmt]:
-            peepholes = None
-            if w.has_peepholes:
-                peepholes = [loops.load(self.peepholes, d, j + k * h) for k in range(3)]
             gates = [loops.load(self.scratch, d, entry, j + k * h) for k in range(4)]
-            hidden, cell = lstm_step(
-                self.math,
-                w.functions[d],
-                gates,
-                loops.load(self.final_cell, d, entry, j),
-                peepholes,
-                w.couple_forget,
-            )
-            # The cell is stored first and read no more: `hidden` needs the old one.
-            new_cell, new_hidden = (
-                tirx.Var(name, PrimType(w.dtype)) for name in ("cell", "hidden")
-            )
-            return [
-                tirx.Bind(new_cell, cell),
-                tirx.Bind(new_hidden, hidden),
-                loops.store(self.final_cell, (d, entry, j), new_cell),
-                *self._publish(d, entry, position, j, new_hidden),
-            ]
+            return self._new_state(d, entry, position, j, gates)
 
         product = self._product(
             d, entry, self.final_hidden, 0, self.width, self._projection(d, entry, position)
         )
         return loops.sequence([product, self._elementwise(update)])
+
+    def _new_state(
+        self, d: int, entry: Any, position: Any, j: Any, gates: Sequence[Any]
+    ) -> list[Stmt]:
+        """The states of unit `j` of an LSTM from its gates, stored."""
+        w, h = self.workload, self.workload.hidden
+        peepholes = None
+        if w.has_peepholes:
+            peepholes = [loops.load(self.peepholes, d, j + k * h) for k in range(3)]
+        hidden, cell = lstm_step(
+            self.math,
+            w.functions[d],
+            gates,
+            loops.load(self.final_cell, d, entry, j),
+            peepholes,
+            w.couple_forget,
+        )
+        # The cell is stored first and read no more: `hidden` needs the old one.
+        new_cell, new_hidden = (tirx.Var(name, PrimType(w.dtype)) for name in ("cell", "hidden"))
+        return [
+            tirx.Bind(new_cell, cell),
+            tirx.Bind(new_hidden, hidden),
+            loops.store(self.final_cell, (d, entry, j), new_cell),
+            *self._publish(d, entry, position, j, new_hidden),
+        ]
 
     def _rnn(self, d: int, entry: Any, position: Any) -> Stmt:
         function = self.workload.functions[d][0]

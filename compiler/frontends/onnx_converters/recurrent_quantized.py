@@ -15,7 +15,10 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 from compiler.frontends.onnx_converters import constants as c
 from compiler.frontends.onnx_converters.quantized_integer import DynamicQuantizeMatMul
 from compiler.frontends.onnx_converters.recurrent import lstm_workload
-from compiler.frontends.onnx_converters.recurrent_quantized_kernel import quantized_lstm_kernel
+from compiler.frontends.onnx_converters.recurrent_quantized_kernel import (
+    QuantizedLstm,
+    pack_recurrent,
+)
 
 
 class DynamicQuantizeLSTM(OnnxOpConverter):
@@ -60,11 +63,14 @@ class DynamicQuantizeLSTM(OnnxOpConverter):
             projections.append(bb.emit(product))
         projected = projections[0] if directions == 1 else c.concat(bb, projections, 1)
         codes, scales = _recurrent_codes(recurrent, inputs[10], inputs[11])
+        packed = pack_recurrent(codes)
+        kernel = QuantizedLstm(workload, packed.shape)
         state = (directions, batch, size)
         arguments = [
             c.reshape(bb, projected, (steps, batch, directions * width)),
-            c.constant(codes),
+            c.constant(packed),
             c.constant(scales),
+            c.constant(codes.sum(1, dtype=np.int32)),
             c.zeros(state, "float32") if hidden is None else hidden,
             c.zeros(state, "float32") if cell is None else cell,
             peepholes,
@@ -72,14 +78,14 @@ class DynamicQuantizeLSTM(OnnxOpConverter):
         ]
         results = bb.emit(
             relax.call_tir(
-                bb.add_func(quantized_lstm_kernel(workload, str(codes.dtype)), "quantized_lstm"),
+                bb.add_func(kernel.function(), "quantized_lstm"),
                 relax.Tuple([argument for argument in arguments if argument is not None]),
                 [
                     relax.TensorType((steps, *state), "float32"),
                     relax.TensorType(state, "float32"),
                     relax.TensorType(state, "float32"),
-                    relax.TensorType((directions, batch, width), "float32"),
-                    relax.TensorType(state, "int16"),
+                    relax.TensorType(kernel.scratch_shapes[0], "int8"),
+                    relax.TensorType(kernel.scratch_shapes[1], "float32"),
                 ],
             )
         )
@@ -89,7 +95,7 @@ class DynamicQuantizeLSTM(OnnxOpConverter):
 def _recurrent_codes(
     codes: relax.Expr, scale: relax.Expr, zero_point: relax.Expr | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (D, H, 4 H) less their zero points, in int8 where they fit, and scales (D, 4 H).
+    """Codes (D, H, 4 H) less their zero points in int16, and scales (D, 4 H).
 
     Raises ValueError if they depend on data.
     """
@@ -102,6 +108,4 @@ def _recurrent_codes(
     centred = levels.astype(np.int16)
     if offsets is not None:
         centred = centred - offsets.astype(np.int16).reshape(directions, 1, -1)
-    if np.abs(centred).max(initial=0) < 128:
-        centred = centred.astype(np.int8)
     return centred, np.broadcast_to(factors.reshape(directions, -1), (directions, width)).copy()

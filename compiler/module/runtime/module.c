@@ -185,8 +185,10 @@ static int run_step(const tinsmith_context *context, int threads, const step *s)
   char *pointers[MAX_PLACES];
   for (int32_t i = 0; i < s->place_count; i++)
     pointers[i] = context->bases[s->places[i].base] + s->places[i].offset;
-  for (int32_t i = 0; i < s->stage_count; i++)
-    if (pool_run(&s->stages[i], threads, pointers, context->task_scratch)) return -1;
+  for (const stage *first = s->stages; first < s->stages + s->stage_count; first += first->span)
+    for (int32_t round = 0; round < first->rounds; round++)
+      for (int32_t i = 0; i < first->span; i++)
+        if (pool_run(&first[i], threads, pointers, context->task_scratch)) return -1;
   return 0;
 }
 

@@ -8,9 +8,12 @@
 typedef int32_t (*stage_function)(int32_t begin, int32_t end, char *const *pointers,
                                   char *task_scratch);
 
+/* It and the stages behind it, `span` together, run `rounds` times in turn. */
 typedef struct {
   stage_function run;
   int32_t extent;
+  int32_t rounds;
+  int32_t span;
 } stage;
 
 /* Bases: 0 weights, 1 arena, 2... inputs, then outputs. */

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
+from targets.cpu.byte_dots import use_byte_dots
 from targets.cpu.program import static_bytes
 from targets.cpu.template import Decisions, Match, Template
 from targets.spec import TargetSpec
@@ -68,5 +69,5 @@ class Recurrent(Template):
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
     ) -> PrimFunc:
-        """The function as its definition wrote it."""
-        return function
+        """The function as its definition wrote it, in the instructions of the machine."""
+        return use_byte_dots(function, spec)

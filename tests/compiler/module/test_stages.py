@@ -62,10 +62,24 @@ def two_loops(A: T.Buffer((16, 4096), "float32"), C: T.Buffer((16, 4096), "float
 
 
 @T.prim_func(private=True, s_tir=True)
+def recurrence(A: T.Buffer((5, 16), "float32"), C: T.Buffer((5, 16), "float32")):
+    """C[t] = mean(C[t - 1]) + A[t] + 2 * t: what crosses steps lives across stages."""
+    mean = T.alloc_buffer((1,), "float32")
+    mean[0] = T.float32(0)
+    for t in range(5):
+        for i in T.parallel(16):
+            C[t, i] = mean[0] + A[t, i] + T.Cast("float32", 2 * t)
+        mean[0] = T.float32(0)
+        for i in range(16):
+            mean[0] = mean[0] + C[t, i] * T.float32(1 / 16)
+
+
+@T.prim_func(private=True, s_tir=True)
 def inner_parallel(A: T.Buffer((4, 8), "float32"), C: T.Buffer((4, 8), "float32")):
-    for i in range(4):
-        for j in T.parallel(8):
-            C[i, j] = A[i, j] * T.float32(2)
+    for k in range(2):
+        for i in range(4):
+            for j in T.parallel(8):
+                C[i, j] = A[i, j] * T.float32(2 + k)
 
 
 def _split(function: tirx.PrimFunc):
@@ -122,6 +136,23 @@ def test_buffers_across_stages_are_scratch_and_large_ones_are_per_task() -> None
     assert code.task_scratch_bytes == 4096 * 4 > STACK_BYTES
     assert code.stages[0].task_scratch == ()
     assert code.stages[1].task_scratch == (0,)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_serial_loop_around_parallel_ones_runs_in_rounds(threads: int, tmp_path: Path) -> None:
+    code, _ = _split(recurrence)
+    told = [(stage.extent, stage.rounds, stage.span) for stage in code.stages]
+    assert told == [(1, 1, 1), (16, 5, 2), (1, 1, 1)]
+    assert code.serialised_loops == 0
+    a = np.random.default_rng(0).standard_normal((5, 16)).astype("float32")
+    mean, rows = np.float32(0), []
+    for t in range(5):
+        rows.append(mean + a[t] + 2 * t)
+        mean = rows[-1].mean()
+    model = _model(recurrence, [(5, 16), (5, 16)])
+    with load(write_module(model, tmp_path / "a", forms=("shared",)).path, threads) as module:
+        for _ in range(2):
+            np.testing.assert_allclose(module.run([a])[0], np.stack(rows), rtol=1e-5)
 
 
 def test_an_inner_parallel_loop_is_reported() -> None:

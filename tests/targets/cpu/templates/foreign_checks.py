@@ -79,6 +79,7 @@ def _calls(name: str, sizes: Sequence[int], output: int, code: KernelCode) -> st
         f"void *p[] = {{{', '.join(pointers)}}};",
         f"char *task = room({code.task_scratch_bytes});",
     ]
+    assert all(stage.rounds == 1 for stage in code.stages)
     for stage in code.stages:
         places = [f"p[{i}]" for i in stage.pointers] + [f"task + {o}" for o in stage.task_scratch]
         types = ", ".join(["int32_t", "int32_t", *["void *"] * len(places)])
