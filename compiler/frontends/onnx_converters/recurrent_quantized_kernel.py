@@ -215,7 +215,7 @@ class QuantizedLstm(RecurrentKernel):
 
     def _update(self, d: int, entry: Any, position: Any, block: Any) -> Stmt:
         """The sums of all gates of a block of units, and the new states of these units."""
-        w, units, hidden = self.workload, self.units, self.workload.hidden
+        units, hidden = self.units, self.workload.hidden
         count = _GATES * units
         lanes = min(_SUMS, count)
         total = loops.local_buffer("total", (count,), "int32")
@@ -255,9 +255,7 @@ class QuantizedLstm(RecurrentKernel):
             loops.serial(
                 "part",
                 self.parts,
-                lambda part: loops.serial(
-                    "step", self.steps, lambda step: accumulate(part, step)
-                ),
+                lambda part: loops.serial("step", self.steps, lambda step: accumulate(part, step)),
             ),
             tirx.Bind(scale, loops.load(self.quanta, d, entry, 0)),
             tirx.Bind(shift, tirx.Cast("int32", loops.load(self.quanta, d, entry, 1))),
