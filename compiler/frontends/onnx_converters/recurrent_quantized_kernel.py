@@ -47,7 +47,7 @@ def pack_recurrent(codes: npt.NDArray[np.int16]) -> npt.NDArray[np.int8]:
     directions, hidden, _ = codes.shape
     units, steps = _units(hidden), -(-hidden // _DEPTH)
     filled = np.pad(codes, [(0, 0), (0, steps * _DEPTH - hidden), (0, 0)])
-    parts = []
+    parts: list[npt.NDArray[np.int8]] = []
     while not parts or filled.any():
         parts.append(np.clip(filled, -_LARGEST, _LARGEST).astype(np.int8))
         filled = filled - parts[-1]
