@@ -55,7 +55,8 @@ class ControlFlow:
         condition = importer.tensor(node.input[0], "condition")
         then_values = self._run(branches["then_branch"], {})
         else_values = self._run(branches["else_branch"], {})
-        if [_signature(v) for v in then_values] != [_signature(v) for v in else_values]:
+        pairs = list(zip(then_values, else_values, strict=True))
+        if not all(_selectable(first, second) for first, second in pairs):
             self._dynamic.branch(node, branches)
             return
         importer.notes.append(
@@ -66,7 +67,7 @@ class ControlFlow:
             node,
             [
                 importer.emit(relax.op.where(scalar, first, second), name)
-                for name, first, second in zip(node.output, then_values, else_values, strict=True)
+                for name, (first, second) in zip(node.output, pairs, strict=True)
             ],
         )
 
@@ -134,7 +135,7 @@ class ControlFlow:
         """The new state where the loop went on, else the old one."""
         if condition is None:
             return new
-        if _signature(new) != _signature(old):
+        if not _selectable(new, old):
             raise _DependsOnDataError
         return self._importer.builder.emit(relax.op.where(condition, new, old))
 
@@ -187,9 +188,16 @@ class ControlFlow:
         importer.values = {**outer, **arguments}
         try:
             importer.add_graph(graph)
-            return [importer.tensor(output.name, "subgraph output") for output in graph.output]
+            return [self._result(output.name) for output in graph.output]
         finally:
             importer.values = outer
+
+    def _result(self, name: str) -> relax.Expr:
+        """A result of a subgraph: a tensor, or a sequence as a tuple."""
+        value = self._importer.values.get(name)
+        if isinstance(value, relax.Tuple) or name in self._importer.dynamic.sequences:
+            return value
+        return self._importer.tensor(name, "subgraph output")
 
     def _slice(self, source: relax.Expr, axis: int, index: int) -> relax.Expr:
         position = constant(np.array(index, np.int64))
@@ -213,5 +221,6 @@ def _body(node: NodeProto, importer: GraphImporter) -> GraphProto:
     raise ModelError(f"{importer.describe(node)}: it has no body")
 
 
-def _signature(value: relax.Expr) -> str:
-    return str(value.ty)
+def _selectable(first: relax.Expr, second: relax.Expr) -> bool:
+    """Whether a kernel can select one of two values: tensors of one type."""
+    return isinstance(first.ty, relax.TensorType) and str(first.ty) == str(second.ty)

@@ -9,7 +9,7 @@ read such tensors are called in the same way, since no template tiles what has n
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class DynamicNodes:
     def __init__(self, importer: GraphImporter) -> None:
         self._importer = importer
         # Types of sequences, which Relax knows nothing of, by the name of the value.
-        self._sequences: dict[str, TypeProto] = {}
+        self.sequences: dict[str, TypeProto] = {}
         self._extents = 0
 
     def concerns(self, node: NodeProto) -> bool:
@@ -136,7 +136,7 @@ class DynamicNodes:
         )
         for name, result in zip(wanted, results, strict=True):
             if types[name].HasField("sequence_type"):
-                self._sequences[name] = types[name]
+                self.sequences[name] = types[name]
                 importer.values[name] = result
             else:
                 shape = self._shape(node, types[name])
@@ -211,7 +211,7 @@ class DynamicNodes:
         copied = NodeProto()
         copied.CopyFrom(node)
         inputs = [
-            onnx.helper.make_value_info(name, self._type_of(name, value))
+            onnx.helper.make_value_info(name, self.type_of(name, value))
             for name, value in zip(names, values, strict=True)
         ]
         outputs = [onnx.helper.make_empty_tensor_value_info(n) for n in node.output if n]
@@ -221,22 +221,29 @@ class DynamicNodes:
         model.ir_version = 8
         return model
 
-    def _type_of(self, name: str, value: Any) -> TypeProto:
-        if name in self._sequences:
-            return self._sequences[name]
+    def type_of(self, name: str, value: Any) -> TypeProto:
+        """The type of the value `name` as ONNX tells it."""
         if isinstance(value, relax.Tuple):
-            elements = [_tensor_type(field.ty) for field in value.fields]
-            if not elements:
-                elements = [onnx.helper.make_tensor_type_proto(self._empty_dtype(name), None)]
-            elements[0].tensor_type.ClearField("shape")
-            return onnx.helper.make_sequence_type_proto(elements[0])
+            if not value.fields:
+                element = onnx.helper.make_tensor_type_proto(self._empty_dtype(name), None)
+                return onnx.helper.make_sequence_type_proto(element)
+            element = _tensor_type(value.fields[0].ty)
+            ranks = {field.ty.ndim for field in value.fields}
+            element.tensor_type.ClearField("shape")
+            if len(ranks) == 1 and min(ranks) >= 0:
+                element.tensor_type.shape.SetInParent()
+                for _ in range(min(ranks)):
+                    element.tensor_type.shape.dim.add()
+            return onnx.helper.make_sequence_type_proto(element)
+        if name in self.sequences:
+            return self.sequences[name]
         if isinstance(value, relax.ShapeExpr):
             return onnx.helper.make_tensor_type_proto(onnx.TensorProto.INT64, [len(value.values)])
         return _tensor_type(value.ty)
 
     def _empty_dtype(self, name: str) -> int:
         """The element type of the sequence that a SequenceEmpty has made."""
-        for node in self._importer.graph.node:
+        for node in nodes_of(self._importer.graph):
             if node.op_type == "SequenceEmpty" and name in node.output:
                 return next((a.i for a in node.attribute if a.name == "dtype"), TensorProto.FLOAT)
         return TensorProto.FLOAT
@@ -305,6 +312,15 @@ class DynamicNodes:
             first = _extents(given[0])
             return None if first is None or node.op_type == "Gather" else len(first)
         return None
+
+
+def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of `graph` and of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from nodes_of(subgraph)
 
 
 def free_names(graph: GraphProto) -> set[str]:

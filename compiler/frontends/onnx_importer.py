@@ -243,7 +243,7 @@ class GraphImporter:
         if isinstance(value, relax.ShapeExpr):
             return "int64"
         kind = value.ty if isinstance(value, relax.Expr) else None
-        if isinstance(kind, relax.TupleType):
+        if isinstance(kind, relax.TupleType | relax.AnyType):
             return "sequence"
         if not isinstance(kind, relax.TensorType):
             return None

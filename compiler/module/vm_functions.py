@@ -114,7 +114,7 @@ def _operator(text: str) -> Operator:
 
 def _loop(text: str, *arguments: Any) -> Any:
     spec = _description(text)
-    body = _RUNNING.machine[spec["body"]]
+    bodies = _bodies(spec)
     rest = list(arguments)
     limit = int(_numpy(rest.pop(0)).reshape(-1)[0]) if spec["limited"] else None
     goes_on = bool(_numpy(rest.pop(0)).reshape(-1)[0]) if spec["conditional"] else True
@@ -125,7 +125,7 @@ def _loop(text: str, *arguments: Any) -> Any:
     turn = 0
     while goes_on and (limit is None or turn < limit):
         counter = _tensor(np.full(counter_shape, turn, np.int64))
-        condition, *results = body(
+        condition, *results = next(bodies)(
             counter, _tensor(np.ones(condition_shape, bool)), *states, *captured
         )
         # A body without a condition of its own says that it goes on.
@@ -140,7 +140,7 @@ def _loop(text: str, *arguments: Any) -> Any:
 
 def _scan(text: str, *arguments: Any) -> Any:
     spec = _description(text)
-    body = _RUNNING.machine[spec["body"]]
+    bodies = _bodies(spec)
     count, axes = spec["states"], spec["axes"]
     states, captured = list(arguments[:count]), arguments[count + len(axes) :]
     sources = [
@@ -157,7 +157,7 @@ def _scan(text: str, *arguments: Any) -> Any:
         slices = [
             _tensor(np.take(source, turn, axis)) for source, axis in zip(sources, axes, strict=True)
         ]
-        results = list(body(*states, *slices, *captured))
+        results = list(next(bodies)(*states, *slices, *captured))
         states = results[:count]
         for rows, value in zip(scanned, results[count:], strict=True):
             rows.append(_numpy(value).copy())
@@ -170,11 +170,21 @@ def _scan(text: str, *arguments: Any) -> Any:
     return _results([*states, *(_tensor(stack) for stack in stacks)])
 
 
+def _bodies(spec: dict[str, Any]) -> Iterator[Any]:
+    """The functions of the turns: the first one may differ."""
+    machine = _RUNNING.machine
+    if spec["first"] is not None:
+        yield machine[spec["first"]]
+    body = machine[spec["body"]]
+    while True:
+        yield body
+
+
 def _stacked(rows: Sequence[np.ndarray], scan: dict[str, Any], axis: int = 0) -> np.ndarray:
     if rows:
         return np.stack(rows, axis)
     if scan["shape"] is None:
-        raise TinsmithError("a loop without a turn stacks up rows of a shape that is not known")
+        raise TinsmithError("a loop without a turn stacks up rows of a rank that is not known")
     shape = list(scan["shape"])
     shape.insert(axis % (len(shape) + 1), 0)
     return np.empty(shape, scan["dtype"])
