@@ -233,7 +233,9 @@ class DynamicControl:
                 if not has_a_turn:
                     joined = [self._joined(a, b) for a, b in zip(initial, joined, strict=True)]
                 return _Body(name, first, joined, rows)
-            if first is None and any(_rank(a) != _rank(b) for a, b in zip(states, after, strict=True)):
+            if first is None and any(
+                _rank(a) != _rank(b) for a, b in zip(states, after, strict=True)
+            ):
                 first, first_rows, states = name, rows, after
             else:
                 del self._importer.functions[name]

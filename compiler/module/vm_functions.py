@@ -24,7 +24,9 @@ import numpy as np
 import tvm_ffi
 
 from compiler.errors import TinsmithError
-from compiler.module.vm_operators import OPERATORS, Operator
+from compiler.module.vm_operators import OPERATORS
+from compiler.module.vm_rearrangement import Operator
+from compiler.module.vm_tensors import array_of, tensor_of
 
 
 class Machine(Protocol):
@@ -68,8 +70,8 @@ def call_label(function: str, arguments: Sequence[Any]) -> str:
 
 
 def _evaluate(text: str, *inputs: Any) -> Any:
-    results = _operator(text)([_numpy(value) for value in inputs])
-    return _results([_tensor(result) for result in results])
+    results = _operator(text)([array_of(value) for value in inputs])
+    return _results([tensor_of(result) for result in results])
 
 
 @lru_cache(_REMEMBERED)
@@ -89,7 +91,11 @@ def _operator(text: str) -> Operator:
         wanted = [i for i, name in enumerate(node.output) if name]
 
         def evaluate(inputs: Sequence[Any]) -> Sequence[Any]:
-            results = own([None if place is None else inputs[place] for place in places])
+            try:
+                with np.errstate(all="ignore"):
+                    results = own([None if place is None else inputs[place] for place in places])
+            except Exception as error:
+                raise _failure(node, error) from error
             return [results[i] for i in wanted]
 
         return evaluate
@@ -102,40 +108,43 @@ def _operator(text: str) -> Operator:
             with np.errstate(all="ignore"):
                 return evaluator.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            label = node.name or next(iter(node.output), "")
-            raise TinsmithError(
-                f"node {label!r} ({node.op_type}): its shapes depend on data, and the evaluator of "
-                f"the onnx package cannot run it: {lines[-1][:_REASON]}"
-            ) from error
+            raise _failure(node, error) from error
 
     return refer
+
+
+def _failure(node: Any, error: Exception) -> TinsmithError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    label = node.name or next(iter(node.output), "")
+    return TinsmithError(
+        f"node {label!r} ({node.op_type}) cannot be evaluated on these data: {lines[-1][:_REASON]}"
+    )
 
 
 def _loop(text: str, *arguments: Any) -> Any:
     spec = _description(text)
     bodies = _bodies(spec)
     rest = list(arguments)
-    limit = int(_numpy(rest.pop(0)).reshape(-1)[0]) if spec["limited"] else None
-    goes_on = bool(_numpy(rest.pop(0)).reshape(-1)[0]) if spec["conditional"] else True
+    limit = int(array_of(rest.pop(0)).reshape(-1)[0]) if spec["limited"] else None
+    goes_on = bool(array_of(rest.pop(0)).reshape(-1)[0]) if spec["conditional"] else True
     count = spec["states"]
     states, captured = rest[:count], rest[count:]
     scanned: list[list[np.ndarray]] = [[] for _ in spec["scans"]]
     counter_shape, condition_shape = ((1,) * rank for rank in spec["ranks"])
     turn = 0
     while goes_on and (limit is None or turn < limit):
-        counter = _tensor(np.full(counter_shape, turn, np.int64))
+        counter = tensor_of(np.full(counter_shape, turn, np.int64))
         condition, *results = next(bodies)(
-            counter, _tensor(np.ones(condition_shape, bool)), *states, *captured
+            counter, tensor_of(np.ones(condition_shape, bool)), *states, *captured
         )
         # A body without a condition of its own says that it goes on.
-        goes_on = bool(_numpy(condition).reshape(-1)[0])
+        goes_on = bool(array_of(condition).reshape(-1)[0])
         states = results[:count]
         for rows, value in zip(scanned, results[count:], strict=True):
-            rows.append(_numpy(value).copy())
+            rows.append(array_of(value).copy())
         turn += 1
     stacks = [_stacked(rows, scan) for rows, scan in zip(scanned, spec["scans"], strict=True)]
-    return _results([*states, *(_tensor(stack) for stack in stacks)])
+    return _results([*states, *(tensor_of(stack) for stack in stacks)])
 
 
 def _scan(text: str, *arguments: Any) -> Any:
@@ -144,7 +153,7 @@ def _scan(text: str, *arguments: Any) -> Any:
     count, axes = spec["states"], spec["axes"]
     states, captured = list(arguments[:count]), arguments[count + len(axes) :]
     sources = [
-        np.flip(_numpy(value), axis) if backward else _numpy(value)
+        np.flip(array_of(value), axis) if backward else array_of(value)
         for value, axis, backward in zip(
             arguments[count : count + len(axes)], axes, spec["backward"], strict=True
         )
@@ -155,19 +164,20 @@ def _scan(text: str, *arguments: Any) -> Any:
     scanned: list[list[np.ndarray]] = [[] for _ in spec["scans"]]
     for turn in range(lengths.pop()):
         slices = [
-            _tensor(np.take(source, turn, axis)) for source, axis in zip(sources, axes, strict=True)
+            tensor_of(np.take(source, turn, axis))
+            for source, axis in zip(sources, axes, strict=True)
         ]
         results = list(next(bodies)(*states, *slices, *captured))
         states = results[:count]
         for rows, value in zip(scanned, results[count:], strict=True):
-            rows.append(_numpy(value).copy())
+            rows.append(array_of(value).copy())
     stacks = [
         _stacked(rows[::-1] if backward else rows, scan, axis)
         for rows, scan, axis, backward in zip(
             scanned, spec["scans"], spec["scan_axes"], spec["scan_backward"], strict=True
         )
     ]
-    return _results([*states, *(_tensor(stack) for stack in stacks)])
+    return _results([*states, *(tensor_of(stack) for stack in stacks)])
 
 
 def _bodies(spec: dict[str, Any]) -> Iterator[Any]:
@@ -192,7 +202,7 @@ def _stacked(rows: Sequence[np.ndarray], scan: dict[str, Any], axis: int = 0) ->
 
 def _branch(text: str, condition: Any, *captured: Any) -> Any:
     spec = _description(text)
-    taken = "then" if bool(_numpy(condition).reshape(-1)[0]) else "else"
+    taken = "then" if bool(array_of(condition).reshape(-1)[0]) else "else"
     return _results(_RUNNING.machine[spec[taken]](*captured))
 
 
@@ -204,21 +214,6 @@ def _results(values: Sequence[Any]) -> Any:
 @lru_cache(_REMEMBERED)
 def _description(text: str) -> dict[str, Any]:
     return dict(json.loads(text))
-
-
-def _numpy(value: Any) -> Any:
-    """A tensor as an array, a sequence as a list of arrays."""
-    return value.numpy() if hasattr(value, "numpy") else [_numpy(item) for item in value]
-
-
-def _tensor(value: Any) -> Any:
-    """An array as a tensor, a sequence as a list of tensors."""
-    import tvm
-
-    if isinstance(value, list | tuple):
-        return [_tensor(item) for item in value]
-    array = np.asarray(value)
-    return tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape))
 
 
 _FUNCTIONS = {

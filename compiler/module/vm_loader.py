@@ -17,6 +17,7 @@ from compiler.module.manifest import Manifest
 from compiler.module.module_file import open_checked
 from compiler.module.signature import Inputs
 from compiler.module.vm_functions import call_label, register, running
+from compiler.module.vm_tensors import array_of, tensor_of
 from compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model_vm.so"
@@ -62,15 +63,15 @@ class VirtualMachineContext(Context):
 
     def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
         arrays = self._signature.checked(inputs)
-        tensor = self._module._tvm.runtime.tensor
         try:
             with self._lock, running(self._machine):
-                result = self._machine["main"](*(tensor(array) for array in arrays))
+                result = self._machine["main"](*(tensor_of(array) for array in arrays))
         except (RuntimeError, ValueError, TypeError) as error:
             detail = str(error).strip().splitlines()[-1]
             raise TinsmithError(f"{self._module.manifest.name}: {detail}") from error
         single = isinstance(result, self._module._tvm.runtime.Tensor)
-        results = [part.numpy() for part in ([result] if single else result)]
+        # Kept by the caller, who may write into them: a result can be an input or a constant.
+        results = [np.array(array_of(part)) for part in ([result] if single else result)]
         if outputs is None:
             return results
         if len(outputs) != len(results):
@@ -83,7 +84,7 @@ class VirtualMachineContext(Context):
 
     def profile(self, inputs: Inputs, repeats: int = 10) -> list[StepTime]:
         arrays = self._signature.checked(inputs)
-        tensors = [self._module._tvm.runtime.tensor(array) for array in arrays]
+        tensors = [tensor_of(array) for array in arrays]
         # An instrument cannot be taken off again: it gets a machine of its own.
         machine = self._module.machine()
         watch = _Stopwatch()

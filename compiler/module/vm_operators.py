@@ -7,18 +7,17 @@ reference evaluator of the onnx package, which knows all operators and is slower
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compiler.interpolation import resized, sampling, scales_and_sizes
+from compiler.module.vm_rearrangement import REARRANGEMENTS, Maker, Operator
+from compiler.module.vm_sequences import SEQUENCES
 
 # Boxes that are compared with each other at once, best first.
 _TOGETHER = 64
-
-Operator = Callable[[Sequence[Any]], Sequence[Any]]
-Maker = Callable[[Mapping[str, Any], int, int], Operator | None]
 
 
 def _non_zero(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:
@@ -195,4 +194,6 @@ OPERATORS: dict[str, Maker] = {
     "NonZero": _non_zero,
     "Resize": _resize,
     "Unique": _unique,
+    **REARRANGEMENTS,
+    **SEQUENCES,
 }
