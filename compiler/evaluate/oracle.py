@@ -47,14 +47,15 @@ def open_runner(who: str, content: bytes, threads: int) -> Runner:
             # It cannot make weights that share a zero point unsigned.
             return OnnxRuntime(content, threads, {}, optimised=optimised).run
     import onnx.version_converter
-    from onnx.reference import ReferenceEvaluator
+
+    from compiler.module.onnx_loop import reference_evaluator
 
     model = onnx.load_from_string(content)
     try:
-        evaluator = ReferenceEvaluator(model)
+        evaluator = reference_evaluator(model)
     except RuntimeError:
         # It has QuantizeLinear and its like in newer versions only.
-        evaluator = ReferenceEvaluator(onnx.version_converter.convert_version(model, 21))
+        evaluator = reference_evaluator(onnx.version_converter.convert_version(model, 21))
     names = list(evaluator.output_names)
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:

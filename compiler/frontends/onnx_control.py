@@ -197,6 +197,11 @@ class ControlFlow:
         value = self._importer.values.get(name)
         if isinstance(value, relax.Tuple) or name in self._importer.dynamic.sequences:
             return value
+        if value is not None and not isinstance(value, relax.Expr):
+            raise ModelError(
+                f"{self._importer.source}: whether the optional {name!r} holds a value depends on "
+                "data; bind the input that decides it to a constant"
+            )
         return self._importer.tensor(name, "subgraph output")
 
     def _slice(self, source: relax.Expr, axis: int, index: int) -> relax.Expr:

@@ -9,11 +9,13 @@ read such tensors are called in the same way, since no template tiles what has n
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import tvm
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst, Op, StringImm
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # The function that evaluates a node at run time: its text, then its inputs.
 EVALUATE = "tinsmith.evaluate"
+# The function that gives back a tensor, of whose rank nothing is known but what is declared.
+DECLARED = "tinsmith.declared"
 
 # The shape of what these give depends on the values of their first input.
 DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
@@ -141,7 +145,6 @@ class DynamicNodes:
             else:
                 shape = self._shape(node, types[name])
                 importer.values[name] = self.named_extents(result, shape, name)
-        importer.note_dynamic(node)
 
     def call(
         self, function: str, arguments: Sequence[Any], kinds: Sequence[Any], name: str
@@ -173,6 +176,15 @@ class DynamicNodes:
         extents = [self.fresh_extent() if size is None else size for size in shape]
         kind = relax.TensorType(extents, str(value.ty.dtype))
         return self._importer.builder.match_cast(value, kind, self._importer.fresh_name(name))
+
+    def declared(self, value: relax.Expr, rank: int, name: str) -> relax.Expr:
+        """An output of which nothing but the declared rank is known, and that may have another.
+
+        ONNX Runtime gives back what was computed in such a case, and so do modules.
+        """
+        kind = relax.TensorType(dtype=str(value.ty.dtype), ndim=rank)
+        (result,) = self.call(DECLARED, [value], [kind], name)
+        return result
 
     def fresh_extent(self) -> tirx.Var:
         """A name for an extent that nothing is known of."""
@@ -312,6 +324,23 @@ class DynamicNodes:
             first = _extents(given[0])
             return None if first is None or node.op_type == "Gather" else len(first)
         return None
+
+
+def evaluated_nodes(module: tvm.IRModule) -> Counter[str]:
+    """The operators of the nodes that the functions of `module` call as they are, counted."""
+    counts: Counter[str] = Counter()
+
+    def note(value: Any) -> None:
+        if not isinstance(value, relax.Call) or not isinstance(value.args[0], relax.ExternFunc):
+            return
+        if value.args[0].global_symbol == EVALUATE:
+            model = onnx.ModelProto.FromString(base64.b64decode(value.args[1].value))
+            counts[model.graph.node[0].op_type] += 1
+
+    for function in module.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, note)
+    return counts
 
 
 def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:

@@ -8,11 +8,11 @@ provides (see `compiler.module.vm_functions`), call them by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 from onnx import GraphProto, NodeProto, TypeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst, StringImm
@@ -28,8 +28,16 @@ LOOP, SCAN, BRANCH = "tinsmith.loop", "tinsmith.scan", "tinsmith.branch"
 # The types of the states are widened until the body keeps them, at most so often.
 _ATTEMPTS = 5
 
+# They give something else in every turn.
+_RANDOM = frozenset(
+    {
+        "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+        "RandomUniformLike",
+    }
+)  # fmt: skip
+
 # A tensor, or a sequence of tensors of the type that ONNX tells.
-Kind = relax.TensorType | TypeProto
+Kind: TypeAlias = relax.TensorType | TypeProto
 
 
 class NotCompiledError(Exception):
@@ -77,10 +85,14 @@ class DynamicControl:
 
     def loop(self, node: NodeProto, body: GraphProto) -> None:
         """A Loop of a number of turns that is not known."""
-        importer = self._importer
         node, body = self._without_unchanged(node, body, 2, 1)
         if not any(node.output):
             return
+        with self._computed_once(node, body) as rest:
+            self._add_loop(node, rest)
+
+    def _add_loop(self, node: NodeProto, body: GraphProto) -> None:
+        importer = self._importer
         initial = list(node.input[2:])
         captured, before = self._captured(body), dict(importer.functions)
         shapes = [_shape(value.type.tensor_type) for value in body.input[:2]]
@@ -116,12 +128,8 @@ class DynamicControl:
 
     def _has_a_turn(self, node: NodeProto) -> bool:
         """Whether it is known that a Loop has at least one turn."""
-        limit, goes_on = (
-            self._importer.constant(name) if name else np.array([1])
-            for name in (*node.input, "", "")[:2]
-        )
-        known = limit is not None and goes_on is not None
-        return known and bool(limit.reshape(-1)[0] > 0) and bool(goes_on.reshape(-1)[0])
+        values = [self._importer.constant(name) for name in node.input[:2] if name]
+        return all(value is not None and bool(value.reshape(-1)[0] > 0) for value in values)
 
     def _evaluate(
         self, node: NodeProto, functions: Mapping[str, relax.Function], reason: Exception
@@ -137,6 +145,12 @@ class DynamicControl:
         self, node: NodeProto, body: GraphProto, sliced: int, attributes: Mapping[str, list[int]]
     ) -> None:
         """A Scan of a length that is not known, or is too long to be unrolled."""
+        with self._computed_once(node, body) as rest:
+            self._add_scan(node, rest, sliced, attributes)
+
+    def _add_scan(
+        self, node: NodeProto, body: GraphProto, sliced: int, attributes: Mapping[str, list[int]]
+    ) -> None:
         importer = self._importer
         count = len(node.input) - sliced
         captured, before = self._captured(body), dict(importer.functions)
@@ -198,6 +212,38 @@ class DynamicControl:
         del kept_body.node[:]
         kept_body.node.extend([*aliases, *own_nodes])
         return kept, kept_body
+
+    @contextmanager
+    def _computed_once(self, node: NodeProto, body: GraphProto) -> Iterator[GraphProto]:
+        """The body of a loop without what is the same in every turn, which is computed before it.
+
+        Only kernels go before it: what is evaluated may fail, and a loop without a turn must not.
+        """
+        importer, outer = self._importer, self._importer.values
+        importer.values = dict(outer)
+        changing = {value.name for value in body.input} | {t.name for t in body.initializer}
+        rest = []
+        try:
+            for inner in body.node:
+                if changing.intersection(inner.input) or not self._is_a_kernel(inner):
+                    changing.update(inner.output)
+                    rest.append(inner)
+                else:
+                    importer.add_node(inner)
+            kept = GraphProto()
+            kept.CopyFrom(body)
+            del kept.node[:]
+            kept.node.extend(rest)
+            yield kept
+            outer.update((name, importer.values[name]) for name in node.output if name)
+        finally:
+            importer.values = outer
+
+    def _is_a_kernel(self, node: NodeProto) -> bool:
+        """Whether a node is translated and depends on nothing but its inputs."""
+        if node.op_type in _RANDOM or any(a.HasField("g") or a.graphs for a in node.attribute):
+            return False
+        return not self._importer.dynamic.concerns(node)
 
     def _body(
         self,

@@ -11,7 +11,6 @@ import contextlib
 import io
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from compiler.frontends.onnx_converters.constants import (
     static_shape,
     storable,
 )
-from compiler.frontends.onnx_dynamic import DynamicNodes
+from compiler.frontends.onnx_dynamic import DynamicNodes, evaluated_nodes
 from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
 from compiler.frontends.onnx_evaluate import AMPLIFYING, evaluate, predicted_shapes
 from compiler.frontends.onnx_files import standard_opset
@@ -95,7 +94,6 @@ class GraphImporter:
         # Subgraphs that are called at run time, and how often which operator is.
         self.functions: dict[str, relax.Function] = {}
         self.dynamic = DynamicNodes(self)
-        self._evaluated: Counter[str] = Counter()
         self._control_flow = ControlFlow(self)
         # The function itself is named so.
         self._names: set[str] = {"main"}
@@ -129,30 +127,27 @@ class GraphImporter:
                 self.builder._end_block()
                 raise
             self.builder.emit_func_output(result)
-        if self._evaluated:
-            told = ", ".join(f"{count} {name}" for name, count in sorted(self._evaluated.items()))
-            self.notes.append(f"shapes that depend on data: evaluated one by one are {told}")
         module = self.builder.get()
         for name, function in self.functions.items():
             module[name] = function
+        evaluated = evaluated_nodes(module)
+        if evaluated:
+            told = ", ".join(f"{count} {name}" for name, count in sorted(evaluated.items()))
+            self.notes.append(f"shapes that depend on data: evaluated one by one are {told}")
         return module
 
     def _ranked(self, value: relax.Expr, name: str, ranks: Mapping[str, int]) -> relax.Expr:
         """An output of a rank that only its declaration tells, with that."""
         if isinstance(value.ty, relax.TensorType) and value.ty.ndim < 0 and name in ranks:
-            return self.dynamic.named_extents(value, [None] * ranks[name], name)
+            return self.dynamic.declared(value, ranks[name], name)
         return value
-
-    def note_dynamic(self, node: NodeProto) -> None:
-        """Count a node that is evaluated at run time as it is."""
-        self._evaluated[node.op_type] += 1
 
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
         for tensor in graph.initializer:
             self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
         for node in graph.node:
-            self._add_node(node)
+            self.add_node(node)
 
     def tensor(self, name: str, role: str) -> relax.Expr:
         """The value `name` as a tensor expression."""
@@ -209,7 +204,8 @@ class GraphImporter:
         self._names.add(unique)
         return unique
 
-    def _add_node(self, node: NodeProto) -> None:
+    def add_node(self, node: NodeProto) -> None:
+        """Convert `node` into the current scope."""
         where = f"{self.describe(node)}: input"
         inputs = onnx_input(self._lookup(name, where) if name else None for name in node.input)
         self.budget.count_node(self.describe(node))

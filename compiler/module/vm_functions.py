@@ -6,6 +6,7 @@
 | `tinsmith.loop` | a description in JSON; number of turns and condition if there are any, states, and what the body reads from around it |
 | `tinsmith.scan` | a description in JSON; states, the tensors that are sliced, and the same |
 | `tinsmith.branch` | a description in JSON, the condition, what the branches read from around them |
+| `tinsmith.declared` | a tensor, which it gives back |
 
 Loops and branches run functions of the virtual machine that called them, which `running` names.
 """  # noqa: E501
@@ -99,9 +100,9 @@ def _operator(text: str) -> Operator:
             return [results[i] for i in wanted]
 
         return evaluate
-    from onnx.reference import ReferenceEvaluator
+    from compiler.module.onnx_loop import reference_evaluator
 
-    evaluator = ReferenceEvaluator(model)
+    evaluator = reference_evaluator(model)
 
     def refer(inputs: Sequence[Any]) -> Sequence[Any]:
         try:
@@ -206,6 +207,11 @@ def _branch(text: str, condition: Any, *captured: Any) -> Any:
     return _results(_RUNNING.machine[spec[taken]](*captured))
 
 
+def _declared(value: Any) -> Any:
+    """An output of a rank that data decide, as it is, though its file declares one."""
+    return value
+
+
 def _results(values: Sequence[Any]) -> Any:
     """A graph takes one result as itself, several as a tuple."""
     return values[0] if len(values) == 1 else values
@@ -221,4 +227,5 @@ _FUNCTIONS = {
     "tinsmith.loop": _loop,
     "tinsmith.scan": _scan,
     "tinsmith.branch": _branch,
+    "tinsmith.declared": _declared,
 }

@@ -23,7 +23,7 @@ def array_of(value: Any) -> Any:
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError):  # a dtype that numpy does not know
-            return value.numpy()  # type: ignore[attr-defined]
+            return value.numpy()
     return [array_of(item) for item in value]
 
 
@@ -32,7 +32,8 @@ def tensor_of(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [tensor_of(item) for item in value]
     array = np.asarray(value)
-    if array.dtype.kind not in _SHARED:
+    # TVM and numpy stride what has no elements differently.
+    if array.dtype.kind not in _SHARED or not array.size:
         import tvm
 
         return tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape))
