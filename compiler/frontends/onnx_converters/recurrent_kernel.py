@@ -8,7 +8,8 @@ product; what is left depends on the previous step:
 
 The product runs over register tiles of gates with the hidden state innermost but
 one, so that each weight is read once per step, along rows. Directions and batch
-entries are independent and run in parallel.
+entries are independent and run in parallel. With one sequence in one direction,
+the tiles of a large product do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ TEMPLATE_ATTRIBUTE = "tinsmith.template"
 # A tile of gates is kept in registers: eight of 256 bits or four of 512.
 _TILES = (64, 32, 16, 8, 4, 2, 1)
 _LANES = (16, 8, 4, 2, 1)
+# A single sequence's product of so many weights is shared out; below, threads would wait for
+# each other.
+_SHARED_OUT = 250_000
 _OPAQUE = 8  # Relax's kOpaque: never fused with its neighbours
 
 
@@ -345,8 +349,12 @@ class RecurrentKernel:
         offset: int = 0,
     ) -> Stmt:
         """scratch[start:stop] = initial + vector[offset:offset + H] @ recurrent[:, start:stop]"""
+        w = self.workload
         tile = next(size for size in _TILES if (stop - start) % size == 0)
-        total = loops.local_buffer("total", (tile,), self.workload.dtype)
+        total = loops.local_buffer("total", (tile,), w.dtype)
+        alone = w.directions * w.batch == 1 and not w.has_lengths
+        shared_out = alone and w.hidden * (stop - start) >= _SHARED_OUT
+        blocks = loops.parallel if shared_out else loops.serial
 
         def block(number: Any) -> Stmt:
             base = number * tile + start
@@ -382,7 +390,7 @@ class RecurrentKernel:
                 ),
             )
 
-        return loops.serial("block", (stop - start) // tile, block)
+        return blocks("block", (stop - start) // tile, block)
 
     def _elementwise(self, body: Callable[[Any], list[Stmt]]) -> Stmt:
         hidden = self.workload.hidden

@@ -24,8 +24,8 @@ from compiler.frontends.onnx_converters.recurrent_quantized_kernel import (
 class DynamicQuantizeLSTM(OnnxOpConverter):
     """LSTM of X (T, B, I) by codes W (D, I, 4 H) and R (D, H, 4 H).
 
-    The input projection is one integer product for each direction, the rest one kernel. Sequences
-    of a batch are quantised each by its own range.
+    The input projection is one integer product, the rest one kernel. Sequences of a batch are
+    quantised each by its own range.
     """
 
     @classmethod
@@ -47,21 +47,20 @@ class DynamicQuantizeLSTM(OnnxOpConverter):
         )
         directions, width = workload.directions, 4 * size
         rows = c.reshape(bb, x, (steps * batch, features))
-        projections = []
-        for number in range(directions):
-
-            def of(value: relax.Expr, number: int = number) -> relax.Expr:
-                """The part of this direction."""
-                part = c.slice_axis(bb, value, 0, number, number + 1)
-                return c.reshape(bb, part, c.static_shape(value)[1:])
-
-            operands = [rows, of(weights), of(inputs[8]), of(inputs[9]), None]
-            product = DynamicQuantizeMatMul._impl_v1(bb, onnx_input(operands), attr, params)
-            if bias is not None:
-                halves = [c.slice_axis(bb, of(bias), 0, i * width, (i + 1) * width) for i in (0, 1)]
-                product = relax.op.add(bb.emit(product), c.add(bb, *halves))
-            projections.append(bb.emit(product))
-        projected = projections[0] if directions == 1 else c.concat(bb, projections, 1)
+        columns = (directions * width,)
+        operands = [
+            rows,
+            c.reshape(bb, c.transpose(bb, weights, (1, 0, 2)), (features, *columns)),
+            _for_columns(bb, inputs[8], directions, width),
+            None if inputs[9] is None else _for_columns(bb, inputs[9], directions, width),
+            None,
+        ]
+        projected = DynamicQuantizeMatMul._impl_v1(bb, onnx_input(operands), attr, params)
+        if bias is not None:
+            halves = [c.slice_axis(bb, bias, 1, i * width, (i + 1) * width) for i in (0, 1)]
+            total = c.reshape(bb, c.add(bb, *halves), columns)
+            projected = relax.op.add(bb.emit(projected), total)
+        projected = bb.emit(projected)
         codes, scales = _recurrent_codes(recurrent, inputs[10], inputs[11])
         packed = pack_recurrent(codes)
         kernel = QuantizedLstm(workload, packed.shape)
@@ -90,6 +89,20 @@ class DynamicQuantizeLSTM(OnnxOpConverter):
             )
         )
         return relax.Tuple([bb.emit(relax.TupleGetItem(results, index)) for index in range(3)])
+
+
+def _for_columns(
+    bb: relax.BlockBuilder, values: relax.Expr, directions: int, width: int
+) -> relax.Expr:
+    """(D) or (D, 4 H) values as one for all columns of the input projection, or one for each."""
+    if len(c.static_shape(values)) > 1:
+        return c.reshape(bb, values, (directions * width,))
+    if directions == 1:
+        return c.reshape(bb, values, ())
+    known = c.as_numpy(values)
+    if known is not None:
+        return c.constant(known.repeat(width))
+    return bb.emit(relax.op.repeat(values, width))
 
 
 def _recurrent_codes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import compiler
 from compiler.errors import ModelError
 from compiler.frontends.onnx import ImportedModel, import_onnx
 from tests.compiler.frontends.small_models import model, random, run, value
@@ -125,6 +127,40 @@ def test_a_long_sequence_is_one_kernel_and_one_product() -> None:
     functions = [f for f in script.module.functions.values() if "tinsmith.template" in f.attrs]
     assert [str(function.attrs["tinsmith.template"]) for function in functions] == ["recurrent"]
     assert script.module.script().count("R.matmul(") == 1
+
+
+def test_steps_of_one_large_sequence_are_shared_out(tmp_path: Path) -> None:
+    """In rounds of the threads; a GRU's candidate waits for its reset gates."""
+    steps, features, hidden = 3, 8, 512
+    generator = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return generator.uniform(-0.1, 0.1, shape).astype(np.float32)
+
+    constants = {
+        "W": weights(1, 3 * hidden, features),
+        "R": weights(1, 3 * hidden, hidden),
+        "V": weights(1, hidden, features),
+        "S": weights(1, hidden, hidden),
+    }
+    nodes = [
+        helper.make_node("GRU", ["X", "W", "R"], ["Y"], hidden_size=hidden),
+        helper.make_node("RNN", ["X", "V", "S"], ["Z"], hidden_size=hidden, direction="reverse"),
+    ]
+    proto = model(nodes, [value("X", [steps, 1, features])], ["Y", "Z"], constants, opset=14)
+    report = compiler.compile_to(
+        proto, tmp_path / "module", static_library=False, runner=False, tuned=False
+    )
+    assert not [note for note in report.notes if "serially" in note]
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = random((steps, 1, features))
+    expected = session.run(None, {"X": x})
+    for threads in (1, 2):
+        with compiler.load(report.path, threads) as module:
+            for ours, theirs in zip(module.run([x]), expected, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_one_step_needs_no_kernel() -> None:
