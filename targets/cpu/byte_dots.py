@@ -129,7 +129,7 @@ def _magnitudes_and_signed(word: Expr, weights: Expr) -> tuple[Expr, Expr]:
 
 
 def _vnni_512(accumulator: Expr, word: Expr, weights: Expr) -> Expr:
-    magnitudes, signed = _selected(word, weights)
+    magnitudes, signed = selected(word, weights)
     return tirx.call_llvm_pure_intrin(
         "int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, magnitudes, signed
     )
@@ -137,7 +137,7 @@ def _vnni_512(accumulator: Expr, word: Expr, weights: Expr) -> Expr:
 
 def _avx512(accumulator: Expr, word: Expr, weights: Expr) -> Expr:
     pairs = tirx.call_llvm_pure_intrin(
-        "int16x32", "llvm.x86.avx512.pmaddubs.w.512", *_selected(word, weights)
+        "int16x32", "llvm.x86.avx512.pmaddubs.w.512", *selected(word, weights)
     )
     ones = tirx.Broadcast(tirx.const(1, "int16"), 32)
     return accumulator + tirx.call_llvm_pure_intrin(
@@ -145,8 +145,8 @@ def _avx512(accumulator: Expr, word: Expr, weights: Expr) -> Expr:
     )
 
 
-def _selected(word: Expr, weights: Expr) -> tuple[Expr, Expr]:
-    """As `_magnitudes_and_signed`: AVX-512 has no PSIGNB, but subtracts under a mask."""
+def selected(word: Expr, weights: Expr) -> tuple[Expr, Expr]:
+    """Magnitudes of codes (uint8), and weights with their signs: AVX-512 has no PSIGNB."""
     codes = tirx.reinterpret("int8x64", tirx.Broadcast(word, 16))
     nothing = tirx.Broadcast(tirx.const(0, "int8"), 64)
     negative = codes < nothing

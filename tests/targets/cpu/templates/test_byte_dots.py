@@ -15,7 +15,7 @@ from compiler.build import lower_kernels
 from compiler.module.machine import cpu_features
 from compiler.module.stages import split_kernel
 from targets.cpu import loops
-from targets.cpu.byte_dots import multiply_add, use_byte_dots
+from targets.cpu.byte_dots import multiply_add, selected, use_byte_dots
 from targets.registry import get_target
 from targets.spec import TargetSpec
 
@@ -93,3 +93,27 @@ def test_x86(target: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cortex-a72", "cortex-a76"])
 def test_arm(target: str, tmp_path: Path) -> None:
     run_on(get_target(target), ["qemu-aarch64-static", "-cpu", "max"], tmp_path)
+
+
+def test_signs_go_over_to_the_weights_under_a_mask() -> None:
+    """What AVX-512 does in the place of PSIGNB, on any machine."""
+    codes, weights = tirx.decl_buffer((4,), "int8"), tirx.decl_buffer((64,), "int8")
+    magnitudes, signed = tirx.decl_buffer((64,), "uint8"), tirx.decl_buffer((64,), "int8")
+    all_bytes = loops.ramp(0, 64)
+    word = tirx.reinterpret("int32", loops.load(codes, loops.ramp(0, 4)))
+    pair = selected(word, loops.load(weights, all_bytes))
+    stores = [
+        loops.store(to, (all_bytes,), value)
+        for to, value in zip((magnitudes, signed), pair, strict=True)
+    ]
+    function = tirx.PrimFunc([codes, weights, magnitudes, signed], loops.sequence(stores))
+    executable = tvm.compile(
+        tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), "llvm"
+    )
+    c = np.array([-128, -3, 0, 127], np.int8)
+    w = np.random.default_rng(0).integers(-127, 128, 64).astype(np.int8)
+    arguments = [tvm.runtime.tensor(a) for a in (c, w, np.zeros(64, "uint8"), np.zeros(64, "int8"))]
+    executable["main"](*arguments)
+    spread = np.tile(c.astype(np.int32), 16)
+    np.testing.assert_array_equal(arguments[2].numpy(), np.abs(spread))
+    np.testing.assert_array_equal(arguments[3].numpy(), np.where(spread < 0, -w, w))
