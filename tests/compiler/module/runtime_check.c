@@ -45,7 +45,8 @@ static int32_t add_next(int32_t begin, int32_t end, char *const *pointers, char 
 static const int64_t shape[] = {LENGTH};
 static const tinsmith_tensor inputs[] = {{"x", "float32", shape, 1, 0, 4u * LENGTH}};
 static const tinsmith_tensor outputs[] = {{"y", "float32", shape, 1, 0, 4u * LENGTH}};
-static const stage stages_0[] = {{scale, CHUNKS}}, stages_1[] = {{add_next, CHUNKS}};
+/* The second computes the same in each of its rounds. */
+static const stage stages_0[] = {{scale, CHUNKS, 1, 1}}, stages_1[] = {{add_next, CHUNKS, 3, 1}};
 static const place places_0[] = {{2, 0}, {0, 0}, {1, 0}}, places_1[] = {{1, 0}, {3, 0}};
 static const step steps[] = {{stages_0, places_0, 1, 3}, {stages_1, places_1, 1, 2}};
 static const char *const step_names[] = {"scale", "add_next"};
