@@ -22,6 +22,7 @@ from compiler.frontends.onnx_importer import GraphImporter
 from compiler.frontends.onnx_limits import budget_for
 from compiler.frontends.onnx_old_versions import modernized
 from compiler.frontends.onnx_operators import check_operators, find_converters
+from compiler.frontends.onnx_order import in_order
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
 
 _DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
@@ -44,7 +45,7 @@ def import_onnx(
         check_model(loaded, source)
     else:
         source, loaded = str(model), read_model(model)
-    loaded = modernized(loaded, source)
+    loaded = modernized(in_order(loaded, source), source)
     bound, inputs, notes = bind_inputs(loaded, shapes or {}, constants or {}, source)
     converters = find_converters()
     inlined = inline_functions(widen_halves(bound), converters, source)
