@@ -48,7 +48,9 @@ def running(machine: Machine) -> Iterator[None]:
     outer = getattr(_RUNNING, "machine", None)
     _RUNNING.machine = machine
     try:
-        yield
+        # Infinities and NaNs are results like others.
+        with np.errstate(all="ignore"):
+            yield
     finally:
         _RUNNING.machine = outer
 
@@ -93,8 +95,7 @@ def _operator(text: str) -> Operator:
 
         def evaluate(inputs: Sequence[Any]) -> Sequence[Any]:
             try:
-                with np.errstate(all="ignore"):
-                    results = own([None if place is None else inputs[place] for place in places])
+                results = own([None if place is None else inputs[place] for place in places])
             except Exception as error:
                 raise _failure(node, error) from error
             return [results[i] for i in wanted]
@@ -106,8 +107,7 @@ def _operator(text: str) -> Operator:
 
     def refer(inputs: Sequence[Any]) -> Sequence[Any]:
         try:
-            with np.errstate(all="ignore"):
-                return evaluator.run(None, dict(zip(names, inputs, strict=True)))
+            return evaluator.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:
             raise _failure(node, error) from error
 

@@ -15,9 +15,7 @@ import numpy as np
 from compiler.interpolation import resized, sampling, scales_and_sizes
 from compiler.module.vm_rearrangement import REARRANGEMENTS, Maker, Operator
 from compiler.module.vm_sequences import SEQUENCES
-
-# Boxes that are compared with each other at once, best first.
-_TOGETHER = 64
+from compiler.module.vm_suppression import non_max_suppression
 
 
 def _non_zero(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:
@@ -68,83 +66,6 @@ def _unique(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator
     return run
 
 
-def _non_max_suppression(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:
-    """Rows (batch, class, box) of the boxes that no better one of their class covers."""
-    centred = bool(attributes.get("center_point_box", 0))
-
-    def run(inputs: Sequence[Any]) -> Sequence[Any]:
-        boxes, scores, most, overlap, least = (*inputs, None, None, None)[:5]
-        limit = 0 if most is None or not most.size else int(most.reshape(-1)[0])
-        threshold = np.float32(0 if overlap is None or not overlap.size else overlap.reshape(-1)[0])
-        if not 0 <= threshold <= 1:
-            raise ValueError("the overlap that suppresses a box must be between 0 and 1")
-        rows: list[tuple[int, int, int]] = []
-        if limit <= 0:
-            return [np.zeros((0, 3), np.int64)]
-        for batch in range(scores.shape[0]):
-            corners = _corners(boxes[batch], centred)
-            for label in range(scores.shape[1]):
-                score = scores[batch, label]
-                kept = _kept(corners, score, limit, threshold, least)
-                rows += [(batch, label, box) for box in kept]
-        return [np.array(rows, np.int64).reshape(-1, 3)]
-
-    return run
-
-
-def _corners(boxes: np.ndarray, centred: bool) -> np.ndarray:
-    """float32 `[4, boxes]`: low and high end on the first axis, low and high on the second."""
-    if centred:
-        x, y, width, height = (boxes[:, i] for i in range(4))
-        half_width, half_height = width / np.float32(2), height / np.float32(2)
-        return np.stack([y - half_height, y + half_height, x - half_width, x + half_width])
-    a, b, c, d = (boxes[:, i] for i in range(4))
-    return np.stack([np.minimum(a, c), np.maximum(a, c), np.minimum(b, d), np.maximum(b, d)])
-
-
-def _kept(
-    corners: np.ndarray, score: np.ndarray, limit: int, threshold: np.float32, least: Any
-) -> list[int]:
-    """Boxes by falling score, without those that a kept one overlaps by more than `threshold`."""
-    candidates = np.arange(len(score))
-    if least is not None and least.size:
-        candidates = np.flatnonzero(score > least.reshape(-1)[0])
-    # Of equal scores the earlier box is the better.
-    candidates = candidates[np.argsort(-score[candidates], kind="stable")]
-    kept: list[int] = []
-    for begin in range(0, len(candidates), _TOGETHER):
-        if len(kept) >= limit:
-            break
-        some = candidates[begin : begin + _TOGETHER]
-        if kept:
-            covered = _overlap(corners[:, kept], corners[:, some]) > threshold
-            some = some[~covered.any(0)]
-        among = np.packbits(_overlap(corners[:, some], corners[:, some]) > threshold, axis=1)
-        # One whole number for each box: the bits of those that it covers, the first one highest.
-        rows = [int.from_bytes(row, "big") for row in among]
-        bit = 1 << (8 * among.shape[1] - 1) if rows else 0
-        gone = 0
-        for place, row in enumerate(rows):
-            if len(kept) >= limit:
-                break
-            if not gone & (bit >> place):
-                kept.append(int(some[place]))
-                gone |= row
-    return kept
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`[M, N]`: intersection over union of boxes `[4, M]` and `[4, N]`; 0 without an area."""
-    one, two = first[:, :, None], second[:, None, :]
-    height = np.minimum(one[1], two[1]) - np.maximum(one[0], two[0])
-    width = np.minimum(one[3], two[3]) - np.maximum(one[2], two[2])
-    common = np.where((height > 0) & (width > 0), height * width, np.float32(0))
-    areas = [(box[1] - box[0]) * (box[3] - box[2]) for box in (one, two)]
-    both = areas[0] + areas[1] - common
-    real = (areas[0] > 0) & (areas[1] > 0) & (both > 0) & (common > 0)
-    return np.divide(common, both, out=np.zeros_like(common), where=real)
-
-
 def _matrix_product(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:
     return lambda inputs: [np.matmul(inputs[0], inputs[1])]
 
@@ -190,7 +111,7 @@ OPERATORS: dict[str, Maker] = {
     "Compress": _compress,
     "Gather": _gather,
     "MatMul": _matrix_product,
-    "NonMaxSuppression": _non_max_suppression,
+    "NonMaxSuppression": non_max_suppression,
     "NonZero": _non_zero,
     "Resize": _resize,
     "Unique": _unique,
