@@ -8,10 +8,9 @@ provides (see `compiler.module.vm_functions`), call them by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from onnx import GraphProto, NodeProto, TypeProto
 from tvm import relax, tirx
@@ -19,6 +18,24 @@ from tvm.ir import GenericConst, StringImm
 
 from compiler.errors import ModelError
 from compiler.frontends.onnx_dynamic import free_names
+from compiler.frontends.onnx_kinds import (
+    Kind,
+    NotCompiledError,
+    any_elements,
+    counter_shape,
+    dtype_of,
+    loose_type,
+    open_static,
+    rank_of,
+    relax_type,
+    row_description,
+    row_type,
+    same_kind,
+    slice_type,
+    tensor_kind,
+    tensor_type_of,
+)
+from compiler.frontends.onnx_loop_bodies import LoopBodies
 
 if TYPE_CHECKING:
     from compiler.frontends.onnx_importer import GraphImporter
@@ -27,21 +44,6 @@ LOOP, SCAN, BRANCH = "tinsmith.loop", "tinsmith.scan", "tinsmith.branch"
 
 # The types of the states are widened until the body keeps them, at most so often.
 _ATTEMPTS = 5
-
-# They give something else in every turn.
-_RANDOM = frozenset(
-    {
-        "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-        "RandomUniformLike",
-    }
-)  # fmt: skip
-
-# A tensor, or a sequence of tensors of the type that ONNX tells.
-Kind: TypeAlias = relax.TensorType | TypeProto
-
-
-class NotCompiledError(Exception):
-    """A subgraph cannot become a function; carries the reason."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class DynamicControl:
 
     def __init__(self, importer: GraphImporter) -> None:
         self._importer = importer
+        self._bodies = LoopBodies(importer)
         self._count = 0
 
     def branch(self, node: NodeProto, branches: Mapping[str, GraphProto]) -> None:
@@ -85,17 +88,18 @@ class DynamicControl:
 
     def loop(self, node: NodeProto, body: GraphProto) -> None:
         """A Loop of a number of turns that is not known."""
-        node, body = self._without_unchanged(node, body, 2, 1)
+        node, body = self._bodies.without_unchanged(node, body, 2, 1)
         if not any(node.output):
             return
-        with self._computed_once(node, body) as rest:
+        with self._bodies.computed_once(node, body) as rest:
+            self._bodies.check_end(node, rest)
             self._add_loop(node, rest)
 
     def _add_loop(self, node: NodeProto, body: GraphProto) -> None:
         importer = self._importer
         initial = list(node.input[2:])
         captured, before = self._captured(body), dict(importer.functions)
-        shapes = [_shape(value.type.tensor_type) for value in body.input[:2]]
+        shapes = [counter_shape(value.type.tensor_type) for value in body.input[:2]]
         try:
             states = [self._kind(name) for name in initial]
             counters = [
@@ -115,7 +119,7 @@ class DynamicControl:
                 "conditional": has[1],
                 "states": len(states),
                 "ranks": [len(shape) for shape in shapes],
-                "scans": [_row(kind) for kind in made.rows],
+                "scans": _described(made.rows, body),
             }
         )
         given = [name for name, there in zip(node.input[:2], has, strict=False) if there]
@@ -124,7 +128,7 @@ class DynamicControl:
             *(importer.tensor(name, "loop input") for name in given),
             *(self._argument(name) for name in (*initial, *captured)),
         ]
-        self._bind(node, LOOP, arguments, [*made.states, *(_row_type(kind) for kind in made.rows)])
+        self._bind(node, LOOP, arguments, [*made.states, *(row_type(kind) for kind in made.rows)])
 
     def _has_a_turn(self, node: NodeProto) -> bool:
         """Whether it is known that a Loop has at least one turn."""
@@ -145,7 +149,7 @@ class DynamicControl:
         self, node: NodeProto, body: GraphProto, sliced: int, attributes: Mapping[str, list[int]]
     ) -> None:
         """A Scan of a length that is not known, or is too long to be unrolled."""
-        with self._computed_once(node, body) as rest:
+        with self._bodies.computed_once(node, body) as rest:
             self._add_scan(node, rest, sliced, attributes)
 
     def _add_scan(
@@ -157,8 +161,8 @@ class DynamicControl:
         axes = attributes.get("scan_input_axes", [0] * sliced)
         try:
             states = [self._kind(name) for name in node.input[:count]]
-            sources = [_tensor_type(importer.values[name]) for name in node.input[count:]]
-            slices = [_slice_type(kind, axis) for kind, axis in zip(sources, axes, strict=True)]
+            sources = [tensor_type_of(importer.values[name]) for name in node.input[count:]]
+            slices = [slice_type(kind, axis) for kind, axis in zip(sources, axes, strict=True)]
             made = self._body(body, (), states, slices, captured, False)
         except NotCompiledError as reason:
             self._evaluate(node, before, reason)
@@ -171,79 +175,14 @@ class DynamicControl:
                 "states": count,
                 "axes": axes,
                 "backward": attributes.get("scan_input_directions", [0] * sliced),
-                "scans": [_row(kind) for kind in made.rows],
+                "scans": _described(made.rows, body),
                 "scan_axes": out_axes,
                 "scan_backward": attributes.get("scan_output_directions", [0] * len(made.rows)),
             }
         )
         arguments = [StringImm(text), *(self._argument(n) for n in (*node.input, *captured))]
-        stacks = [_row_type(kind, axis) for kind, axis in zip(made.rows, out_axes, strict=True)]
+        stacks = [row_type(kind, axis) for kind, axis in zip(made.rows, out_axes, strict=True)]
         self._bind(node, SCAN, arguments, [*made.states, *stacks])
-
-    def _without_unchanged(
-        self, node: NodeProto, body: GraphProto, inputs: int, outputs: int
-    ) -> tuple[NodeProto, GraphProto]:
-        """Node and body without the states that the body hands on as they are.
-
-        The body reads them from around it, where weights are constants that kernels can pack.
-        `inputs` and `outputs` of the body come before its states.
-        """
-        same = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
-        values, inside = self._importer.values, _names_inside(body)
-        kept, kept_body, aliases = NodeProto(), GraphProto(), []
-        kept.CopyFrom(node)
-        kept_body.CopyFrom(body)
-        for place in reversed(range(len(node.input) - inputs)):
-            outer, own = node.input[inputs + place], body.input[inputs + place].name
-            result = body.output[outputs + place].name
-            while result in same and result != own:
-                result = same[result]
-            if result != own or (outer != own and outer in inside):
-                continue
-            if outer != own:
-                aliases.append(NodeProto(op_type="Identity", input=[outer], output=[own]))
-            if place < len(node.output):
-                if node.output[place]:
-                    values[node.output[place]] = values[outer]
-                del kept.output[place]
-            del kept.input[inputs + place]
-            del kept_body.input[inputs + place], kept_body.output[outputs + place]
-        own_nodes = list(kept_body.node)
-        del kept_body.node[:]
-        kept_body.node.extend([*aliases, *own_nodes])
-        return kept, kept_body
-
-    @contextmanager
-    def _computed_once(self, node: NodeProto, body: GraphProto) -> Iterator[GraphProto]:
-        """The body of a loop without what is the same in every turn, which is computed before it.
-
-        Only kernels go before it: what is evaluated may fail, and a loop without a turn must not.
-        """
-        importer, outer = self._importer, self._importer.values
-        importer.values = dict(outer)
-        changing = {value.name for value in body.input} | {t.name for t in body.initializer}
-        rest = []
-        try:
-            for inner in body.node:
-                if changing.intersection(inner.input) or not self._is_a_kernel(inner):
-                    changing.update(inner.output)
-                    rest.append(inner)
-                else:
-                    importer.add_node(inner)
-            kept = GraphProto()
-            kept.CopyFrom(body)
-            del kept.node[:]
-            kept.node.extend(rest)
-            yield kept
-            outer.update((name, importer.values[name]) for name in node.output if name)
-        finally:
-            importer.values = outer
-
-    def _is_a_kernel(self, node: NodeProto) -> bool:
-        """Whether a node is translated and depends on nothing but its inputs."""
-        if node.op_type in _RANDOM or any(a.HasField("g") or a.graphs for a in node.attribute):
-            return False
-        return not self._importer.dynamic.concerns(node)
 
     def _body(
         self,
@@ -269,18 +208,18 @@ class DynamicControl:
             own = [self._renamed(kind) for kind in (*states, *slices)]
             parameters = dict(zip(names, [*counters, *own], strict=True))
             name, results = self._function(body, parameters, captured)
-            after, rows = results[begin:end], [_tensor_kind(kind) for kind in results[end:]]
-            if any(_dtype(a) != _dtype(b) for a, b in zip(states, after, strict=True)):
+            after, rows = results[begin:end], [tensor_kind(kind) for kind in results[end:]]
+            if any(dtype_of(a) != dtype_of(b) for a, b in zip(states, after, strict=True)):
                 raise NotCompiledError("a state changes its dtype")
             joined = [self._joined(a, b) for a, b in zip(states, after, strict=True)]
-            if all(_same(a, b) for a, b in zip(states, joined, strict=True)):
+            if all(same_kind(a, b) for a, b in zip(states, joined, strict=True)):
                 if first_rows is not None:
                     rows = [self._joined(a, b) for a, b in zip(first_rows, rows, strict=True)]
                 if not has_a_turn:
                     joined = [self._joined(a, b) for a, b in zip(initial, joined, strict=True)]
                 return _Body(name, first, joined, rows)
             if first is None and any(
-                _rank(a) != _rank(b) for a, b in zip(states, after, strict=True)
+                rank_of(a) != rank_of(b) for a, b in zip(states, after, strict=True)
             ):
                 first, first_rows, states = name, rows, after
             else:
@@ -302,7 +241,7 @@ class DynamicControl:
         kinds = {outer: self._renamed(self._kind(outer)) for outer in captured} | {**parameters}
         order = [*parameters, *captured]
         variables = {
-            key: relax.Var(importer.fresh_name(key), _relax_type(kind))
+            key: relax.Var(importer.fresh_name(key), relax_type(kind))
             for key, kind in kinds.items()
         }
         known = {
@@ -356,7 +295,7 @@ class DynamicControl:
             )
         if isinstance(value, relax.ShapeExpr):
             return relax.TensorType([len(value.values)], "int64")
-        return _tensor_type(value)
+        return tensor_type_of(value)
 
     def _argument(self, name: str) -> relax.Expr:
         """The value `name` as it is handed to a function."""
@@ -380,15 +319,15 @@ class DynamicControl:
 
     def _joined(self, first: Kind, second: Kind) -> Kind:
         """The type of a value that is of the first or the second type."""
-        if _dtype(first) != _dtype(second):
+        if dtype_of(first) != dtype_of(second):
             raise NotCompiledError(
-                f"the results are of different types, {_dtype(first)} and {_dtype(second)}"
+                f"the results are of different types, {dtype_of(first)} and {dtype_of(second)}"
             )
         if isinstance(first, TypeProto) or isinstance(second, TypeProto):
-            return first if _same(first, second) else _any_elements(first)
+            return first if same_kind(first, second) else any_elements(first)
         if first.ndim != second.ndim or first.ndim < 0:
             return relax.TensorType(dtype=str(first.dtype), ndim=-1)
-        pairs = zip(_open_static(first), _open_static(second), strict=True)
+        pairs = zip(open_static(first), open_static(second), strict=True)
         extents = [
             a if a == b and a is not None else self._importer.dynamic.fresh_extent()
             for a, b in pairs
@@ -403,7 +342,7 @@ class DynamicControl:
         kinds: Sequence[Kind],
     ) -> None:
         importer = self._importer
-        loose = [_loose_type(kind) for kind in kinds]
+        loose = [loose_type(kind) for kind in kinds]
         label = next(filter(None, node.output), "value")
         results = importer.dynamic.call(function, arguments, loose, label)
         for name, kind, result in zip(node.output, kinds, results, strict=False):
@@ -413,7 +352,7 @@ class DynamicControl:
                 importer.dynamic.sequences[name] = kind
                 importer.values[name] = result
             else:
-                shape = None if kind.ndim < 0 else _open_static(kind)
+                shape = None if kind.ndim < 0 else open_static(kind)
                 importer.values[name] = importer.dynamic.named_extents(result, shape, name)
         importer.notes.append(
             f"{node.op_type} node {node.name or label!r} depends on data: "
@@ -421,100 +360,7 @@ class DynamicControl:
         )
 
 
-def _names_inside(graph: GraphProto) -> set[str]:
-    """The names that `graph` and the graphs in it give to values."""
-    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        names.update(node.output)
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                names |= _names_inside(subgraph)
-    return names
-
-
-def _relax_type(kind: Kind) -> Any:
-    return relax.AnyType() if isinstance(kind, TypeProto) else kind
-
-
-def _loose_type(kind: Kind) -> Any:
-    if isinstance(kind, TypeProto):
-        return relax.AnyType()
-    return relax.TensorType(dtype=str(kind.dtype), ndim=kind.ndim)
-
-
-def _dtype(kind: Kind) -> str:
-    """The dtype of a tensor, or what a sequence holds."""
-    if isinstance(kind, TypeProto):
-        return f"a sequence of {kind.sequence_type.elem_type.tensor_type.elem_type}"
-    return str(kind.dtype)
-
-
-def _rank(kind: Kind) -> int | None:
-    return None if isinstance(kind, TypeProto) else kind.ndim
-
-
-def _same(first: Kind, second: Kind) -> bool:
-    """Whether two types of one dtype tell the same extents."""
-    if isinstance(first, TypeProto) or isinstance(second, TypeProto):
-        return bool(first == second)
-    if first.ndim != second.ndim or first.ndim < 0:
-        return first.ndim == second.ndim
-    return _open_static(first) == _open_static(second)
-
-
-def _any_elements(kind: TypeProto) -> TypeProto:
-    """A type of sequences that tells no more of the elements than their dtype."""
-    result = TypeProto()
-    result.CopyFrom(kind)
-    result.sequence_type.elem_type.tensor_type.ClearField("shape")
-    return result
-
-
-def _tensor_kind(kind: Kind) -> relax.TensorType:
-    if isinstance(kind, TypeProto):
-        raise NotCompiledError("rows of a scan output are sequences")
-    return kind
-
-
-def _tensor_type(value: Any) -> relax.TensorType:
-    if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
-        raise NotCompiledError("a value is no tensor")
-    return value.ty
-
-
-def _open_static(kind: relax.TensorType) -> list[int | None]:
-    """Known extents of a tensor, None for the others."""
-    if not isinstance(kind.shape, relax.ShapeExpr):
-        return [None] * kind.ndim
-    return [int(e.value) if isinstance(e, tirx.IntImm) else None for e in kind.shape.values]
-
-
-def _row(kind: relax.TensorType) -> dict[str, Any]:
-    """Dtype and shape of what a turn gives: without a turn, nothing else tells them."""
-    shape = None if kind.ndim < 0 else _open_static(kind)
-    # Without a turn ONNX Runtime takes extents that are not known for zero.
-    return {"shape": shape and [size or 0 for size in shape], "dtype": str(kind.dtype)}
-
-
-def _row_type(kind: relax.TensorType, axis: int = 0) -> relax.TensorType:
-    """The type of a stack of tensors along `axis`."""
-    if not isinstance(kind.shape, relax.ShapeExpr):
-        ndim = kind.ndim + 1 if kind.ndim >= 0 else -1
-        return relax.TensorType(dtype=str(kind.dtype), ndim=ndim)
-    extents = list(kind.shape.values)
-    extents.insert(axis % (len(extents) + 1), tirx.Var("turns", "int64"))
-    return relax.TensorType(extents, str(kind.dtype))
-
-
-def _slice_type(kind: relax.TensorType, axis: int) -> relax.TensorType:
-    """The type of one slice along `axis`."""
-    if not isinstance(kind.shape, relax.ShapeExpr):
-        raise NotCompiledError("a scan input of unknown shape")
-    extents = list(kind.shape.values)
-    del extents[axis]
-    return relax.TensorType(extents, str(kind.dtype))
-
-
-def _shape(kind: TypeProto.Tensor) -> list[int]:
-    """The declared shape of the counter or the condition: a scalar or a vector of one."""
-    return [1] * min(len(kind.shape.dim), 1)
+def _described(rows: Sequence[relax.TensorType], body: GraphProto) -> list[dict[str, Any]]:
+    """What is known of the rows of a body's last outputs before there is one."""
+    declared = list(body.output)[len(body.output) - len(rows) :]
+    return [row_description(kind, value.type) for kind, value in zip(rows, declared, strict=True)]

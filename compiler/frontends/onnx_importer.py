@@ -144,10 +144,14 @@ class GraphImporter:
 
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
-        for tensor in graph.initializer:
-            self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
+        self.add_initializers(graph)
         for node in graph.node:
             self.add_node(node)
+
+    def add_initializers(self, graph: GraphProto) -> None:
+        """Bind the constants of `graph` in the current scope."""
+        for tensor in graph.initializer:
+            self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
 
     def tensor(self, name: str, role: str) -> relax.Expr:
         """The value `name` as a tensor expression."""

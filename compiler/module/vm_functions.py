@@ -40,6 +40,8 @@ _RUNNING = threading.local()
 # Letters of a foreign message that are shown.
 _REASON = 160
 _REMEMBERED = 4096
+# A loop that has taken so many turns is taken for one that never ends.
+MOST_TURNS = 1_000_000
 
 
 @contextmanager
@@ -134,6 +136,8 @@ def _loop(text: str, *arguments: Any) -> Any:
     counter_shape, condition_shape = ((1,) * rank for rank in spec["ranks"])
     turn = 0
     while goes_on and (limit is None or turn < limit):
+        if turn == MOST_TURNS:
+            raise TinsmithError(f"a loop has not ended after {MOST_TURNS:,} turns")
         counter = tensor_of(np.full(counter_shape, turn, np.int64))
         condition, *results = next(bodies)(
             counter, tensor_of(np.ones(condition_shape, bool)), *states, *captured

@@ -126,7 +126,7 @@ def _covers(first: np.ndarray, second: np.ndarray, threshold: np.float32) -> np.
     np.maximum(height, 0, out=height)
     np.maximum(width, 0, out=width)
     common = np.multiply(height, width, out=height)
-    union = np.add(*areas, out=width)
+    union = np.add(areas[0], areas[1], out=width)
     union -= common
     # Boxes without an area have nothing in common with any, and 0 / 0 is above nothing.
     return np.divide(common, union, out=common) > threshold
