@@ -81,10 +81,15 @@ def _evaluate(text: str, *inputs: Any) -> Any:
 
 @lru_cache(_REMEMBERED)
 def _operator(text: str) -> Operator:
+    import onnx
+
+    return evaluator_of(onnx.ModelProto.FromString(base64.b64decode(text)))
+
+
+def evaluator_of(model: Any) -> Operator:
     """What evaluates the node of a model: a function of our own, else that of the onnx package."""
     import onnx
 
-    model = onnx.ModelProto.FromString(base64.b64decode(text))
     node = model.graph.node[0]
     names = [value.name for value in model.graph.input]
     opset = model.opset_import[0].version

@@ -159,10 +159,17 @@ def _scatter_elements(attributes: Mapping[str, Any], outputs: int, opset: int) -
         x, indices, updates = inputs
         result = x.copy()
         whole = np.where(indices < 0, indices + x.shape[axis], indices)
-        np.put_along_axis(result, whole, updates, axis)
+        np.put_along_axis(_under(result, indices.shape, axis), whole, updates, axis)
         return [result]
 
     return run
+
+
+def _under(x: np.ndarray, shape: Sequence[int], axis: int) -> np.ndarray:
+    """The part of `x` that indices of `shape` speak of: numpy would repeat indices of one row."""
+    cut = [slice(size) for size in shape]
+    cut[axis] = slice(None)
+    return x[tuple(cut)]
 
 
 def _gather_elements(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:
@@ -170,12 +177,8 @@ def _gather_elements(attributes: Mapping[str, Any], outputs: int, opset: int) ->
 
     def run(inputs: Sequence[Any]) -> Sequence[Any]:
         x, indices = inputs
-        cut = tuple(
-            slice(None) if i == axis % x.ndim else slice(size)
-            for i, size in enumerate(indices.shape)
-        )
         whole = np.where(indices < 0, indices + x.shape[axis], indices)
-        return [np.take_along_axis(x[cut], whole, axis)]
+        return [np.take_along_axis(_under(x, indices.shape, axis), whole, axis)]
 
     return run
 
