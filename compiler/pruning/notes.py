@@ -94,7 +94,7 @@ def _why_not_narrower(ranking: Ranking) -> str:
             f"has {ranking.units} units, and widths are multiples of {ranking.step} "
             "(--prune-alignment)"
         )
-    told = f"its share is less than half a step of {ranking.step} units"
+    told = f"its share is less than a step of {ranking.step} units"
     if ranking.weight < 1:
         told += f", as it is a residual stream of weight {ranking.weight:.2f}"
     return told

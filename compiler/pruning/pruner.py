@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, RandomSource
+from compiler.calibration import CalibrationSource, Preprocessing, RandomSource
 from compiler.calibration.plausibility import warnings
 from compiler.errors import ConfigError, ModelError
 from compiler.evaluate.inputs import Domains, random_inputs
@@ -25,6 +25,7 @@ from compiler.pruning.samples import open_samples
 from compiler.pruning.scoring import Scores, Scoring
 from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
+from compiler.pruning.views import viewed
 from compiler.quantization.evaluation import Verdict
 from compiler.quantization.timing import local_spec
 from passes.prune import Groups, find_groups
@@ -259,11 +260,15 @@ class Pruner:
         return measure_sensitivity(module, whole.groups, rankings, judge, ratios, self._progress)
 
     def _scoring(self) -> Scoring:
+        seen = self.source
+        if seen is not None and self._config.chosen_criterion == "reconstruction":
+            # Few samples say less than they could of which channels stand for others.
+            seen, _ = viewed(seen, Preprocessing.of(self._config))
         return Scoring(
             self._config.chosen_criterion,
             self._config.normalization,
             get_target("native"),
-            self.source,
+            seen,
             self._seed,
             self._progress,
             self._threads,

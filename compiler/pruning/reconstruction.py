@@ -2,13 +2,16 @@
 
 Layers are solved in the order of the graph: the inputs of each come from the pruned graph with
 all layers before it solved already, its targets from the whole graph. So each layer makes
-up for the errors of those before it, too. Of every four samples one only checks what the others
-say: by it, the ridge of each layer is chosen, and whether its old weights are better.
+up for the errors of those before it, too (the asymmetric reconstruction of Zhang et al. 2015,
+"Accelerating Very Deep Convolutional Networks for Classification and Detection", section 3.4,
+arXiv:1505.06798), and where an activation reads it, only what that leaves counts. Of every four
+samples one only checks what the others say: by it, the ridge of each layer is chosen, and whether
+its old weights are better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from passes.graph.tensors import constant_array, static_shape
 from passes.prune.recovery.layers import Layer, find_layers
 from passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
 from passes.prune.recovery.replace_operands import replace_operands
+from passes.prune.recovery.through_activation import Part, solve_through
 from passes.quantize.dataflow import Dataflow, Node
 from targets.spec import TargetSpec
 
@@ -36,8 +40,9 @@ _CHECKS_EVERY = 4
 class LayerError:
     """The squared error of a layer's result over the square of what it should be.
 
-    `before` and `after` it was solved, both given the solved layers before it, and on samples
-    that it was not solved for (on all, if there is one sample only). `ridge` is what was chosen:
+    `before` and `after` it was solved, both given the solved layers before it, on samples that it
+    was not solved for (on all, if there is one sample only), and behind its activation, if one
+    cuts off some of the result. `ridge` is what was chosen:
     infinite if only the bias is new, None if the layer stays as it is. It was solved from `rows`
     results for `columns` inputs of each output.
     """
@@ -105,27 +110,37 @@ class Reconstruction:
                 frontier.advance(pruned, needed)
                 values: dict[tuple[str, int], np.ndarray] = {}
                 for layer in part:
-                    fit, check = _moments(
-                        layer, frontier, goals.pop(layer.name), arrays, self._views
-                    )
                     bias = _bias_operand(pruned, layer)
-                    columns = layer.matrix(layer.weights)
-                    old = None if bias is None else bias[1].reshape(len(columns), -1)
-                    solution = choose_solution(fit, check, columns, old, self._ridges)
+                    rows = _Rows(layer, frontier, goals.pop(layer.name), self._views)
+                    solution, count = self._solved(rows, bias)
+                    rows.drop(arrays)
+                    columns = layer.matrix(layer.weights).shape[1]
                     errors.append(
                         LayerError(
                             layer.name,
                             solution.before,
                             solution.after,
                             solution.ridge,
-                            fit.count + check.count,
-                            columns.shape[1],
+                            count,
+                            columns,
                         )
                     )
                     if solution.ridge is not None:
                         values |= _new_operands(layer, solution, bias)
                 pruned = replace_operands(pruned, values)
         return pruned, tuple(errors)
+
+    def _solved(self, rows: _Rows, bias: tuple[int, np.ndarray] | None) -> tuple[Solution, int]:
+        """The solution of a layer, and of how many rows it is."""
+        fit, check = Moments(), Moments()
+        for part in rows():
+            (check if part.checks else fit).update(part.inputs, part.wanted)
+        matrix = rows.layer.matrix(rows.layer.weights)
+        old = None if bias is None else bias[1].reshape(len(matrix), -1)
+        solution = choose_solution(fit, check, matrix, old, self._ridges)
+        if rows.layer.is_bounded and old is not None and fit.count and check.count:
+            solution = solve_through(rows, fit, check, matrix, old, solution)
+        return solution, fit.count + check.count
 
     def _tell(self, phase: str, share: float) -> None:
         if self._progress is not None:
@@ -176,19 +191,33 @@ def _empty(graph: Dataflow, name: str) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.float32), shape or ())
 
 
-def _moments(
-    layer: Layer, samples: Frontier, goals: Sequence[_Goal], arrays: Arrays, views: int
-) -> tuple[Moments, Moments]:
-    """The sums over the samples to solve for, and over those to check by."""
-    fit, check = Moments(), Moments()
-    for index, (found, goal) in enumerate(zip(samples, goals, strict=True)):
-        wanted = np.asarray(goal.results)
-        if layer.addend:
-            wanted = wanted - layer.values(found[layer.addend], goal.places)
-        moments = check if index // views % _CHECKS_EVERY == 1 else fit
-        moments.update(layer.rows(found[layer.data], goal.places), wanted)
-        arrays.dropped(goal.results)
-    return fit, check
+class _Rows:
+    """The rows of a layer on all samples, computed anew by each call."""
+
+    def __init__(self, layer: Layer, samples: Frontier, goals: Sequence[_Goal], views: int) -> None:
+        self.layer = layer
+        self._samples = samples
+        self._goals = goals
+        self._views = views
+
+    def __call__(self) -> Iterator[Part]:
+        layer = self.layer
+        lower, upper = layer.bounds
+        for index, (found, goal) in enumerate(zip(self._samples, self._goals, strict=True)):
+            wanted = np.asarray(goal.results)
+            added = layer.values(found[layer.addend], goal.places) if layer.addend else 0.0
+            yield Part(
+                layer.rows(found[layer.data], goal.places),
+                wanted - added,
+                index // self._views % _CHECKS_EVERY == 1,
+                lower - added,
+                upper - added,
+            )
+
+    def drop(self, arrays: Arrays) -> None:
+        """The rows are not needed any more."""
+        for goal in self._goals:
+            arrays.dropped(goal.results)
 
 
 def solving_order(pruned: tvm.IRModule, positions: Positions) -> tuple[tuple[Layer, ...], ...]:

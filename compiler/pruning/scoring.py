@@ -22,7 +22,11 @@ from passes.prune.importance.l2 import l2_norm
 from passes.prune.importance.mean_activation import MeanActivation
 from passes.prune.importance.normalization import normalized
 from passes.prune.importance.random_baseline import random_scores
-from passes.prune.importance.reconstruction_error import Consumer, reconstruction_error
+from passes.prune.importance.reconstruction_error import (
+    Consumer,
+    damping_for,
+    reconstruction_error,
+)
 from passes.prune.importance.weights import batch_norm_scales, produced_weights, unit_rows
 from passes.prune.recovery.least_squares import Moments
 from targets.spec import TargetSpec
@@ -106,7 +110,11 @@ class Scoring:
                 for member, _ in readers[group.index]
             ]
             if consumers:
-                scores[group.index] = reconstruction_error(consumers)
+                rows = min(moments[member.data][0].count for member, _ in readers[group.index])
+                inputs = max(len(consumer.weights) for consumer in consumers)
+                scores[group.index] = reconstruction_error(
+                    consumers, damping=damping_for(inputs, rows)
+                )
             else:
                 norms = np.sort(l2_norm(produced_weights(groups, group)))
                 ranks = np.argsort(np.argsort(l2_norm(produced_weights(groups, group))))

@@ -47,6 +47,12 @@ class Ranking:
         """The width nearest to `wanted` units; of two that are as near, the larger."""
         return min(self.widths, key=lambda width: (abs(width - wanted), -width))
 
+    def at_least(self, wanted: float) -> int:
+        """The narrowest width of no fewer than `wanted` units, or all of them."""
+        # Products of shares and counts are right to a few digits less than float64 has.
+        enough = [width for width in self.widths if width >= wanted - 1e-6]
+        return min(enough, default=self.units)
+
     def loss(self, width: int) -> float:
         """What is lost with that many units left."""
         return float(self.losses[self.units - width])

@@ -24,6 +24,20 @@ class Consumer:
     rows: np.ndarray
 
 
+# The damping of a covariance that is known well, and the most of any.
+_LEAST_DAMPING, _MOST_DAMPING = 1e-3, 0.1
+
+
+def damping_for(inputs: int, rows: int) -> float:
+    """How much to damp a covariance of so many inputs that so many rows were summed up for.
+
+    Few rows make inputs look as if they could stand for each other: what is right grows with
+    the inputs over the rows. Source: Ledoit and Wolf 2004, "A Well-Conditioned Estimator for
+    Large-Dimensional Covariance Matrices", section 2.
+    """
+    return min(max(inputs / max(rows, 1), _LEAST_DAMPING), _MOST_DAMPING)
+
+
 class _Elimination:
     """The units of one consumer that are left, and the best weights for them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class Layer:
     and weights of `kernel_layout`. `bias` is the sum with a constant per channel behind it,
     `addend` another tensor that is added then; they are empty if there are none. `target` is
     the last of these tensors: what the layer has to reproduce, together with the addend.
+    If all that reads it is an activation that cuts off what lies outside of `bounds`, only what
+    is between matters; they are infinite otherwise.
     `data`, `bias`, `addend` and `target` are names of tensors.
     """
 
@@ -36,6 +39,12 @@ class Layer:
     layout: str = ""
     out_layout: str = ""
     kernel_layout: str = ""
+    bounds: tuple[float, float] = (-inf, inf)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether an activation cuts off some of the target."""
+        return self.bounds != (-inf, inf)
 
     @property
     def channel_axis(self) -> int:
@@ -99,12 +108,29 @@ def find_layers(module: tvm.IRModule) -> tuple[Layer, ...]:
             other = chosen.get(layer.target)
             if other is None or _inputs(layer) > _inputs(other):
                 chosen[layer.target] = layer
-    return tuple(
+    layers = (
         layer
         if not layer.addend or chosen[layer.target] is layer
         else replace(layer, target=layer.bias or layer.name, addend="")
         for layer in found
     )
+    return tuple(replace(layer, bounds=_bounds(graph, layer.target)) for layer in layers)
+
+
+def _bounds(graph: Dataflow, target: str) -> tuple[float, float]:
+    """What the only reader of a tensor leaves of its values, if it is a rectifier or a clip."""
+    node = graph.named(target)
+    if node is None or node.escapes or len(node.readers) != 1:
+        return -inf, inf
+    reader = node.readers[0]
+    call: Any = reader.value
+    if reader.operator == "relax.nn.relu":
+        return 0.0, inf
+    if reader.operator == "relax.nn.relu6":
+        return 0.0, 6.0
+    if reader.operator == "relax.clip":
+        return float(call.args[1].value), float(call.args[2].value)
+    return -inf, inf
 
 
 def _inputs(layer: Layer) -> int:

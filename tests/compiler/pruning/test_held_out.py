@@ -127,7 +127,7 @@ def test_every_group_that_stays_whole_says_why(narrow) -> None:
     assert (
         sorted(reason.split(" of ")[0] for reason in reasons.values())
         == [
-            "its share is less than half a step",
+            "its share is less than a step",
         ]
         * 3
     )

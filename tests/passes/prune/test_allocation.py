@@ -66,10 +66,17 @@ def test_scores_have_to_fit(scores: np.ndarray) -> None:
         rank(group(0, 3), scores, 1)
 
 
-def test_uniform_rounds_to_the_nearest_width() -> None:
-    rankings = [ranking(i, units) for i, units in enumerate((64, 128, 256, 512, 16))]
-    assert list(uniform(rankings, 0.3).values()) == [48, 96, 176, 352, 16]
-    assert list(uniform(rankings, 0.99).values()) == [16] * 5
+def test_uniform_takes_no_more_of_any_group_than_asked() -> None:
+    rankings = [ranking(i, units) for i, units in enumerate((64, 128, 256, 512, 40, 16))]
+    assert list(uniform(rankings, 0.3).values()) == [48, 96, 192, 368, 32, 16]
+    assert list(uniform(rankings, 0.05).values()) == [64, 128, 256, 496, 40, 16]
+    assert list(uniform(rankings, 0.99).values()) == [16] * 6
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_shares_that_are_widths_are_met_exactly(tenths: int) -> None:
+    # Ten steps: in floating point 1 - tenths / 10 of them is a little more, or less, than a width.
+    assert uniform([ranking(0, 160)], tenths / 10) == {0: 16 * (10 - tenths)}
 
 
 def test_one_threshold_takes_from_groups_of_low_scores() -> None:

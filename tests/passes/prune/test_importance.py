@@ -13,7 +13,7 @@ from passes.prune.importance.l2 import l2_norm
 from passes.prune.importance.mean_activation import MeanActivation
 from passes.prune.importance.normalization import NORMALIZATIONS, normalized
 from passes.prune.importance.random_baseline import random_scores
-from passes.prune.importance.reconstruction_error import Consumer, reconstruction_error
+from passes.prune.importance.reconstruction_error import Consumer, damping_for, reconstruction_error
 from passes.prune.importance.taylor import taylor_of_activations, taylor_of_weights
 
 FIRST = np.array([[3.0, -4.0], [0.0, 1.0], [-1.0, -1.0]], np.float32)
@@ -128,6 +128,12 @@ def test_reconstruction_error_ranks_the_rest_by_what_each_would_add() -> None:
 def test_reconstruction_error_without_data_that_vary_is_zero() -> None:
     consumer = Consumer(np.zeros((3, 3)), np.ones((3, 2)), np.arange(3)[:, None])
     assert np.isfinite(reconstruction_error([consumer])).all()
+
+
+def test_few_rows_are_damped_more() -> None:
+    assert damping_for(8, 10**6) == 1e-3
+    assert damping_for(960, 48_000) == pytest.approx(0.02)
+    assert damping_for(960, 0) == damping_for(960, 960) == 0.1
 
 
 def test_reconstruction_error_refuses_what_does_not_fit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -238,6 +239,32 @@ def test_layers_and_what_they_reproduce() -> None:
     assert (layers["b"].target, layers["b"].bias, layers["b"].addend) == ("joined", "b_sum", "p")
     assert (layers["p"].target, layers["p"].bias, layers["p"].addend) == ("p", "", "")
     assert layers["scores"].data == "pooled" and layers["scores"].windows is None
+    # What reads the sums cuts off what is below 0.
+    assert layers["a"].bounds == layers["b"].bounds == (0.0, np.inf)
+    assert not layers["p"].is_bounded and not layers["scores"].is_bounded
+
+
+@pytest.mark.parametrize(
+    ("read", "bounds"),
+    [
+        (lambda y: [relax.op.clip(y, 0, 6)], (0.0, 6.0)),
+        (lambda y: [relax.op.nn.relu6(y)], (0.0, 6.0)),
+        (lambda y: [relax.op.nn.silu(y)], (-np.inf, np.inf)),
+        (lambda y: [relax.op.nn.relu(y), relax.op.tanh(y)], (-np.inf, np.inf)),
+    ],
+)
+def test_bounds_are_those_of_the_only_reader(
+    read: Callable[[relax.Expr], list[relax.Expr]], bounds: tuple[float, float]
+) -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.matmul(x, constant(np.ones((3, 4), np.float32))), "y")
+            outputs = [builder.emit_output(builder.emit(value)) for value in read(y)]
+        builder.emit_func_output(relax.Tuple(outputs))
+    (layer,) = find_layers(builder.get())
+    assert layer.bounds == bounds
 
 
 def test_operands_are_replaced_where_asked() -> None:
