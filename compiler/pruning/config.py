@@ -30,8 +30,9 @@ class PruneConfig(SampleOptions):
     One goal for its channels, or a sparsity of its weights, or both.
 
     ratio: the share of the channels that goes, such as 0.3; how it is spread, `allocation` says:
-        the same share of every group ("uniform", never more), one threshold for all scores ("global"), or
-        by curves of accuracy or agreement measured group by group ("sensitivity", needs data).
+        the same share of every group, never more ("uniform"), one threshold for all scores
+        ("global"), or by curves of accuracy or agreement measured group by group
+        ("sensitivity", needs data).
     flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
         then chosen so that the least importance is lost. Latency is measured on this machine.
     sparsity: single weights of small magnitude become zero, after all else, and nothing is
