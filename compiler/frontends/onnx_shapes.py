@@ -110,7 +110,14 @@ def fold(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 def _folded(model: ModelProto) -> ModelProto:
     import onnxscript.optimizer
+    import onnxscript.rewriter
 
+    # FoldBatchNorm does it in float64, and leaves weights alone that are stored in 16 bits. This
+    # is a child process: nobody else's rules change.
+    rules = onnxscript.rewriter._DEFAULT_REWRITE_RULES
+    onnxscript.rewriter._DEFAULT_REWRITE_RULES = tuple(
+        rule for rule in rules if not str(rule.name).startswith("FuseBatchNorm")
+    )
     # What the optimizer has to say about single nodes is of no use to the user.
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -6,12 +6,16 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import tvm_ffi
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from small_models import linear_model, model, value
+from tvm.ir import GenericConst
 
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx_halves import HALVES, widen_halves
+from compiler.pipeline import graph_passes
+from targets.half_weights import half_dtype
 
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 WEIGHTS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
@@ -129,3 +133,28 @@ def test_functions_of_the_model_are_widened() -> None:
     )
     imported = import_onnx(typed(half, TensorProto.FLOAT16))
     assert imported.output_dtypes == ("float16",)
+
+
+def test_weights_before_a_normalisation_stay_in_16_bits() -> None:
+    """Multiplied by its factors they would need 32, and a module twice the memory."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "w": random.standard_normal((32, 32, 1, 1)),
+        **{name: 1 + random.random(32) for name in ("scale", "shift", "mean", "variance")},
+    }
+    halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", *list(arrays)[1:]], ["y"]),
+    ]
+    given = [value("x", (1, 32, 4, 4), TensorProto.FLOAT16)]
+    made = typed(model(nodes, given, ["y"], halves), TensorProto.FLOAT16)
+    imported = import_onnx(made).module
+    for _, step in graph_passes():
+        imported = step(imported)
+    large: list[np.ndarray] = []
+    tvm_ffi.structural_walk(
+        imported["main"].body,
+        (GenericConst, lambda c: large.append(c.value.numpy())),
+    )
+    assert [half_dtype(a) for a in large if a.size == 32 * 32] == ["float16"]
