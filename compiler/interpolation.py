@@ -40,6 +40,8 @@ def single_positions(size: int, output: int, scale: np.float32, how: Sampling) -
     half, extent = np.float32(0.5), np.float32(size)
     if how.coordinates == "half_pixel":
         return (index + half) / scale - half
+    if how.coordinates == "tf_half_pixel_for_nn":
+        return (index + half) / scale
     if how.coordinates == "pytorch_half_pixel":
         return (index + half) / scale - half if output > 1 else np.zeros(1, np.float32)
     if how.coordinates == "half_pixel_symmetric":

@@ -126,6 +126,8 @@ class _Tracer:
         if kind == "EmbedLayerNormalization":
             for ids, table in _EMBEDDINGS:
                 yield from self._index(node, ids, table, 0)
+        if kind == "GroupQueryAttention":
+            yield from self._cache(node)
         if node.domain not in ("", "ai.onnx"):
             return
         yield from _ARGUMENTS.get(kind, ())
@@ -167,6 +169,14 @@ class _Tracer:
             if sizes and min(sizes) > 0:
                 rows = node.op_type == "ScatterND" and len(indices) == 2
                 yield 1, Domain(0, min(sizes) - 1, 0 if rows else None)
+
+    def _cache(self, node: NodeProto) -> Iterator[tuple[int, Domain]]:
+        """Of an attention with a full cache: the last key of each sequence, and their number."""
+        query, past = (self._shape(node.input[i]) for i in (0, 3))
+        if query and len(query) == 3:
+            keys = query[1] + (past[2] if past and len(past) == 4 else 0)
+            yield 5, Domain(keys - 1, keys - 1)
+            yield 6, Domain(keys, keys)
 
     def _power(self, node: NodeProto) -> Iterator[tuple[int, Domain]]:
         exponent = self._array(node.input[1])

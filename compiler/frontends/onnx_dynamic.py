@@ -1,4 +1,4 @@
-"""ONNX nodes whose results have a shape that only the data tell.
+"""ONNX nodes whose results have a shape that only the data tell, or for which there is no kernel.
 
 Such a node is not translated: the graph calls it as it is (`tinsmith.evaluate`, which the VM
 form provides, see `compiler.module.vm_functions`), and a `match_cast` names the extents of its
@@ -32,6 +32,9 @@ DECLARED = "tinsmith.declared"
 
 # The shape of what these give depends on the values of their first input.
 DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
+# Rare operators that nobody wrote a kernel for.
+WITHOUT_KERNEL = frozenset({"BitCast", "Det", "LinearAttention", "TfIdfVectorizer"})
 
 # By operator: the inputs that must be known for the shape of the result to be known.
 _DECIDE_SHAPE: dict[str, tuple[int, ...]] = {
@@ -90,10 +93,10 @@ class DynamicNodes:
         self._extents = 0
 
     def concerns(self, node: NodeProto) -> bool:
-        """Whether the shape of an input or a result of `node` is not known."""
+        """Whether the shape of an input or a result of `node` is not known, or no kernel is."""
         if node.domain not in ("", "ai.onnx"):
             return any(self._open(name) for name in node.input if name)
-        if node.op_type in DATA_DEPENDENT:
+        if node.op_type in DATA_DEPENDENT or node.op_type in WITHOUT_KERNEL or _is_odd(node):
             return True
         decisive = _DECIDE_SHAPE.get(node.op_type, ())
         if self._importer.opset < 13 and node.op_type in ("Squeeze", "Unsqueeze", "Split"):
@@ -320,6 +323,10 @@ class DynamicNodes:
             if node.op_type == "Expand":
                 return None if first is None else max(length[0], len(first))
             return length[0]
+        if node.op_type.startswith("Reduce"):
+            keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+            first = _extents(given[0])
+            return len(first) if keeps and first is not None else None
         if node.op_type in ("Slice", "Pad", "Tile", "Resize", "Upsample", "TopK", "Gather"):
             first = _extents(given[0])
             return None if first is None or node.op_type == "Gather" else len(first)
@@ -350,6 +357,13 @@ def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
                 yield from nodes_of(subgraph)
+
+
+def _is_odd(node: NodeProto) -> bool:
+    """Whether `node` is of a form that no kernel is written for: the largest sample of a region."""
+    return node.op_type == "RoiAlign" and any(
+        attribute.name == "mode" and attribute.s == b"max" for attribute in node.attribute
+    )
 
 
 def free_names(graph: GraphProto) -> set[str]:

@@ -58,6 +58,9 @@ def without_empty_operands(
             inputs[2], relax.const(attributes.get("beta", 1.0), dtype_of(inputs[2]))
         )
         return relax.op.add(nothing, scaled)
+    places = shapes[1] if node.op_type == "ScatterND" else None
+    if places and places[-1] == 0 and 0 not in places[:-1]:
+        raise ValueError("updates of the whole tensor are not supported")
     if node.op_type in ("Scatter", "ScatterElements", "ScatterND") and 0 in (shapes[1] or ()):
         return inputs[0]
     return None

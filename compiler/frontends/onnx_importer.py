@@ -133,7 +133,9 @@ class GraphImporter:
         evaluated = evaluated_nodes(module)
         if evaluated:
             told = ", ".join(f"{count} {name}" for name, count in sorted(evaluated.items()))
-            self.notes.append(f"shapes that depend on data: evaluated one by one are {told}")
+            self.notes.append(
+                f"evaluated one by one, since shapes depend on data or no kernel is there: {told}"
+            )
         return module
 
     def _ranked(self, value: relax.Expr, name: str, ranks: Mapping[str, int]) -> relax.Expr:
@@ -272,6 +274,8 @@ class GraphImporter:
             "num_outputs": len(node.output),
             "dtypes": [self.narrow.get(name) for name in node.input],
             "notes": self.notes,
+            # Dtypes of results that are stored in a wider one.
+            "results": [],
         }
         made = without_empty_operands(self.builder, node, list(inputs), attributes)
         if made is not None:
@@ -286,7 +290,9 @@ class GraphImporter:
         # The converters print and warn; what matters of it becomes an error or a note.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return converter(self.builder, inputs, attributes, [self.values, {}])
+            result = converter(self.builder, inputs, attributes, [self.values, {}])
+        self.narrow.update(zip(node.output, attributes["tvm_custom"]["results"], strict=False))
+        return result
 
     def _check_prediction(self, node: NodeProto) -> None:
         """Raise ModelError before a converter makes something too large of small operands."""

@@ -9,7 +9,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, _get_convert_
 
 from compiler.errors import UnsupportedOpError
 from compiler.frontends.onnx_converters import OWN_CONVERTERS
-from compiler.frontends.onnx_dynamic import DATA_DEPENDENT
+from compiler.frontends.onnx_dynamic import DATA_DEPENDENT, WITHOUT_KERNEL
 from compiler.frontends.onnx_evaluate import may_evaluate
 
 # Handled by the importer itself: branches are resolved or computed both, loops unrolled.
@@ -27,7 +27,7 @@ _MICROSOFT_ONLY = frozenset(
         "SkipLayerNormalization",
     }
 )
-_MICROSOFT_TOO = frozenset({"Gelu"})
+_MICROSOFT_TOO = frozenset({"GatherND", "Gelu", "GridSample", "Pad", "Trilu"})
 
 
 def domain_of(node: NodeProto) -> str:
@@ -43,9 +43,9 @@ def find_converters() -> dict[tuple[str, str], type[OnnxOpConverter]]:
             converters[_MICROSOFT, name] = converter
             continue
         converters["", name] = converter
-        if name in _MICROSOFT_TOO:
-            converters[_MICROSOFT, name] = converter
     converters.update(OWN_CONVERTERS)
+    for name in _MICROSOFT_TOO:
+        converters.setdefault((_MICROSOFT, name), converters["", name])
     return converters
 
 
@@ -61,7 +61,7 @@ def check_operators(
     known = {tensor.name for tensor in model.graph.initializer}
     for path, node in _walk(model.graph, "", known):
         domain = domain_of(node)
-        ours = not domain and (node.op_type in CONTROL_FLOW or node.op_type in DATA_DEPENDENT)
+        ours = not domain and node.op_type in CONTROL_FLOW | DATA_DEPENDENT | WITHOUT_KERNEL
         if ours or (domain, node.op_type) in converters:
             continue
         qualified = f"{domain}.{node.op_type}" if domain else node.op_type

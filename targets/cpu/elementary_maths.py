@@ -241,9 +241,14 @@ def _sigmoid(m: Maths, argument: Expr) -> Expr:
 
 
 def _cosh(m: Maths, argument: Expr) -> Expr:
-    x = m.bind(argument)
-    power = m.bind(_exp(m, tirx.Select(x < m.f32(0.0), m.f32(0.0) - x, x)))
-    return power * m.f32(0.5) + m.f32(0.5) / power
+    root = m.bind(_exp_of_half(m, m.bind(argument)))
+    return root * m.f32(0.5) * root + m.f32(0.5) / root / root
+
+
+def _exp_of_half(m: Maths, x: Expr) -> Expr:
+    """e^(|x| / 2), whose square may be twice as large as the largest float32."""
+    half = m.f32(0.5)
+    return _exp(m, tirx.Select(x < m.f32(0.0), x * m.f32(-0.5), x * half))
 
 
 def _sinh(m: Maths, argument: Expr) -> Expr:
@@ -252,8 +257,8 @@ def _sinh(m: Maths, argument: Expr) -> Expr:
     # Taylor's series to x^11 near zero, where the difference of exponentials cancels.
     near = m.bind(x + x * t * _horner(m, _SINH, t))
     negative = x < m.f32(0.0)
-    power = m.bind(_exp(m, tirx.Select(negative, m.f32(0.0) - x, x)))
-    far = m.bind(power * m.f32(0.5) - m.f32(0.5) / power)
+    root = m.bind(_exp_of_half(m, x))
+    far = m.bind(root * m.f32(0.5) * root - m.f32(0.5) / root / root)
     signed = tirx.Select(negative, m.f32(0.0) - far, far)
     return tirx.Select(t < m.f32(1.0), near, signed)
 
@@ -289,7 +294,11 @@ def power(m: Maths, base: Expr, exponent: float) -> Expr:
     if exponent == 0.5:
         return tirx.sqrt(base)
     if exponent == -0.5:
-        return m.f32(1.0) / tirx.sqrt(base)
+        # As C's pow has it, -0 counts as 0, and nothing is left of minus infinity.
+        x = m.bind(base)
+        unsigned = tirx.Select(tirx.EQ(x, m.f32(0.0)), m.f32(0.0), x)
+        value = m.bind(m.f32(1.0) / tirx.sqrt(unsigned))
+        return tirx.Select(tirx.EQ(x, m.f32(-_INFINITY)), m.f32(0.0), value)
     if whole or not math.isfinite(exponent):
         return tirx.pow(base, m.f32(exponent))
     return _exp(m, _log(m, base) * m.f32(exponent))

@@ -50,12 +50,15 @@ class Selu(OnnxOpConverter):
 
 
 class LeakyRelu(OnnxOpConverter):
-    """x for x >= 0, else alpha * x; without a slope a Relu, which passes NaN on."""
+    """x for x >= 0, else alpha * x: of an alpha of 0 and minus infinity, NaN."""
 
     @classmethod
     def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        alpha = float(attr.get("alpha", 0.01))
-        return relax.op.nn.leakyrelu(inputs[0], alpha) if alpha else relax.op.nn.relu(inputs[0])
+        x, alpha = inputs[0], float(attr.get("alpha", 0.01))
+        if alpha:
+            return relax.op.nn.leakyrelu(x, alpha)
+        below = relax.op.multiply(x, _number(0.0, x))
+        return relax.op.where(relax.op.less(x, _number(0.0, x)), below, x)
 
 
 class ThresholdedRelu(OnnxOpConverter):

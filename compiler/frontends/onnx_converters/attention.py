@@ -38,15 +38,31 @@ def attend(
     value: relax.Expr,
     scale: float,
     biases: Sequence[relax.Expr],
+    softcap: float = 0.0,
+    sink: relax.Expr | None = None,
 ) -> relax.Expr:
-    """softmax(query key^T scale + biases) value, of (B, N, S, H), (B, N, T, H), (B, N, T, H')."""
+    """softmax(query key^T scale + biases) value, of (B, N, S, H), (B, N, T, H), (B, N, T, H').
+
+    Scores stay within `softcap` if that is not 0; `sink`, of a shape that broadcasts to
+    (B, N, S, 1), is the score of one more key, which has no value.
+    """
     keys = transpose(bb, key, (0, 1, 3, 2))
     scores = bb.emit(relax.op.matmul(query, keys))
     if scale != 1.0:
         scores = bb.emit(relax.op.multiply(scores, relax.const(scale, dtype_of(scores))))
+    if softcap:
+        cap = relax.const(softcap, dtype_of(scores))
+        bent = relax.op.tanh(relax.op.divide(scores, cap))
+        scores = bb.emit(relax.op.multiply(bent, cap))
     for bias in biases:
         scores = bb.emit(relax.op.add(scores, bias))
+    keys_count = static_shape(scores)[-1]
+    if sink is not None:
+        column = bb.emit(relax.op.broadcast_to(sink, (*static_shape(scores)[:3], 1)))
+        scores = concat(bb, [scores, column], 3)
     weights = bb.emit(relax.op.nn.softmax(scores, axis=-1))
+    if sink is not None:
+        weights = slice_axis(bb, weights, 3, 0, keys_count)
     return bb.emit(relax.op.matmul(weights, value))
 
 
@@ -132,11 +148,11 @@ def _biases(
     return found if bias is None else [*found, bias]
 
 
-def _scale(attr: Any, width: int) -> float:
+def scale_of(attr: Any, width: int) -> float:
     return attr.get("scale") or 1.0 / math.sqrt(width)
 
 
-def _refuse(attr: Any, **neutral: int) -> None:
+def refuse(attr: Any, **neutral: int) -> None:
     """ValueError for an attribute that asks for more than is done."""
     for name, value in neutral.items():
         if attr.get(name, value) != value:
@@ -163,7 +179,7 @@ class Attention(OnnxOpConverter):
         added: relax.Expr | None,
         attr: Any,
     ) -> relax.Expr:
-        _refuse(attr, do_rotary=0, past_present_share_buffer=0)
+        refuse(attr, do_rotary=0, past_present_share_buffer=0)
         count = attr["num_heads"]
         if bias is not None:
             product = bb.emit(relax.op.add(product, bias))
@@ -182,7 +198,7 @@ class Attention(OnnxOpConverter):
             key, value = (concat(bb, pair, 2) for pair in zip(before, (key, value), strict=True))
         keys = static_shape(key)[2]
         biases = _biases(bb, mask, added, (length, keys, batch), attr, dtype_of(product))
-        scale = _scale(attr, static_shape(query)[3])
+        scale = scale_of(attr, static_shape(query)[3])
         result = joined(bb, attend(bb, query, key, value, scale, biases))
         if attr["tvm_custom"]["num_outputs"] < 2:
             return result
@@ -228,7 +244,7 @@ class MultiHeadAttention(OnnxOpConverter):
         batch, _, queries, width = static_shape(query)
         sizes = (queries, static_shape(key)[2], batch)
         biases = _biases(bb, mask, added, sizes, attr, dtype_of(query))
-        result = joined(bb, attend(bb, query, key, value, _scale(attr, width), biases))
+        result = joined(bb, attend(bb, query, key, value, scale_of(attr, width), biases))
         wanted = attr["tvm_custom"]["num_outputs"]
         return result if wanted < 2 else relax.Tuple([result, key, value][:wanted])
 
@@ -273,7 +289,7 @@ class RotaryEmbedding(OnnxOpConverter):
     @classmethod
     def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         x, positions, cosine, sine = inputs[0], inputs[1], inputs[2], inputs[3]
-        _refuse(attr, is_packed_batching=0)
+        refuse(attr, is_packed_batching=0)
         shape = static_shape(x)
         whole = attr.get("rotary_embedding_dim", 0)
         if len(shape) == 3:
@@ -328,55 +344,3 @@ def rotated(
     if 2 * half == width:
         return result
     return concat(bb, [result, slice_axis(bb, x, 3, 2 * half, width)], 3)
-
-
-class GroupQueryAttention(OnnxOpConverter):
-    """Causal attention in which several heads of queries share one of keys and values.
-
-    Past keys and values must be as long as `seqlens_k`, known now, says; without past ones it may
-    be an input, and hides the padding behind each sequence.
-    """
-
-    @classmethod
-    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        query, key, value, past_key, past_value, lengths = (inputs[i] for i in range(6))
-        _refuse(attr, smooth_softmax=0, local_window_size=-1, k_quant_type=0, v_quant_type=0)
-        if attr.get("softcap", 0.0) or any(inputs[i] is not None for i in range(9, 12)):
-            raise ValueError(
-                "softcap, position_ids, attention_bias and head_sink are not supported"
-            )
-        count, shared = attr["num_heads"], attr["kv_num_heads"]
-        if key is None:
-            width = static_shape(query)[-1] // (count + 2 * shared)
-            stops = np.cumsum([0, count * width, shared * width, shared * width])
-            query, key, value = (
-                slice_axis(bb, query, 2, int(stops[i]), int(stops[i + 1])) for i in range(3)
-            )
-        query, key, value = (
-            heads(bb, x, n) for x, n in ((query, count), (key, shared), (value, shared))
-        )
-        batch, _, queries, width = static_shape(query)
-        before = 0 if past_key is None else static_shape(past_key)[2]
-        keys = before + queries
-        known = as_numpy(lengths)
-        if before and (known is None or np.any(known != keys - 1)):
-            raise ValueError(f"past keys need lengths that are known, and {keys - 1} each")
-        if attr.get("do_rotary", 0):
-            steps = constant(np.arange(before, keys, dtype=np.int64).reshape(1, queries))
-            style = bool(attr.get("rotary_interleaved", 0))
-            query, key = (rotated(bb, x, steps, inputs[7], inputs[8], style) for x in (query, key))
-        if before:
-            key, value = concat(bb, [past_key, key], 2), concat(bb, [past_value, value], 2)
-        biases = [causal_bias(queries, keys, float(np.finfo(np.float32).min))]
-        if known is None:
-            total = bb.emit(relax.op.add(reshape(bb, lengths, (batch,)), relax.const(1, "int32")))
-            biases.append(mask_bias(bb, total, queries, keys, batch, _MASKED))
-        biases = [bb.emit(relax.op.astype(b, dtype_of(query))) for b in biases]
-        each = count // shared
-        all_keys, all_values = (
-            bb.emit(relax.op.repeat(x, each, 1)) if each > 1 else x for x in (key, value)
-        )
-        scale = _scale(attr, width)
-        result = joined(bb, attend(bb, query, all_keys, all_values, scale, biases))
-        wanted = attr["tvm_custom"]["num_outputs"]
-        return result if wanted < 2 else relax.Tuple([result, key, value][:wanted])

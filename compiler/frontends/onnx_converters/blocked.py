@@ -1,4 +1,4 @@
-"""Matrix products by weights of few bits with a scale for each block: `MatMulNBits`."""
+"""Weights of few bits with a scale for each block: matrix products and tables of rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from compiler.frontends.onnx_converters.constants import (
     as_numpy,
     dtype_of,
     reshape,
+    slice_axis,
     static_shape,
 )
 from targets.compressed_weights import (
@@ -61,6 +62,55 @@ class MatMulNBits(OnnxOpConverter):
         if bias is not None:
             result = bb.emit(relax.op.add(result, relax.op.astype(bias, "float32")))
         return relax.op.astype(result, dtype)
+
+
+class GatherBlockQuantized(OnnxOpConverter):
+    """Rows of a table of codes in blocks, as an embedding has them, in the dtype of the scales.
+
+    Codes of 4 bits lie in pairs in bytes, low bits first, or are of a dtype of 4 bits. Only the
+    rows that are asked for become floats.
+    """
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        table, indices, scale, zero_point = (inputs[i] for i in range(4))
+        narrow = attr["tvm_custom"]["dtypes"][0]
+        bits = 4 if narrow else attr.get("bits", 4)
+        rank, block = len(static_shape(table)), attr.get("block_size", 128)
+        last = attr.get("quantize_axis", 1) % rank == rank - 1
+        if attr.get("gather_axis", 0) % rank or not last or bits not in (4, 8):
+            raise ValueError(
+                "only rows are gathered, of codes of 4 or 8 bits in blocks of the last axis"
+            )
+        packed = bits == 4 and not narrow
+
+        def rows(x: relax.Expr, pairs: bool, width: int) -> relax.Expr:
+            found = bb.emit(relax.op.take(x, indices, axis=0, mode="clip"))
+            if not pairs:
+                return bb.emit(relax.op.astype(found, "int32"))
+            shape = static_shape(found)
+            wide = bb.emit(relax.op.astype(found, "int32"))
+            low = relax.op.bitwise_and(wide, relax.const(15, "int32"))
+            high = relax.op.right_shift(wide, relax.const(4, "int32"))
+            both = bb.emit(relax.op.stack([bb.emit(low), bb.emit(high)], axis=-1))
+            both = bb.emit(relax.op.reshape(both, (*shape[:-1], 2 * shape[-1])))
+            return slice_axis(bb, both, len(shape) - 1, 0, width)
+
+        width = static_shape(table)[-1] * (2 if packed else 1)
+        blocks = static_shape(scale)[-1]
+        codes = rows(table, packed, width)
+
+        def spread(x: relax.Expr) -> relax.Expr:
+            axis = len(static_shape(x)) - 1
+            return slice_axis(bb, bb.emit(relax.op.repeat(x, block, axis)), axis, 0, width)
+
+        if zero_point is not None:
+            offset = spread(rows(zero_point, packed, blocks))
+        else:
+            offset = relax.const(0 if narrow else 2 ** (bits - 1), "int32")
+        distance = bb.emit(relax.op.subtract(codes, offset))
+        scales = spread(bb.emit(relax.op.take(scale, indices, axis=0, mode="clip")))
+        return relax.op.multiply(relax.op.astype(distance, dtype_of(scale)), scales)
 
 
 def _compressed(

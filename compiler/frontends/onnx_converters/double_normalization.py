@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from compiler.frontends.onnx_converters.constants import dtype_of, static_shape
 
 
 def normalized(bb: relax.BlockBuilder, x: relax.Expr, axes: list[int], epsilon: float) -> Any:
@@ -68,14 +67,17 @@ class MeanVarianceNormalization(onnx_frontend.MeanVarianceNormalization):
 
 
 class LRN(onnx_frontend.LocalResponseNormalization):
-    """x / (bias + alpha / size * squares of neighbouring channels) ^ beta."""
+    """x / (bias + alpha / size * squares of neighbouring channels) ^ beta.
+
+    TVM has an operator for windows of an odd size, which have a middle.
+    """
 
     @classmethod
     def _impl_v13(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         x = inputs[0]
-        if dtype_of(x) != "float64":
+        dtype, size, rank = dtype_of(x), attr["size"], len(static_shape(x))
+        if dtype != "float64" and size % 2:
             return super()._impl_v13(bb, inputs, attr, params)
-        size, rank = attr["size"], len(static_shape(x))
         before, after = (size - 1) // 2, size // 2
         widths = [0, 0, before, after, *[0] * (2 * rank - 4)]
         padded = bb.emit(relax.op.nn.pad(bb.emit(relax.op.multiply(x, x)), widths))
@@ -85,7 +87,7 @@ class LRN(onnx_frontend.LocalResponseNormalization):
             part = relax.op.strided_slice(padded, [1], [first], [first + channels])
             total = bb.emit(part if total is None else relax.op.add(total, part))
         alpha, bias, beta = (
-            constant(np.array(value, np.float64))
+            relax.const(value, dtype)
             for value in (
                 attr.get("alpha", 1e-4) / size,
                 attr.get("bias", 1.0),

@@ -49,6 +49,9 @@ class Pow(OnnxOpConverter):
     def _impl_v7(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         base, exponent = inputs[0], inputs[1]
         dtype, other = dtype_of(base), dtype_of(exponent)
+        whole = not dtype.startswith(("float", "bfloat"))
+        if whole and not other.startswith(("float", "bfloat")):
+            return _whole_power(bb, base, exponent)
         if dtype == other:
             return relax.op.power(base, exponent)
         if dtype.startswith("float"):
@@ -57,6 +60,35 @@ class Pow(OnnxOpConverter):
         wide = other if other.startswith("float") else "float64"
         power = relax.op.power(relax.op.astype(base, wide), relax.op.astype(exponent, wide))
         return relax.op.astype(power, dtype)
+
+
+def _whole_power(bb: relax.BlockBuilder, base: relax.Expr, exponent: relax.Expr) -> relax.Expr:
+    """An integer to an integer power, by squaring; below zero, all but 1 and -1 come to nothing."""
+    dtype = dtype_of(exponent)
+    zero, one = relax.const(0, dtype), relax.const(1, dtype)
+    result = bb.emit(
+        relax.op.add(
+            relax.op.multiply(base, relax.const(0, dtype_of(base))),
+            relax.const(1, dtype_of(base)),
+        )
+    )
+    known = as_numpy(exponent)
+    largest = 63 if known is None else int(np.abs(known.astype(np.int64)).max(initial=0))
+    # More than 63 factors fit into no integer, unless they are 0, 1 or -1.
+    signed = dtype.startswith("int")
+    left = bb.emit(relax.op.abs(exponent)) if signed else exponent
+    square = base
+    for step in range(max(min(largest, 63).bit_length(), 1)):
+        odd = relax.op.equal(relax.op.floor_mod(left, relax.const(2, dtype)), one)
+        result = bb.emit(relax.op.where(odd, relax.op.multiply(result, square), result))
+        if largest >> (step + 1):
+            left = bb.emit(relax.op.floor_divide(left, relax.const(2, dtype)))
+            square = bb.emit(relax.op.multiply(square, square))
+    if not signed or (known is not None and (known >= 0).all()):
+        return result
+    unit = relax.op.equal(relax.op.abs(base), relax.const(1, dtype_of(base)))
+    gone = relax.op.logical_and(relax.op.less(exponent, zero), relax.op.logical_not(unit))
+    return relax.op.where(gone, relax.const(0, dtype_of(base)), result)
 
 
 class Equal(OnnxOpConverter):

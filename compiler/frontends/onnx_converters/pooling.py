@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
-from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
+from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.frontends.onnx_converters.constants import (
     as_numpy,
@@ -205,3 +205,13 @@ class MaxUnpool(OnnxOpConverter):
         )
         kept = bb.emit(relax.op.strided_slice(spread, [0], [0], [count]))
         return relax.op.reshape(kept, shape)
+
+
+class NhwcMaxPool(OnnxOpConverter):
+    """MaxPool of images whose channels come last."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        first = bb.emit(relax.op.permute_dims(inputs[0], [0, 3, 1, 2]))
+        pooled = MaxPool._impl_v1(bb, onnx_input([first]), attr, params)
+        return relax.op.permute_dims(bb.emit(pooled), [0, 2, 3, 1])

@@ -219,6 +219,8 @@ class QuantizeLinear(OnnxOpConverter):
         meaning = scaling(
             bb, shape, scale, zero_point, dtype, axis=attr.get("axis", _axis(shape)), block=block
         )
+        if dtype in NARROW_INTEGERS:
+            attr["tvm_custom"]["results"].append(dtype)
         return meaning.quantized(bb, _like(bb, values, meaning.scale))
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (names bfloat16 to numpy)
 import numpy as np
+import onnx
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from compiler.frontends.onnx_converters.gathering import ScatterElements
 from compiler.frontends.onnx_converters.selection import integers
 
 
@@ -37,6 +40,18 @@ class OneHot(OnnxOpConverter):
             for i in (0, 1)
         )
         return relax.op.where(hit, on, off)
+
+
+class EyeLike(OnnxOpConverter):
+    """Ones on one diagonal of a matrix of the input's shape, of any dtype."""
+
+    @classmethod
+    def _impl_v9(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        rows, columns = static_shape(inputs[0])
+        dtype = dtype_of(inputs[0])
+        if "dtype" in attr:
+            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(attr["dtype"]))
+        return constant(np.eye(rows, columns, attr.get("k", 0)).astype(np.dtype(dtype)))
 
 
 class SpaceToDepth(OnnxOpConverter):
@@ -110,22 +125,99 @@ def _padding_for(
     return {**kept, "pads": (*before, *after), "output_padding": tuple(extra)}
 
 
+class Col2Im(OnnxOpConverter):
+    """Blocks (batch, channels * places of a block, blocks) added up where they lie in an image.
+
+    That is a transposed convolution: each place of a block has a kernel that is 1 there.
+    """
+
+    @classmethod
+    def _impl_v18(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        image, block = integers(inputs[1], "the image's shape"), integers(inputs[2], "the block's")
+        if not image or not block:
+            raise ValueError("the shape of the image or of a block depends on data")
+        rank, places = len(block), int(np.prod(block))
+        strides, dilations = attr.get("strides", (1,) * rank), attr.get("dilations", (1,) * rank)
+        pads = attr.get("pads", (0,) * (2 * rank))
+        reach = [(b - 1) * d + 1 for b, d in zip(block, dilations, strict=True)]
+        padded = [image[i] + pads[i] + pads[i + rank] for i in range(rank)]
+        counts = [(padded[i] - reach[i]) // strides[i] + 1 for i in range(rank)]
+        batch, rows, columns = static_shape(inputs[0])
+        if rows % places or columns != np.prod(counts):
+            raise ValueError(f"{rows} rows of {columns} blocks do not make an image of {image}")
+        kernels = np.eye(places).reshape(1, places, 1, *block)
+        kernels = np.broadcast_to(kernels, (rows // places, *kernels.shape[1:]))
+        weight = constant(kernels.reshape(rows, 1, *block).astype(dtype_of(inputs[0])))
+        blocks = bb.emit(relax.op.reshape(inputs[0], (batch, rows, *counts)))
+        rest = [padded[i] - reach[i] - (counts[i] - 1) * strides[i] for i in range(rank)]
+        options = {
+            "group": rows // places,
+            "kernel_shape": tuple(block),
+            "strides": tuple(strides),
+            "dilations": tuple(dilations),
+            "pads": tuple(pads),
+            "output_padding": tuple(rest),
+        }
+        return ConvTranspose._impl_v1(bb, onnx_input([blocks, weight, None]), options, params)
+
+
+class TensorScatter(OnnxOpConverter):
+    """A cache with new entries along one axis, for each sequence from an index of its own."""
+
+    @classmethod
+    def _impl_v24(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        cache, update, start = (*inputs, None)[:3]
+        shape, added = static_shape(cache), static_shape(update)
+        axis = attr.get("axis", -2) % len(shape)
+        step = np.arange(added[axis], dtype=np.int64)
+        step = step.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        index = constant(np.broadcast_to(step, added))
+        if start is not None:
+            column = (shape[0], *[1] * (len(shape) - 1))
+            first = relax.op.reshape(relax.op.astype(start, "int64"), column)
+            index = bb.emit(relax.op.add(first, index))
+        if attr.get("mode", b"linear") == b"circular":
+            index = bb.emit(relax.op.floor_mod(index, relax.const(shape[axis], "int64")))
+        return ScatterElements._impl_v11(
+            bb, onnx_input([cache, index, update]), {"axis": axis}, params
+        )
+
+
 class RoiAlign(OnnxOpConverter):
-    """TVM's operator for averages; ValueError where the maximum of the samples is asked for."""
+    """TVM's operator for the averages of samples, given regions in pixels of the map.
+
+    TVM's converter shifts them by half a pixel before it scales them, which is half a pixel of
+    another image.
+    """
 
     @classmethod
     def _impl_v10(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        return onnx_frontend.RoiAlign._impl_v10(bb, _checked(bb, inputs, attr), attr, params)
+        return _aligned(bb, inputs, attr, b"output_half_pixel")
 
     @classmethod
     def _impl_v16(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
-        return onnx_frontend.RoiAlign._impl_v16(bb, _checked(bb, inputs, attr), attr, params)
+        return _aligned(bb, inputs, attr, b"half_pixel")
 
 
-def _checked(bb: relax.BlockBuilder, inputs: Any, attr: Any) -> onnx_input:
-    """The inputs with numbers of images that exist."""
-    if attr.get("mode", b"avg") != b"avg":
-        raise ValueError("only the average of the samples is supported, not their maximum")
-    images = static_shape(inputs[0])[0]
-    numbers = bb.emit(relax.op.clip(inputs[2], 0, images - 1))
-    return onnx_input([inputs[0], inputs[1], numbers])
+def _aligned(bb: relax.BlockBuilder, inputs: Any, attr: Any, default: bytes) -> relax.Expr:
+    coordinates = attr.get("coordinate_transformation_mode", default)
+    if coordinates not in (b"half_pixel", b"output_half_pixel"):
+        raise ValueError(f"unknown coordinate transformation {coordinates.decode()!r}")
+    x, regions, numbers = inputs[0], inputs[1], inputs[2]
+    dtype, half = dtype_of(regions), coordinates == b"half_pixel"
+    scaled = relax.op.multiply(regions, relax.const(attr.get("spatial_scale", 1.0), dtype))
+    if half:
+        scaled = relax.op.subtract(scaled, relax.const(0.5, dtype))
+    # Numbers of images that exist.
+    numbers = bb.emit(relax.op.clip(numbers, 0, static_shape(x)[0] - 1))
+    column = relax.op.expand_dims(relax.op.astype(numbers, dtype), 1)
+    return relax.op.vision.roi_align(
+        x,
+        bb.emit(relax.op.concat([bb.emit(column), bb.emit(scaled)], axis=1)),
+        pooled_size=(attr.get("output_height", 1), attr.get("output_width", 1)),
+        spatial_scale=1.0,
+        sample_ratio=attr.get("sampling_ratio", 0),
+        aligned=half,
+        layout="NCHW",
+        mode="avg",
+    )

@@ -43,7 +43,7 @@ class Resize(OnnxOpConverter):
     @classmethod
     def _impl_v10(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         options = {**attr, "coordinate_transformation_mode": b"asymmetric"}
-        options["nearest_mode"] = b"floor"
+        options["nearest_mode"] = b"simple"
         return _resize(bb, inputs[0], None, inputs[1], None, options, params)
 
     @classmethod
@@ -86,6 +86,8 @@ def _resize(
             for key in ("mode", "coordinate_transformation_mode", "nearest_mode")
             if key in attr
         }
+        if how.rounding == "simple":
+            plain["nearest_mode"] = b"floor"
         sizes = constant(np.array(output, np.int64))
         return onnx_frontend.Resize._impl_v18(bb, [x, None, None, sizes], plain, params)
     region = as_numpy(roi)
@@ -176,7 +178,11 @@ def _resample(
     size = shape[axis]
     where = positions(size, output, scale, how)
     if how.mode == "nearest":
-        index = nearest(where, how.rounding)
+        rounding = how.rounding
+        if rounding == "simple":
+            # Nobody wrote down what version 10 does; this is what ONNX Runtime does.
+            rounding = "ceil" if scale < 1 else "floor"
+        index = nearest(where, rounding)
         x = take(bb, x, np.clip(index, 0, size - 1), axis)
     else:
         matrix = constant(interpolation_matrix(size, output, scale, how).astype(dtype_of(x)))
@@ -226,6 +232,7 @@ def _served(
         and how.coordinates in _SERVED_COORDINATES
         # Of two neighbours as near as each other it takes the wrong one where the scale is rounded.
         and (how.mode == "linear" or all(_exact(factor) for factor in scale))
+        and (how.rounding != "simple" or how.mode == "linear" or min(scale) >= 1)
         and not how.antialias
         and not how.exclude_outside
         and dtype == "float32"

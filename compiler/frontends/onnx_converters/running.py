@@ -1,7 +1,8 @@
-"""Running sums along an axis that may be known at run time only."""
+"""Running sums and products along an axis that may be known at run time only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ class CumSum(OnnxOpConverter):
     chosen.
     """
 
+    running = staticmethod(relax.op.cumsum)
+
     @classmethod
     def _impl_v11(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         x, axis = inputs[0], inputs[1]
@@ -30,25 +33,37 @@ class CumSum(OnnxOpConverter):
             wanted = int(known.reshape(-1)[0])
             if not -rank <= wanted < rank:
                 raise ValueError(f"axis {wanted} of a tensor of {rank} dimensions")
-            return _running_sum(bb, x, wanted % rank, attr)
+            return _run(bb, cls.running, x, wanted % rank, attr)
         axis = bb.emit(relax.op.reshape(axis, ()))
         dtype = dtype_of(axis)
         negative = relax.op.less(axis, relax.const(0, dtype))
         counted = relax.op.add(axis, relax.const(rank, dtype))
         axis = bb.emit(relax.op.where(negative, counted, axis))
-        result = _running_sum(bb, x, rank - 1, attr)
+        result = _run(bb, cls.running, x, rank - 1, attr)
         for candidate in range(rank - 2, -1, -1):
             chosen = bb.emit(relax.op.equal(axis, relax.const(candidate, dtype)))
-            sums = _running_sum(bb, x, candidate, attr)
+            sums = _run(bb, cls.running, x, candidate, attr)
             result = bb.emit(relax.op.where(chosen, sums, result))
         return result
 
 
-def _running_sum(bb: relax.BlockBuilder, x: relax.Expr, axis: int, attr: Any) -> relax.Expr:
+class CumProd(CumSum):
+    """Products of all entries up to each one."""
+
+    running = staticmethod(relax.op.cumprod)
+
+    @classmethod
+    def _impl_v26(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        return cls._impl_v11(bb, inputs, attr, params)
+
+
+def _run(
+    bb: relax.BlockBuilder, running: Callable[..., relax.Expr], x: relax.Expr, axis: int, attr: Any
+) -> relax.Expr:
     extent = static_shape(x)[axis]
     backwards = np.arange(extent)[::-1].copy()
     if attr.get("reverse", 0):
         x = bb.emit(take(bb, x, backwards, axis))
-    sums = relax.op.cumsum(x, axis, dtype_of(x), exclusive=bool(attr.get("exclusive", 0)))
-    sums = bb.emit(sums)
-    return bb.emit(take(bb, sums, backwards, axis)) if attr.get("reverse", 0) else sums
+    results = running(x, axis, dtype_of(x), exclusive=bool(attr.get("exclusive", 0)))
+    results = bb.emit(results)
+    return bb.emit(take(bb, results, backwards, axis)) if attr.get("reverse", 0) else results

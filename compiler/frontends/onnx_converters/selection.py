@@ -1,4 +1,4 @@
-"""Slice and Pad with bounds that are known: every case of the standard."""
+"""Slice, TopK, Split and Pad with bounds that are known: every case of the standard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import as_numpy, constant, dtype_of, static_shape
+from compiler.frontends.onnx_converters.constants import (
+    as_numpy,
+    constant,
+    dtype_of,
+    static_shape,
+    zeros,
+)
 
 
 def integers(value: relax.Expr | None, what: str) -> list[int] | None:
@@ -73,6 +79,51 @@ def _slice(
     return bb.normalize(relax.op.strided_slice(x, axes, begins, stops, strides))
 
 
+class TopK(OnnxOpConverter):
+    """The largest or smallest entries along an axis and where they are, always in order."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        return _best(inputs[0], attr["k"], attr)
+
+    @classmethod
+    def _impl_v10(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        count = integers(inputs[1], "the number of entries")
+        if not count:
+            raise ValueError("the number of entries is missing")
+        return _best(inputs[0], count[0], attr)
+
+
+def _best(x: relax.Expr, count: int, attr: Any) -> relax.Expr:
+    shape, axis = list(static_shape(x)), attr.get("axis", -1)
+    if not 0 <= count <= shape[axis]:
+        raise ValueError(f"{count} entries are asked for of {shape[axis]}")
+    if not count:
+        # TVM takes none for all.
+        shape[axis] = 0
+        return relax.Tuple([zeros(shape, dtype_of(x)), zeros(shape, "int64")])
+    largest = bool(attr.get("largest", 1))
+    return relax.op.topk(x, count, axis, ret_type="both", largest=largest, dtype="int64")
+
+
+class Split(onnx_frontend.Split):
+    """Parts of a tensor along one axis; TVM's operator, which knows no part without entries."""
+
+    @classmethod
+    def _impl_v13(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        sizes = integers(inputs[1], "sizes of the parts") if inputs[1] is not None else None
+        if not sizes or all(sizes):
+            return super()._impl_v13(bb, inputs, attr, params)
+        x, axis = inputs[0], attr.get("axis", 0)
+        ends = np.cumsum(sizes)
+        return relax.Tuple(
+            [
+                bb.emit(_slice(bb, x, [int(end) - size], [int(end)], [axis], None))
+                for size, end in zip(sizes, ends, strict=True)
+            ]
+        )
+
+
 class Pad(OnnxOpConverter):
     """Padding (or cropping, where a pad is negative) by a constant or by the tensor itself."""
 
@@ -85,14 +136,18 @@ class Pad(OnnxOpConverter):
     @classmethod
     def _impl_v11(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         pads = integers(inputs[1], "pads") or []
-        value = 0.0
-        if inputs[2] is not None:
-            known = as_numpy(inputs[2])
-            if known is None:
-                raise ValueError("the padding value depends on data")
-            value = known.reshape(-1)[0].item() if known.size else 0.0
         axes = integers(inputs[3], "axes")
-        return _pad(bb, inputs[0], pads, axes, attr.get("mode", b"constant").decode(), value)
+        mode = attr.get("mode", b"constant").decode()
+        known = as_numpy(inputs[2])
+        if inputs[2] is None or mode != "constant":
+            return _pad(bb, inputs[0], pads, axes, mode, 0.0)
+        if known is not None:
+            value = known.reshape(-1)[0].item() if known.size else 0.0
+            return _pad(bb, inputs[0], pads, axes, mode, value)
+        padded = bb.emit(_pad(bb, inputs[0], pads, axes, mode, 0.0))
+        inner = relax.const(np.ones(static_shape(inputs[0]), bool))
+        inside = bb.emit(_pad(bb, inner, pads, axes, mode, 0.0))
+        return relax.op.where(inside, padded, relax.op.reshape(inputs[2], ()))
 
 
 def _pad(

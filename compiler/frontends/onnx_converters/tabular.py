@@ -123,7 +123,55 @@ class ArrayFeatureExtractor(OnnxOpConverter):
         shape = static_shape(x)
         if len(shape) == 1:
             x = bb.emit(relax.op.reshape(x, (1, *shape)))
-        return relax.op.take(x, columns, axis=-1 % len(static_shape(x)), mode="fast")
+        return relax.op.take(x, columns, axis=-1 % len(static_shape(x)), mode="clip")
+
+
+class Imputer(OnnxOpConverter):
+    """x with one value, often NaN, replaced by a number, the same or one for each feature."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        x = inputs[0]
+        kind = "float" if dtype_of(x).startswith("float") else "int64"
+        given = attr.get(f"imputed_value_{kind}s")
+        if not given:
+            raise ValueError(f"there are no imputed_value_{kind}s")
+        replaced = attr.get(f"replaced_value_{kind}", 0)
+        if np.isnan(replaced):
+            hit = relax.op.isnan(x)
+        else:
+            hit = relax.op.equal(x, relax.const(replaced, dtype_of(x)))
+        return relax.op.where(hit, constant(np.array(given, dtype_of(x))), x)
+
+
+class OneHotEncoder(OnnxOpConverter):
+    """A new last axis with an entry for each category: one where x is that, zero elsewhere."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        x = inputs[0]
+        categories = attr.get("cats_int64s")
+        if not categories:
+            raise ValueError("categories that are texts are not supported")
+        if not attr.get("zeros", 1):
+            raise ValueError("zeros=0, an error for what is no category, is not supported")
+        whole = bb.emit(relax.op.expand_dims(relax.op.astype(x, "int64"), -1))
+        same = relax.op.equal(whole, constant(np.array(categories, np.int64)))
+        return relax.op.astype(same, "float32")
+
+
+class FeatureVectorizer(OnnxOpConverter):
+    """Columns of several tensors side by side, as many of each as is said."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        parts = [_as_floats(bb, x) for x in inputs]
+        widths = attr.get("inputdimensions") or [static_shape(x)[-1] for x in parts]
+        parts = [
+            bb.emit(relax.op.strided_slice(x, [1], [0], [width]))
+            for x, width in zip(parts, widths, strict=True)
+        ]
+        return relax.op.concat(parts, axis=1)
 
 
 class LabelEncoder(OnnxOpConverter):
