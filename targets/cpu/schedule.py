@@ -19,6 +19,7 @@ from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
 from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
 from targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from targets.cpu.schedules.convolution import ConvolutionTemplate
+from targets.cpu.schedules.forest import ForestTemplate
 from targets.cpu.schedules.generic import Generic, Unscheduled
 from targets.cpu.schedules.injective import Injective
 from targets.cpu.schedules.layer_norm import Normalization
@@ -39,6 +40,7 @@ TEMPLATES: tuple[Template, ...] = (
     ChannelwiseTemplate(),
     MatmulTemplate(),
     Recurrent(),
+    ForestTemplate(),
     Softmax(),
     Normalization(),
     RowReduction(),

@@ -10,13 +10,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters.constants import dtype_of, static_shape
-from compiler.frontends.onnx_converters.trees import (
-    Forest,
-    aggregated,
-    evaluate,
-    levels_of,
-    transformed,
-)
+from compiler.frontends.onnx_converters.forest_tables import ABSENT, OUTCOMES, Forest
+from compiler.frontends.onnx_converters.trees import checked, evaluate, transformed
 
 # By number, as the operator's definition lists them.
 _MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")
@@ -32,7 +27,7 @@ class TreeEnsemble(OnnxOpConverter):
         x = inputs[0]
         forest = _read(attr, static_shape(x)[-1])
         how = _named(_AGGREGATIONS, attr.get("aggregate_function", 1), "aggregation")
-        scores = aggregated(bb, evaluate(bb, x, forest), how)
+        scores = evaluate(bb, x, forest, how)
         name = _named(_TRANSFORMATIONS, attr.get("post_transform", 0), "transformation")
         return relax.op.astype(transformed(bb, scores, name), dtype_of(x))
 
@@ -79,19 +74,20 @@ def _read(attr: Any, features: int) -> Forest:
             raise ValueError(f"a {what} is not one of {limit}")
     if not roots.size or len(chosen) != branches or len(ids) != leaves:
         raise ValueError("there are no trees, or tables of different lengths")
-    worth = np.zeros((count, targets), weights.dtype)
-    worth[own, ids] = weights
     missing = np.array(attr.get("nodes_missing_value_tracks_true") or [0] * branches, bool)
-    rest = np.zeros(leaves, int)
-    modes = np.array([*(_MODES[number] for number in numbers), *["LEAF"] * leaves])
-    return Forest(
-        np.concatenate([chosen, rest]).astype(np.int32),
-        np.concatenate([thresholds, rest.astype(thresholds.dtype)]),
-        modes,
-        np.concatenate([missing, rest.astype(bool)]),
-        ways[0],
-        ways[1],
-        roots.astype(np.int32),
-        worth,
-        levels_of(ways, modes == "LEAF", roots),
+    taken = np.array([OUTCOMES[_MODES[number]] for number in numbers], np.int64)
+    rest = np.zeros(leaves, np.int64)
+    return checked(
+        Forest(
+            np.concatenate([chosen, rest]),
+            np.concatenate([thresholds, rest.astype(thresholds.dtype)]),
+            np.concatenate([np.where(missing, taken | ABSENT, taken), rest]),
+            ways[0],
+            ways[1],
+            roots,
+            own,
+            ids,
+            weights,
+            targets,
+        )
     )

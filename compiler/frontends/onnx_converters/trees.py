@@ -1,13 +1,7 @@
-"""Ensembles of decision trees of `ai.onnx.ml`, walked level by level for all trees at once.
-
-The nodes of all trees stand in tables; a row of the state holds, for one sample, the node that
-each tree has come to. A leaf leads to itself, so that every tree takes as many steps as the
-deepest one. What a leaf is worth is a row of a table, and the ensemble adds up rows.
-"""
+"""Ensembles of decision trees of `ai.onnx.ml`: what trees say, put together and transformed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,36 +9,24 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from compiler.frontends.onnx_converters.forest_kernel import LANES, ForestWorkload, forest_kernel
+from compiler.frontends.onnx_converters.forest_tables import (
+    ABSENT,
+    FEATURE_BITS,
+    OUTCOMES,
+    Forest,
+    tables_of,
+)
 
-_COMPARISONS = {
-    "BRANCH_LEQ": relax.op.less_equal,
-    "BRANCH_LT": relax.op.less,
-    "BRANCH_GTE": relax.op.greater_equal,
-    "BRANCH_GT": relax.op.greater,
-    "BRANCH_EQ": relax.op.equal,
-    "BRANCH_NEQ": relax.op.not_equal,
+_MOST_NODES = 1 << 24
+_MOST_WEIGHTS = 1 << 26
+# How scores are combined, and what changes nothing then.
+_COMBINATIONS = {
+    "SUM": ("sum", 0.0),
+    "AVERAGE": ("sum", 0.0),
+    "MIN": ("min", np.inf),
+    "MAX": ("max", -np.inf),
 }
-_MOST_LEVELS = 200
-_MOST_WORTHS = 1 << 26
-
-
-@dataclass(frozen=True)
-class Forest:
-    """All nodes of an ensemble, by position; leaves lead to themselves.
-
-    `roots` has the first node of each tree, `worth` a row (targets,) for each node, `levels` the
-    number of branches on the longest way.
-    """
-
-    features: np.ndarray
-    thresholds: np.ndarray
-    modes: np.ndarray
-    missing: np.ndarray
-    yes: np.ndarray
-    no: np.ndarray
-    roots: np.ndarray
-    worth: np.ndarray
-    levels: int
 
 
 def read_forest(attr: Any, prefix: str, targets: int, features: int) -> Forest:
@@ -73,11 +55,12 @@ def read_forest(attr: Any, prefix: str, targets: int, features: int) -> Forest:
     }
     if not count or len(position) != count:
         raise ValueError("the trees have no nodes, or two with the same number")
-    modes = np.array([mode.decode() for mode in attr["nodes_modes"]])
-    leaf = modes == "LEAF"
-    unknown = set(modes[~leaf].tolist()) - set(_COMPARISONS)
+    modes = [mode.decode() for mode in attr["nodes_modes"]]
+    unknown = set(modes) - set(OUTCOMES) - {"LEAF"}
     if unknown:
         raise ValueError(f"there is no comparison {min(unknown)!r}")
+    taken = np.array([OUTCOMES.get(mode, 0) for mode in modes])
+    leaf = taken == 0
     own = np.arange(count)
     ways = []
     for name in ("nodes_truenodeids", "nodes_falsenodeids"):
@@ -95,84 +78,73 @@ def read_forest(attr: Any, prefix: str, targets: int, features: int) -> Forest:
     roots = np.flatnonzero(~reached)
     if sorted(trees[roots].tolist()) != sorted(set(trees.tolist())):
         raise ValueError("a tree has no root, or several")
-    worth = _worth(attr, prefix, column, position, count, targets, thresholds.dtype)
-    levels = levels_of(ways, leaf, roots)
     missing = column("nodes_missing_value_tracks_true", 0).astype(bool)
-    return Forest(
-        chosen.astype(np.int32), thresholds, modes, missing, ways[0], ways[1],
-        roots.astype(np.int32), worth, levels,
+    rows = zip(attr[f"{prefix}_treeids"], attr[f"{prefix}_nodeids"], strict=True)
+    weight_nodes = np.array([position.get((int(t), int(n)), -1) for t, n in rows], np.int64)
+    dtype = np.float64 if thresholds.dtype == np.float64 else np.float32
+    return checked(
+        Forest(
+            chosen.astype(np.int64), thresholds.astype(dtype),
+            np.where(~leaf & missing, taken | ABSENT, taken), ways[0], ways[1], roots,
+            weight_nodes, np.array(attr[f"{prefix}_ids"], np.int64),
+            column(f"{prefix}_weights").astype(dtype), targets,
+        )
     )  # fmt: skip
 
 
-def _worth(
-    attr: Any, prefix: str, column: Any, position: dict, count: int, targets: int, dtype: Any
-) -> np.ndarray:
-    if count * targets > _MOST_WORTHS:
-        raise ValueError(f"{count} nodes with {targets} targets are too many")
-    worth = np.zeros((count, targets), np.float64 if dtype == np.float64 else np.float32)
-    ids = np.array(attr[f"{prefix}_ids"])
+def checked(forest: Forest) -> Forest:
+    """`forest`, whose indices have been found to be right; ValueError if its weights are not."""
+    targets, ids = forest.targets, forest.weight_targets
+    if len({len(forest.weight_nodes), len(ids), len(forest.weights)}) != 1:
+        raise ValueError("the tables of weights differ in length")
     if ids.size and (ids.min() < 0 or ids.max() >= targets):
         raise ValueError(f"a leaf counts for a target beyond {targets}")
-    pairs = zip(attr[f"{prefix}_treeids"], attr[f"{prefix}_nodeids"], strict=True)
-    rows = np.array([position.get((int(t), int(n)), -1) for t, n in pairs])
-    if (rows < 0).any():
+    if (forest.weight_nodes < 0).any():
         raise ValueError("a weight belongs to a node that is not there")
-    np.add.at(worth, (rows, ids), column(f"{prefix}_weights"))
-    return worth
+    count = len(forest.taken)
+    if count > _MOST_NODES or len(np.unique(forest.weight_nodes)) * targets > _MOST_WEIGHTS:
+        raise ValueError(f"{count} nodes with {targets} targets are too many")
+    return forest
 
 
-def levels_of(ways: list[np.ndarray], leaf: np.ndarray, roots: np.ndarray) -> int:
-    """The longest way from a root to a leaf; ValueError if some way never ends."""
-    front, levels = np.unique(roots), 0
-    while not leaf[front].all():
-        levels += 1
-        if levels > _MOST_LEVELS:
-            raise ValueError(f"a tree is deeper than {_MOST_LEVELS} levels, or a circle")
-        front = np.unique(np.concatenate([way[front] for way in ways]))
-    return levels
-
-
-def evaluate(bb: relax.BlockBuilder, x: relax.Expr, forest: Forest) -> relax.Expr:
-    """What each tree says of each row of `x` (B, F): (B, trees, targets)."""
-    batch, trees = static_shape(x)[0], len(forest.roots)
-    dtype = str(forest.worth.dtype)
+def evaluate(bb: relax.BlockBuilder, x: relax.Expr, forest: Forest, how: str) -> relax.Expr:
+    """What the trees say of each row of `x` (B, F), put together: (B, targets)."""
+    if how not in _COMBINATIONS:
+        raise ValueError(f"there is no aggregation {how!r}")
+    combine, neutral = _COMBINATIONS[how]
+    rows, features = static_shape(x)
+    if features >= 1 << FEATURE_BITS or rows * features >= 1 << 31:
+        raise ValueError(f"{rows} rows of {features} features are too many")
+    dtype = str(forest.weights.dtype)
     if dtype_of(x) != dtype:
         x = bb.emit(relax.op.astype(x, dtype))
-    state: relax.Expr = constant(np.broadcast_to(forest.roots, (batch, trees)).copy())
-
-    def look_up(table: np.ndarray) -> relax.Expr:
-        return bb.emit(relax.op.take(constant(table), state, axis=0, mode="clip"))
-
-    branches = forest.modes != "LEAF"
-    kinds = sorted(set(forest.modes[branches]))
-    for _ in range(forest.levels):
-        features = look_up(forest.features)
-        values = bb.emit(relax.op.gather_elements(x, features, axis=1))
-        thresholds = look_up(forest.thresholds.astype(dtype))
-        goes = bb.emit(_COMPARISONS[kinds[0]](values, thresholds))
-        for kind in kinds[1:]:
-            other = bb.emit(_COMPARISONS[kind](values, thresholds))
-            is_kind = look_up(forest.modes == kind)
-            goes = bb.emit(relax.op.where(is_kind, other, goes))
-        if forest.missing[branches].any():
-            absent = relax.op.logical_and(relax.op.isnan(values), look_up(forest.missing))
-            goes = bb.emit(relax.op.logical_or(goes, bb.emit(absent)))
-        state = bb.emit(relax.op.where(goes, look_up(forest.yes), look_up(forest.no)))
-    return look_up(forest.worth)
-
-
-def aggregated(bb: relax.BlockBuilder, said: relax.Expr, how: str) -> relax.Expr:
-    """What the trees say (B, trees, targets) put together: (B, targets)."""
-    reduce = {
-        "SUM": relax.op.sum, "AVERAGE": relax.op.sum, "MIN": relax.op.min, "MAX": relax.op.max,
-    }.get(how)  # fmt: skip
-    if reduce is None:
-        raise ValueError(f"there is no aggregation {how!r}")
-    scores = bb.emit(reduce(said, [1]))
-    if how != "AVERAGE":
-        return scores
-    trees = relax.const(float(static_shape(said)[1]), dtype_of(scores))
-    return bb.emit(relax.op.divide(scores, trees))
+    tables = tables_of(forest, LANES, neutral)
+    leaves, entries = tables.weights.shape
+    workload = ForestWorkload(
+        rows, features, len(tables.roots), tables.levels, len(tables.nodes), leaves, entries,
+        forest.targets, dtype, frozenset(forest.taken[forest.taken > 0].tolist()), combine,
+    )  # fmt: skip
+    arrays = [tables.nodes, tables.roots, tables.leaf_of, tables.weights]
+    if entries < forest.targets:
+        arrays.append(tables.target_of)
+    function = bb.add_func(forest_kernel(workload), "forest")
+    shape = (rows, workload.chunks, forest.targets)
+    scores = bb.emit(
+        relax.call_tir(
+            function,
+            relax.Tuple([x, *map(constant, arrays)]),
+            relax.TensorType(shape, dtype),
+        )
+    )
+    reduce = {"sum": relax.op.sum, "min": relax.op.min, "max": relax.op.max}[combine]
+    scores = bb.emit(reduce(scores, [1]))
+    if how == "AVERAGE":
+        scores = bb.emit(relax.op.divide(scores, relax.const(float(len(forest.roots)), dtype)))
+    if neutral:
+        # No leaf told of the target.
+        silent = bb.emit(relax.op.equal(scores, relax.const(neutral, dtype)))
+        scores = bb.emit(relax.op.where(silent, relax.const(0.0, dtype), scores))
+    return scores
 
 
 def transformed(bb: relax.BlockBuilder, scores: relax.Expr, name: str) -> relax.Expr:
@@ -212,9 +184,8 @@ class TreeEnsembleRegressor(OnnxOpConverter):
         x = inputs[0]
         targets = attr.get("n_targets", 1)
         forest = read_forest(attr, "target", targets, static_shape(x)[-1])
-        said = evaluate(bb, x, forest)
         how = attr.get("aggregate_function", b"SUM").decode()
-        scores = plus_base(bb, aggregated(bb, said, how), attr)
+        scores = plus_base(bb, evaluate(bb, x, forest, how), attr)
         result = transformed(bb, scores, attr.get("post_transform", b"NONE").decode())
         return relax.op.astype(result, "float32")
 
@@ -251,14 +222,14 @@ class TreeEnsembleClassifier(OnnxOpConverter):
     def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
         x, labels = inputs[0], integer_labels(attr)
         forest = read_forest(attr, "class", len(labels), static_shape(x)[-1])
-        scores = bb.emit(relax.op.sum(evaluate(bb, x, forest), [1]))
+        scores = evaluate(bb, x, forest, "SUM")
         told = sorted(set(attr["class_ids"]))
         name = attr.get("post_transform", b"NONE").decode()
         if len(labels) == 2 and len(told) == 1:
             if attr.get("base_values") or "base_values_as_tensor" in attr:
                 raise ValueError("base values of a classifier of one score are not supported")
             score = bb.emit(relax.op.strided_slice(scores, [1], [told[0]], [told[0] + 1]))
-            positive = bool((forest.worth >= 0).all())
+            positive = bool((forest.weights >= 0).all())
             border = relax.const(0.5 if positive else 0.0, dtype_of(score))
             chosen = bb.emit(relax.op.astype(relax.op.greater(score, border), "int64"))
             chosen = bb.emit(relax.op.reshape(chosen, (static_shape(x)[0],)))
