@@ -84,29 +84,29 @@ class ForestWorkload:
 class ForestKernel:
     """Builds the function for one workload.
 
-    x (rows, features), nodes (nodes, 2) int64, roots (trees) int32, leaf_of (nodes) int32,
-    weights (leaves, entries), target_of (leaves, entries) int32 unless a leaf tells of every
-    target -> combined (rows, chunks, targets).
+    x (rows, features), nodes (nodes, 2) int64, leaf_of (nodes) int32, weights (leaves, entries),
+    target_of (leaves, entries) int32 unless a leaf tells of every target
+    -> combined (rows, chunks, targets). A place is the position of a node's first number.
     """
 
     def __init__(self, workload: ForestWorkload) -> None:
         w = self.workload = workload
         self.x = tirx.decl_buffer((w.rows, w.features), w.dtype, "x")
         self.nodes = tirx.decl_buffer((w.nodes, 2), "int64", "nodes")
-        self.roots = tirx.decl_buffer((w.trees,), "int32", "roots")
         self.leaf_of = tirx.decl_buffer((w.nodes,), "int32", "leaf_of")
         self.weights = tirx.decl_buffer((w.leaves, w.entries), w.dtype, "weights")
         self.target_of = tirx.decl_buffer((w.leaves, w.entries), "int32", "target_of")
         self.combined = tirx.decl_buffer((w.rows, w.chunks, w.targets), w.dtype, "combined")
-        self.place = loops.local_buffer("place", (LANES,), "int32")
+        self.place = loops.local_buffer("place", (LANES,), "int64")
         self.ended = loops.local_buffer("ended", (1,), "int32")
+        self.gap = loops.local_buffer("gap", (1,), "int32")
         self.score = loops.local_buffer("score", (w.row_lanes, w.targets), w.dtype)
 
     def function(self) -> PrimFunc:
         """The finished loops, marked for the template that takes them as they are."""
         w = self.workload
         sparse = [self.target_of] if w.entries < w.targets else []
-        tables = [self.nodes, self.roots, self.leaf_of, self.weights, *sparse]
+        tables = [self.nodes, self.leaf_of, self.weights, *sparse]
         steps = w.rows * w.trees * w.levels
         body = loops.tasks(
             w.groups * w.chunks,
@@ -142,13 +142,36 @@ class ForestKernel:
                 lambda lane: loops.serial("target", w.targets, lambda t: body(lane, t)),
             )
 
+        def over_trees(gaps: bool) -> Stmt:
+            number = tirx.Var("number", PrimType("int32"))
+            body = self._walk(row, number * per_block, gaps)
+            return tirx.For(number, first, last - first, tirx.ForKind.SERIAL, body)
+
+        # Rows without gaps, nearly all, need not be asked for them at every node.
+        gap = loops.load(self.gap, 0)
+        kind = _kind(w.outcomes)
+        either = [
+            loops.store(self.gap, (0,), loops.index(0)),
+            loops.serial(
+                "lane",
+                w.row_lanes,
+                lambda lane: loops.serial(
+                    "feature",
+                    w.features,
+                    lambda f: loops.store(
+                        self.gap, (0,), gap | _number(tirx.isnan(loops.load(self.x, row + lane, f)))
+                    ),
+                ),
+            ),
+            tirx.IfThenElse(gap > 0, over_trees(True), over_trees(False)),
+        ]
         return loops.allocate(
-            [self.place, self.ended, self.score],
+            [self.place, self.ended, self.gap, self.score],
             loops.sequence(
                 [
                     tirx.Bind(row, first_row),
                     over_scores(lambda lane, t: loops.store(self.score, (lane, t), self._start())),
-                    _loop_over(first, last, lambda number: self._walk(row, number * per_block)),
+                    *([over_trees(True)] if w.outcomes <= {kind} or kind is None else either),
                     over_scores(
                         lambda lane, t: loops.store(
                             self.combined, (row + lane, chunk, t), loops.load(self.score, lane, t)
@@ -166,81 +189,70 @@ class ForestKernel:
             "max": tirx.const(float("-inf"), dtype),
         }[self.workload.combine]
 
-    def _walk(self, row: Any, tree: Any) -> Stmt:
+    def _walk(self, row: Any, tree: Any, gaps: bool) -> Stmt:
         """`LANES` walks from root to leaf, and what the leaves say."""
         rows_differ = self.workload.row_lanes > 1
         lanes = range(LANES)
 
-        def row_of(lane: int) -> Any:
-            return row + lane if rows_differ else row
+        def root(lane: int) -> Any:
+            number = tree if rows_differ else tree + lane
+            return tirx.Cast("int64", number * 2)
 
-        roots = [
-            loops.store(
-                self.place,
-                (lane,),
-                loops.load(self.roots, tree if rows_differ else tree + lane),
-            )
-            for lane in lanes
-        ]
-        steps = [self._step(lane, row_of(lane)) for lane in lanes]
-        before = loops.store(self.ended, (0,), loops.index(-1))
+        steps = [self._step(lane, row + lane if rows_differ else row, gaps) for lane in lanes]
         return loops.sequence(
             [
-                *roots,
+                *(loops.store(self.place, (lane,), root(lane)) for lane in lanes),
                 loops.store(self.ended, (0,), loops.index(0)),
-                tirx.While(loops.load(self.ended, 0) >= 0, loops.sequence([before, *steps])),
+                tirx.While(
+                    loops.load(self.ended, 0) >= 0,
+                    loops.sequence([loops.store(self.ended, (0,), loops.index(-1)), *steps]),
+                ),
                 *(self._listen(lane, lane if rows_differ else 0) for lane in lanes),
             ]
         )
 
-    def _step(self, lane: int, row: Any) -> Stmt:
+    def _step(self, lane: int, row: Any, gaps: bool) -> Stmt:
         """One walk goes on from a node to a child."""
         w = self.workload
-        node, link = (
-            tirx.Var(name, PrimType(t)) for name, t in (("node", "int32"), ("link", "int64"))
-        )
+        place, link = (tirx.Var(name, PrimType("int64")) for name in ("place", "link"))
         threshold, value = (tirx.Var(name, PrimType(w.dtype)) for name in ("threshold", "value"))
-        bits = loops.load(self.nodes, node, 0)
+        bits = _at(self.nodes, place)
         if w.dtype == "float32":
             bits = tirx.Cast("int32", bits)
-        feature = tirx.Cast("int32", link & tirx.const((1 << FEATURE_BITS) - 1, "int64"))
-        child = tirx.Cast("int32", link >> tirx.const(32, "int64"))
+        # Sixteen bits are read without a mask.
+        feature = link & _long((1 << (16 if w.features <= 1 << 16 else FEATURE_BITS)) - 1)
+        start = tirx.Cast("int64", row) * _long(w.features)
+        goes = self._goes(value, threshold, link, gaps)
         return loops.sequence(
             [
-                tirx.Bind(node, loops.load(self.place, lane)),
-                tirx.Bind(link, loops.load(self.nodes, node, 1)),
+                tirx.Bind(place, loops.load(self.place, lane)),
+                tirx.Bind(link, _at(self.nodes, place + _long(1))),
                 tirx.Bind(threshold, tirx.reinterpret(w.dtype, bits)),
-                tirx.Bind(value, loops.load(self.x, row, feature)),
-                loops.store(self.place, (lane,), child + self._goes(value, threshold, link)),
+                tirx.Bind(value, _at(self.x, start + feature)),
+                loops.store(self.place, (lane,), (link >> _long(32)) + goes * _long(2)),
                 # The sign of the lower half tells a leaf.
                 loops.store(self.ended, (0,), loops.load(self.ended, 0) & tirx.Cast("int32", link)),
             ]
         )
 
-    def _goes(self, value: Any, threshold: Any, link: Any) -> Any:
-        """1 where the branch is taken, else 0."""
+    def _goes(self, value: Any, threshold: Any, link: Any, gaps: bool) -> Any:
+        """1 where the branch is taken, else 0; without `gaps`, `value` is a number."""
         outcomes = self.workload.outcomes
 
-        def number(truth: Any) -> Any:
-            return tirx.Cast("int32", truth)
-
         def told(which: int) -> Any:
-            shift = FEATURE_BITS + which.bit_length() - 1
-            return tirx.Cast("int32", link >> tirx.const(shift, "int64")) & 1
+            return (link >> _long(FEATURE_BITS + which.bit_length() - 1)) & _long(1)
 
-        absent = tirx.isnan(value)
-        kinds = {outcome & ~ABSENT for outcome in outcomes}
-        if len(kinds) == 1 and kinds <= set(_COMPARE):
-            goes = number(_COMPARE[min(kinds)](value, threshold))
-            if kinds == outcomes:
-                return goes
-            return goes | (number(absent) & told(ABSENT))
+        absent = _number(tirx.isnan(value), "int64")
+        kind = _kind(outcomes)
+        if kind is not None:
+            goes = _number(_COMPARE[kind](value, threshold), "int64")
+            return goes if outcomes <= {kind} or not gaps else goes | (absent & told(ABSENT))
         return (
-            (number(value < threshold) & told(LESS))
-            | (number(tirx.EQ(value, threshold)) & told(EQUAL))
-            | (number(value > threshold) & told(GREATER))
-            | (number(absent) & told(ABSENT))
-            | (number(tirx.isnan(threshold)) & told(NO_NUMBER))
+            (_number(value < threshold, "int64") & told(LESS))
+            | (_number(tirx.EQ(value, threshold), "int64") & told(EQUAL))
+            | (_number(value > threshold, "int64") & told(GREATER))
+            | (absent & told(ABSENT))
+            | (_number(tirx.isnan(threshold), "int64") & told(NO_NUMBER))
         )
 
     def _listen(self, lane: int, scores: int) -> Stmt:
@@ -254,14 +266,30 @@ class ForestKernel:
             old, new = loops.load(self.score, scores, target), loops.load(self.weights, leaf, k)
             return loops.store(self.score, (scores, target), combine(old, new))
 
-        came = loops.load(self.leaf_of, loops.load(self.place, lane))
+        came = loops.load(
+            self.leaf_of, tirx.Cast("int32", loops.load(self.place, lane) >> _long(1))
+        )
         return loops.sequence([tirx.Bind(leaf, came), loops.serial("entry", w.entries, entry)])
 
 
-def _loop_over(first: Any, last: Any, body: Callable[[Any], Stmt]) -> Stmt:
-    """A loop from `first` on to before `last`."""
-    variable = tirx.Var("number", PrimType("int32"))
-    return tirx.For(variable, first, last - first, tirx.ForKind.SERIAL, body(variable))
+def _kind(outcomes: frozenset[int]) -> int | None:
+    """The one comparison of all branches, if they differ in nothing but what absence means."""
+    kinds = {outcome & ~ABSENT for outcome in outcomes} or {LESS}
+    return min(kinds) if len(kinds) == 1 and kinds <= set(_COMPARE) else None
+
+
+def _long(value: int) -> Any:
+    return tirx.const(value, "int64")
+
+
+def _number(truth: Any, dtype: str = "int32") -> Any:
+    """1 or 0."""
+    return tirx.Cast(dtype, truth)
+
+
+def _at(buffer: Any, position: Any) -> Any:
+    """The element of a matrix at a `position` in int64 of all its elements."""
+    return tirx.BufferLoad(buffer, [_long(0), position])
 
 
 def forest_kernel(workload: ForestWorkload) -> PrimFunc:

@@ -5,10 +5,12 @@ A node is two int64: the bits of its threshold, and a link
     bits 0-23   the feature that is compared
     bits 24-28  for which outcomes of the comparison the branch is taken (LESS ... NO_NUMBER)
     bit  31     whether this is a leaf
-    bits 32-62  the place of the child where the branch is not taken; the other one follows it
+    bits 32-62  the place of the child where the branch is not taken, that is twice its number;
+                the other one follows it
 
 so that a step reads one piece of 16 bytes. A leaf leads to itself: its threshold is no number, and
-nothing is true of that. Trees stand one after the other, each from the root downwards.
+nothing is true of that. The roots of all trees come first, then the branches below them, one tree
+after the other, each from the root downwards.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class ForestTables:
     """
 
     nodes: np.ndarray
-    roots: np.ndarray
+    trees: int
     leaf_of: np.ndarray
     weights: np.ndarray
     target_of: np.ndarray
@@ -119,7 +121,6 @@ def tables_of(forest: Forest, lanes: int, neutral: float) -> ForestTables:
     """
     branches, levels = order_of_branches(forest)
     trees = -(-len(forest.roots) // lanes) * lanes
-    roots = np.arange(trees, dtype=np.int32)
     # The record of a node stands wherever a branch leads to it: two for each branch.
     first_child = np.full(len(forest.taken), -1, np.int64)
     first_child[branches] = trees + 2 * np.arange(len(branches))
@@ -135,14 +136,14 @@ def tables_of(forest: Forest, lanes: int, neutral: float) -> ForestTables:
     nodes[:, 0] = thresholds.view(f"i{bits}")
     nodes[:, 1] = np.where(
         is_leaf,
-        own << 32 | _LEAF,
-        first_child[source] << 32
+        own << 33 | _LEAF,
+        first_child[source] << 33
         | forest.taken[source].astype(np.int64) << FEATURE_BITS
         | forest.features[source],
     )
     weights, target_of, leaf = _weights(forest, neutral)
     leaf_of = np.where(is_leaf & (source >= 0), leaf[source], 0)
-    return ForestTables(nodes, roots, leaf_of.astype(np.int32), weights, target_of, max(1, levels))
+    return ForestTables(nodes, trees, leaf_of.astype(np.int32), weights, target_of, max(1, levels))
 
 
 def _weights(forest: Forest, neutral: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

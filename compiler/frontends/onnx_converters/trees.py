@@ -121,10 +121,10 @@ def evaluate(bb: relax.BlockBuilder, x: relax.Expr, forest: Forest, how: str) ->
     tables = tables_of(forest, LANES, neutral)
     leaves, entries = tables.weights.shape
     workload = ForestWorkload(
-        rows, features, len(tables.roots), tables.levels, len(tables.nodes), leaves, entries,
+        rows, features, tables.trees, tables.levels, len(tables.nodes), leaves, entries,
         forest.targets, dtype, frozenset(forest.taken[forest.taken > 0].tolist()), combine,
     )  # fmt: skip
-    arrays = [tables.nodes, tables.roots, tables.leaf_of, tables.weights]
+    arrays = [tables.nodes, tables.leaf_of, tables.weights]
     if entries < forest.targets:
         arrays.append(tables.target_of)
     function = bb.add_func(forest_kernel(workload), "forest")
