@@ -30,6 +30,8 @@ class Signature:
         self.input_dtypes = [numpy_dtype(t.dtype) for t in inputs]
         self.output_dtypes = [numpy_dtype(t.dtype) for t in outputs]
         self._input_names = frozenset(t.name for t in inputs)
+        self._output_names = tuple(t.name for t in outputs)
+        self._declared = tuple(zip(self.inputs, self.input_dtypes, strict=True))
 
     def gather(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Inputs:
         """The inputs of a call written `f(a, b)`, `f({"x": a})` or `f(x=a)`."""
@@ -48,8 +50,8 @@ class Signature:
         """
         arrays = self._in_order(inputs)
         symbols: dict[str, int] = {}
-        for tensor, dtype, array in zip(self.inputs, self.input_dtypes, arrays, strict=True):
-            _check_array(f"input {tensor.name!r}", array, dtype, tensor.shape, symbols)
+        for (tensor, dtype), array in zip(self._declared, arrays, strict=True):
+            _check_array("input", tensor, array, dtype, symbols)
         return arrays
 
     def results(self, outputs: Sequence[np.ndarray] | None) -> list[np.ndarray]:
@@ -64,20 +66,20 @@ class Signature:
                 f"{self.name}: has {len(self.outputs)} outputs, {len(outputs)} arrays were given"
             )
         for tensor, dtype, array in zip(self.outputs, self.output_dtypes, outputs, strict=True):
-            _check_array(f"output {tensor.name!r}", array, dtype, tensor.shape, {})
+            _check_array("output", tensor, array, dtype, {})
             if not array.flags.writeable:
                 raise InputError(f"output {tensor.name!r}: the array is read-only")
         return list(outputs)
 
     def named(self, results: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
-        return {t.name: r for t, r in zip(self.outputs, results, strict=True)}
+        return dict(zip(self._output_names, results, strict=True))
 
     def _in_order(self, inputs: Inputs) -> list[np.ndarray]:
         if isinstance(inputs, Mapping):
-            unknown = sorted(set(inputs) - self._input_names)
-            missing = [t.name for t in self.inputs if t.name not in inputs]
-            if unknown or missing:
+            if inputs.keys() != self._input_names:
+                unknown = sorted(set(inputs) - self._input_names)
+                missing = [t.name for t in self.inputs if t.name not in inputs]
                 problem = f"unknown input {unknown[0]!r}" if unknown else f"no input {missing[0]!r}"
                 names = ", ".join(t.name for t in self.inputs)
                 raise InputError(f"{self.name}: {problem}; the inputs are: {names}")
@@ -94,17 +96,20 @@ class Signature:
 
 
 def _check_array(
-    what: str, array: Any, dtype: np.dtype, shape: tuple[int | str, ...], symbols: dict[str, int]
+    what: str, tensor: TensorEntry, array: Any, dtype: np.dtype, symbols: dict[str, int]
 ) -> None:
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{what}: expected a numpy array, got {type(array).__name__}")
-    if array.dtype != dtype:
-        raise InputError(f"{what}: expected dtype {dtype}, got {array.dtype}; convert it first")
-    if array.shape != shape and not _fits(array.shape, shape, symbols):
-        expected = "(" + ", ".join(map(str, shape)) + ")"
-        raise InputError(f"{what}: expected shape {expected}, got {array.shape}")
-    if not array.flags.c_contiguous:
-        raise InputError(f"{what}: the array is not contiguous; use numpy.ascontiguousarray")
+        problem = f"expected a numpy array, got {type(array).__name__}"
+    elif array.dtype != dtype:
+        problem = f"expected dtype {dtype}, got {array.dtype}; convert it first"
+    elif array.shape != tensor.shape and not _fits(array.shape, tensor.shape, symbols):
+        expected = "(" + ", ".join(map(str, tensor.shape)) + ")"
+        problem = f"expected shape {expected}, got {array.shape}"
+    elif not array.flags.c_contiguous:
+        problem = "the array is not contiguous; use numpy.ascontiguousarray"
+    else:
+        return
+    raise InputError(f"{what} {tensor.name!r}: {problem}")
 
 
 def _fits(actual: tuple[int, ...], shape: tuple[int | str, ...], symbols: dict[str, int]) -> bool:
