@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +24,14 @@ from compiler.errors import BuildError, ConfigError
 from compiler.evaluate.inputs import Domain, random_inputs, signature_of
 from compiler.evaluate.peers import PEERS, installed
 from compiler.module.loader import folder_of, load
-from compiler.processes import child_environment
+from compiler.processes import child_environment, describe_exit
 from compiler.scratch import ScratchFolder
 
+if TYPE_CHECKING:
+    from compiler.evaluate.original import OriginalModel
+
 MODULE_LABEL = "Tinsmith"
+BOUND_MODEL = "model.onnx"
 BURST = 5
 # Before each burst: caches, branch predictors and sleeping threads recover from the others' turn.
 WARM_UP_MS = 10
@@ -114,15 +118,13 @@ def bench(
     missing: dict[str, str] = {}
     # Unpacked here, and not by the contestant's process, which ends without cleaning up.
     with ScratchFolder() as folder, folder_of(module) as unpacked:
-        inputs, peer_model = _prepare(unpacked, model, folder)
-        archive = folder / "inputs.npz"
-        np.savez(archive, **inputs)  # type: ignore[arg-type]
+        inputs, archive, original = _prepare(unpacked, model, folder)
         contestants = [_Contestant(MODULE_LABEL, "tinsmith", unpacked, archive, threads)]
         try:
             if contestants[0].error is not None:
                 raise BuildError(f"{module}: {contestants[0].error}")
             for peer in PEERS:
-                if peer_model is None:
+                if original is None:
                     missing[peer.label] = "needs the ONNX model: --model MODEL.onnx"
                 elif not installed(peer):
                     missing[peer.label] = "not installed: pip install 'tinsmith[bench]'"
@@ -130,8 +132,15 @@ def bench(
                     missing[peer.label] = f"does not compute in {precision}"
                 else:
                     opened = _Contestant(
-                        peer.label, peer.package, peer_model, archive, threads, precision
+                        peer.label,
+                        peer.package,
+                        folder / BOUND_MODEL,
+                        archive,
+                        threads,
+                        precision,
                     )
+                    if opened.error is not None:
+                        opened = _second_try(opened, original, inputs, folder)
                     contestants.append(opened)
                     if opened.error is not None:
                         missing[peer.label] = opened.error
@@ -153,26 +162,54 @@ def bench(
 
 def _prepare(
     module: Path, model: Path | None, folder: Path
-) -> tuple[dict[str, np.ndarray], Path | None]:
-    """Inputs for all contestants, and the model with the module's shapes as a file for the peers.
+) -> tuple[dict[str, np.ndarray], Path, OriginalModel | None]:
+    """Inputs for all contestants, the same in a file, and the model of the peers.
 
-    Loading the module here makes a damaged one fail before any process is started.
+    `folder` gets the model with the module's shapes and constants. Loading the module here makes
+    a damaged one fail before any process is started.
     """
     with load(module, threads=1) as loaded:
         manifest, golden = loaded.manifest, loaded.golden()
     signature = signature_of(manifest.inputs)
     domains: dict[str, Domain] = {}
-    peer_model = None
+    original: OriginalModel | None = None
     if model is not None:
         from compiler.evaluate.original import open_original
 
         original = open_original(model, manifest)
         domains = original.domains
-        peer_model = folder / "model.onnx"
-        peer_model.write_bytes(original.content)
     if golden is not None:
-        return dict(zip(signature, golden.inputs, strict=True)), peer_model
-    return random_inputs(signature, domains, seed=0), peer_model
+        inputs = dict(zip(signature, golden.inputs, strict=True))
+    else:
+        inputs = random_inputs(signature, domains, seed=0)
+
+    archive = folder / "inputs.npz"
+    np.savez(archive, **inputs)  # type: ignore[arg-type]
+    if original is not None:
+        (folder / BOUND_MODEL).write_bytes(original.content)
+    return inputs, archive, original
+
+
+def _second_try(
+    failed: _Contestant, original: OriginalModel, inputs: Mapping[str, np.ndarray], folder: Path
+) -> _Contestant:
+    """The peer with the model as it is in its file, said with its version; `failed` if it can't.
+
+    ONNX Runtime refuses some models, or dies of them, when a constant decides which branch of an
+    `If` is taken, or when the shapes do not suit the other one.
+    """
+    from compiler.frontends.onnx_files import serialized
+
+    untouched, archive = folder / "untouched.onnx", folder / "untouched.npz"
+    untouched.write_bytes(serialized(original.untouched, failed.label))
+    np.savez(archive, **inputs, **original.constants)  # type: ignore[arg-type]
+    again = failed.with_files(untouched, archive)
+    if again.error is not None:
+        again.close()
+        return failed
+    failed.close()
+    again.version += " (nothing bound)"
+    return again
 
 
 def _race(
@@ -202,6 +239,7 @@ class _Contestant:
         precision: str = "float32",
     ) -> None:
         self.label = label
+        self._terms = (runtime, threads, precision)
         self.version = ""
         self.error: str | None = None
         self.milliseconds: list[float] = []
@@ -228,6 +266,11 @@ class _Contestant:
             self.version = str(answer["version"])
             self._ask({"runs": 1, "warm_up_ms": WARM_UP_MS})
             self._process.send_signal(signal.SIGSTOP)
+
+    def with_files(self, path: Path, inputs: Path) -> _Contestant:
+        """Another one of the same kind, for another model and other inputs."""
+        runtime, threads, precision = self._terms
+        return _Contestant(self.label, runtime, path, inputs, threads, precision)
 
     def burst(self, runs: int) -> None:
         """Wake up, warm up, run `runs` times timed, sleep again."""
@@ -257,5 +300,5 @@ class _Contestant:
         process.communicate()
         self._errors.seek(0)
         last = self._errors.read().strip().splitlines()[-1:] or ["no message"]
-        self.error = f"the process ended with code {process.returncode}: {last[0]}"
+        self.error = f"the process {describe_exit(process.returncode)}: {last[0]}"
         return {"error": self.error}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from compiler.config import CompileConfig
@@ -21,12 +22,15 @@ from compiler.module.manifest import Manifest
 class OriginalModel:
     """`model` has the module's input shapes and constants; `content` is it serialised.
 
-    `domains` says what its inputs may be (see `compiler.evaluate.domains`).
+    `domains` says what its inputs may be (see `compiler.evaluate.domains`). `untouched` is the
+    model as it is in the file, with open dimensions, and `constants` as inputs.
     """
 
     model: onnx.ModelProto
     content: bytes
     domains: dict[str, Domain]
+    untouched: onnx.ModelProto
+    constants: dict[str, np.ndarray]
 
 
 def open_original(path: Path, manifest: Manifest) -> OriginalModel:
@@ -53,4 +57,7 @@ def open_original(path: Path, manifest: Manifest) -> OriginalModel:
         )
     shapes = {name: tuple(int(size) for size in shape) for name, shape in signature.items()}
     bound, _, _ = bind_inputs(proto, shapes, dict(constants), str(path))
-    return OriginalModel(bound, serialized(bound, str(path)), input_domains(bound))
+    content = serialized(bound, str(path))
+    tensors = {tensor.name: tensor for tensor in bound.graph.initializer}
+    values = {name: onnx.numpy_helper.to_array(tensors[name]) for name in constants}
+    return OriginalModel(bound, content, input_domains(bound), proto, values)

@@ -24,7 +24,7 @@ def address_of(array: np.ndarray) -> int:
     `array.ctypes.data` takes three times as long, which small models would notice.
     """
     if array.size and array.flags.writeable:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     return int(array.ctypes.data)
 
 

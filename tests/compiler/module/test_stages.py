@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax, tirx
+from tvm.ir import PrimType
 from tvm.script import tirx as T  # noqa: N812
 
 from compiler.build import lower_kernels
@@ -17,6 +18,7 @@ from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.stages import STACK_BYTES, split_kernel
 from compiler.module.writer import write_module
+from targets.cpu import loops
 from targets.x86.specs import X86_64_V3
 
 
@@ -160,6 +162,17 @@ def test_an_inner_parallel_loop_is_reported() -> None:
     assert code.serialised_loops == 1
     assert [stage.extent for stage in code.stages] == [1]
     assert all("T.parallel" not in str(function) for function in functions.values())
+
+
+def test_a_value_that_is_read_before_the_loops_stays_before_them() -> None:
+    a, c = (tirx.decl_buffer((16,), "int32", name) for name in ("A", "C"))
+    first = tirx.Var("first", PrimType("int32"))
+    loop = loops.parallel("i", 16, lambda i: loops.store(c, (i,), loops.load(a, i) + first))
+    body = tirx.SeqStmt([tirx.Bind(first, loops.load(a, 0)), loop])
+    code, functions = split_kernel("kernel", tirx.PrimFunc([a, c], body), [True, True])
+    assert len(code.stages) == 1
+    (function,) = functions.values()
+    assert str(function).index("A[0]") < str(function).index("for ")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
