@@ -72,13 +72,10 @@ def name_fused_groups(unfused: tvm.IRModule, grouped: tvm.IRModule) -> tvm.IRMod
         if found and found[-1] is not None:
             original[binding.var] = found[-1]
     renamed = _Renamer(grouped, {v: own[-1] for v, own in members.items() if own}).run()
+    names = unique_names(renamed["main"])
     groups = {
-        name: members[variable]
-        for name, variable in zip(
-            (unique_names(renamed["main"])[b.var] for b in _bindings(renamed["main"])),
-            members,
-            strict=True,
-        )
+        names[binding.var]: members[variable]
+        for binding, variable in zip(_bindings(renamed["main"]), members, strict=True)
     }
     return renamed.with_attr(ATTRIBUTE, groups)
 
