@@ -1,7 +1,8 @@
-"""Bounds of the numbers that attributes hold.
+"""Bounds of the numbers that attributes hold, and the words that they may be.
 
 Kernels, strides and axes are small numbers, and the arithmetic on shapes in C++ does not expect
-others: a stride of zero divides by it, a padding of 2^62 overflows.
+others: a stride of zero divides by it, a padding of 2^62 overflows. What names a mode is one of
+few words; converters pass it on, and a pass would fail on another much later.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from onnx import AttributeProto, TensorProto
 
 from compiler.errors import ModelError
+from compiler.plain_text import plain_line
 
 # No tensor has more axes than this; numpy's own limit is 64.
 MOST_AXES = 16
 _LARGEST = 2**31 - 1
 _LARGEST_EXTENT = 1 << 20
+_LONGEST_WORD = 40
 
 # At least one, and no larger than an extent can be.
 _EXTENTS = frozenset(
@@ -37,9 +40,53 @@ _FREE = frozenset(
      "value_ints"}
 )  # fmt: skip
 
+_SCATTERED = frozenset({"none", "add", "mul", "max", "min"})
+_LOSSES = frozenset({"none", "mean", "sum"})
+_ROUNDINGS = frozenset({"up", "down", "nearest"})
+_CHANNEL_ORDERS = frozenset({"DCR", "CRD"})
+_RECURRENT = frozenset({"forward", "reverse", "bidirectional"})
+_RESIZED = frozenset({"nearest", "linear", "bilinear", "cubic"})
+# By the name of the attribute, or of the operator and the attribute.
+_WORDS: dict[str, frozenset[str]] = {
+    "auto_pad": frozenset({"NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"}),
+    "keep_aspect_ratio_policy": frozenset({"stretch", "not_larger", "not_smaller"}),
+    "nearest_mode": frozenset({"round_prefer_floor", "round_prefer_ceil", "floor", "ceil"}),
+    "padding_mode": frozenset({"zeros", "border", "reflection"}),
+    "BitShift.direction": frozenset({"LEFT", "RIGHT"}),
+    "Cast.round_mode": _ROUNDINGS,
+    "CastLike.round_mode": _ROUNDINGS,
+    "DepthToSpace.mode": _CHANNEL_ORDERS,
+    "GRU.direction": _RECURRENT,
+    "Gelu.approximate": frozenset({"none", "tanh"}),
+    "GridSample.mode": _RESIZED | {"bicubic"},
+    "LSTM.direction": _RECURRENT,
+    "NegativeLogLikelihoodLoss.reduction": _LOSSES,
+    "Pad.mode": frozenset({"constant", "reflect", "edge", "wrap"}),
+    "RNN.direction": _RECURRENT,
+    "Resize.coordinate_transformation_mode": frozenset(
+        {
+            "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners",
+            "asymmetric", "tf_half_pixel_for_nn", "tf_crop_and_resize",
+        }
+    ),
+    "Resize.mode": _RESIZED,
+    "RoiAlign.coordinate_transformation_mode": frozenset({"half_pixel", "output_half_pixel"}),
+    "RoiAlign.mode": frozenset({"avg", "max"}),
+    "Scatter.reduction": _SCATTERED,
+    "ScatterElements.reduction": _SCATTERED,
+    "ScatterND.reduction": _SCATTERED,
+    "SoftmaxCrossEntropyLoss.reduction": _LOSSES,
+    "SpaceToDepth.mode": _CHANNEL_ORDERS,
+    "TensorScatter.mode": frozenset({"linear", "circular"}),
+    "Upsample.mode": _RESIZED,
+}  # fmt: skip
+
 
 def check_value(operator: str, attribute: AttributeProto, where: str) -> None:
-    """Raise ModelError for a number of a standard operator that is out of its bounds."""
+    """Raise ModelError for what a standard operator's attribute cannot be."""
+    if attribute.type == AttributeProto.STRING:
+        _check_word(operator, attribute, where)
+        return
     if attribute.type == AttributeProto.INT:
         values = (attribute.i,)
     elif attribute.type == AttributeProto.INTS:
@@ -68,3 +115,17 @@ def check_value(operator: str, attribute: AttributeProto, where: str) -> None:
             )
     if name in _EXTENTS | _AXES and len(values) > MOST_AXES:
         raise ModelError(f"{where}: attribute {name!r} has {len(values)} numbers, too many axes")
+
+
+def _check_word(operator: str, attribute: AttributeProto, where: str) -> None:
+    name = attribute.name
+    allowed = _WORDS.get(f"{operator}.{name}", _WORDS.get(name))
+    if allowed is None or attribute.ref_attr_name:
+        return
+    word = attribute.s.decode(errors="replace")
+    if word not in allowed:
+        shown = plain_line(word, _LONGEST_WORD)
+        raise ModelError(
+            f"{where}: attribute {name!r} is {shown!r}; it must be one of "
+            f"{', '.join(sorted(allowed))}"
+        )

@@ -89,6 +89,11 @@ def test_names_of_other_scripts_are_text() -> None:
             model(node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[0, 1])),
             "attribute 'strides' is 0",
         ),
+        (model(node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="dcr")), "one of CRD, DCR"),
+        (
+            model(node("MaxPool", ["x"], ["y"], kernel_shape=[1, 1], auto_pad="*/")),
+            r"attribute 'auto_pad' is '\*/'; it must be one of NOTSET",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
