@@ -237,7 +237,9 @@ class ControlFlow:
     def _stack(self, node: NodeProto, values: list[relax.Expr], axis: int) -> relax.Expr:
         if not values:
             raise ModelError(f"{self._importer.describe(node)}: a loop without a single turn")
-        return self._importer.builder.emit(relax.op.stack(values, axis=axis))
+        builder = self._importer.builder
+        rows = [builder.emit(relax.op.expand_dims(value, axis)) for value in values]
+        return builder.emit(relax.op.concat(rows, axis=axis)) if len(rows) > 1 else rows[0]
 
     def _bind(self, node: NodeProto, results: list[relax.Expr]) -> None:
         for name, value in zip(node.output, results, strict=True):

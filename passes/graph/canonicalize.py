@@ -23,6 +23,8 @@ from passes.graph.tensors import (
 
 _RESHAPES = frozenset({"relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten"})
 _COMMUTATIVE = frozenset({"relax.add", "relax.multiply", "relax.maximum", "relax.minimum"})
+# A kernel that joins tensors asks for each element whose it is, in conditions one inside the other.
+_MOST_PARTS = 64
 
 
 @tvm.transform.module_pass(opt_level=0, name="Canonicalize")
@@ -51,7 +53,8 @@ class Canonicalize:
     stand on the right of commutative operators; `minimum(maximum(x, low), high)`
     with constant bounds becomes `clip`, a maximum with 0 `relu`; `power(x, 2)`
     becomes `multiply(x, x)` and `power(x, 0.5)` `sqrt`; division by a constant 0
-    becomes `multiply(x, inf)`; pooling everything to one pixel becomes `mean`.
+    becomes `multiply(x, inf)`; pooling everything to one pixel becomes `mean`;
+    a concatenation of more than 64 tensors becomes one of concatenations.
 
     Left alone: addition of 0 (it changes the sign of -0), and everything with
     a symbolic shape.
@@ -134,9 +137,21 @@ class _Canonicalizer(BlockRewriter):
 
     def concatenation(self, call: relax.Call) -> relax.Expr:
         parts = call.args[0]
-        if isinstance(parts, relax.Tuple) and len(parts.fields) == 1:
-            return parts.fields[0]
-        return call
+        if not isinstance(parts, relax.Tuple):
+            return call
+        fields = list(parts.fields)
+        if len(fields) == 1:
+            return fields[0]
+        if len(fields) <= _MOST_PARTS:
+            return call
+        axis = int(call.attrs.axis)
+        while len(fields) > _MOST_PARTS:
+            groups = [fields[i : i + _MOST_PARTS] for i in range(0, len(fields), _MOST_PARTS)]
+            fields = [
+                self.emit(relax.op.concat(group, axis)) if len(group) > 1 else group[0]
+                for group in groups
+            ]
+        return relax.op.concat(fields, axis)
 
     def scaling(self, call: relax.Call) -> relax.Expr:
         neutral = constant_scalar(call.args[1]) == 1.0

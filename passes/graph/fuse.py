@@ -13,6 +13,8 @@ from passes.graph.tensors import element_count, element_type, operator_name, sta
 
 # Of Relax's OpPatternKind: elementwise and broadcasting kernels are below it.
 _INJECTIVE = 2
+# Of operands: no other kernel than a concatenation has so many.
+_MANY = 32
 
 
 @tvm.transform.module_pass(opt_level=0, name="Fuse")
@@ -42,6 +44,7 @@ class Fuse:
     `multiply(x: (1, 56, 56, 64), gate: (1, 1, 1, 64))` or what is enlarged by
     a nearest-neighbour resize. Fused, it would be computed anew for each use. What
     is made of one byte each (a `dequantize`) is: it costs less than to store it.
+    Nor is a concatenation of many tensors fused into the next one.
     """
 
     def transform_module(
@@ -67,8 +70,10 @@ class _BarrierInserter(BlockRewriter):
             return value
         operands = list(value.args[1].fields)
         if int(pattern) == _INJECTIVE and len(operands) != 1:
-            return value  # concatenation and the like read every element once
-        fields = [self._guarded(operand, element_count(shape)) for operand in operands]
+            # Concatenation and the like read every element once.
+            fields = [self._guarded_if_joined(operand) for operand in operands]
+        else:
+            fields = [self._guarded(operand, element_count(shape)) for operand in operands]
         if all(new.same_as(old) for new, old in zip(fields, operands, strict=True)):
             return value
         arguments = [value.args[0], relax.Tuple(fields), *value.args[2:]]
@@ -80,6 +85,17 @@ class _BarrierInserter(BlockRewriter):
             return operand
         # Padding, too, makes a tensor larger, but repeats nothing.
         if 2 * element_count(shape) > result_count or self._widens_bytes(operand):
+            return operand
+        return self.emit(relax.op.reshape(operand, shape))
+
+    def _guarded_if_joined(self, operand: relax.Expr) -> relax.Expr:
+        """A concatenation of many tensors is a kernel of its own: its expression is deep."""
+        kernel: Any = self.definition(operand)
+        shape = static_shape(operand)
+        if shape is None or operator_name(kernel) != "relax.call_tir":
+            return operand
+        sources = kernel.args[1]
+        if not isinstance(sources, relax.Tuple) or len(sources.fields) <= _MANY:
             return operand
         return self.emit(relax.op.reshape(operand, shape))
 
