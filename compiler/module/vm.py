@@ -6,6 +6,9 @@ The result needs TVM's runtime on the machine that loads it.
 
 from __future__ import annotations
 
+import os
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,17 @@ from compiler.module.manifest import TensorEntry
 from compiler.module.vm_loader import LIBRARY_NAME
 from targets.spec import TargetSpec
 
+# The object files of an executable: its kernels, and its bytecode with the constants.
+_OBJECTS = ("lib0.o", "devc.o")
+
 
 def write_vm_module(folder: Path, lowered: LoweredModel, reason: str) -> dict[str, Any]:
     """Write `model_vm.so` into `folder`; returns the manifest's fields for this form.
 
-    Raises `BuildError` when TVM cannot compile the model either.
+    Raises `BuildError` when TVM cannot compile the model either, OSError where the disk is full.
     """
     executable = _compile(_with_a_kernel(lowered.module), lowered.spec, lowered.source_name)
-    build = folder / "build"
-    build.mkdir()
-
-    def link(output: str, objects: list[str], **_options: Any) -> None:
-        link_objects([Path(name) for name in objects], Path(output), lowered.spec)
-
-    executable.export_library(str(folder / LIBRARY_NAME), fcompile=link, workspace_dir=str(build))
-    for path in build.iterdir():
-        path.unlink()
-    build.rmdir()
+    _export(executable, folder, lowered.spec)
     main = lowered.module["main"]
     return {
         "form": "vm",
@@ -54,6 +51,30 @@ def write_vm_module(folder: Path, lowered: LoweredModel, reason: str) -> dict[st
         ),
         "notes": (*lowered.notes, f"written in the VM form: {reason}"),
     }
+
+
+def _export(executable: tvm.runtime.Executable, folder: Path, spec: TargetSpec) -> None:
+    """Link the executable into a library in `folder`.
+
+    LLVM ends the whole process where a disk is full, and TVM has it write files of these names:
+    here they lead into memory, and what is written from there raises OSError.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as build, ExitStack() as streams:
+        held = Path(build) / "held"
+        held.mkdir()
+        for name in _OBJECTS:
+            stream = streams.enter_context(open(os.memfd_create(name), "rb"))
+            (held / name).symlink_to(f"/proc/self/fd/{stream.fileno()}")
+
+        def link(output: str, objects: list[str], **_options: Any) -> None:
+            written = [Path(build) / Path(name).name for name in objects]
+            for path, name in zip(written, objects, strict=True):
+                path.write_bytes(Path(name).read_bytes())
+            link_objects(written, Path(output), spec)
+
+        executable.export_library(
+            str(folder / LIBRARY_NAME), fcompile=link, workspace_dir=str(held)
+        )
 
 
 def kernel_calls(module: IRModule) -> list[str]:

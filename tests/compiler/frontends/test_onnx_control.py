@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from compiler.errors import ModelError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import model, random, run, value
 
@@ -109,3 +110,13 @@ def test_scans_are_unrolled(backward: int) -> None:
     expected = start + np.cumsum(ordered, axis=0)
     np.testing.assert_allclose(partials, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(total, expected[-1], rtol=1e-5, atol=1e-6)
+
+
+def test_loops_that_never_end_are_refused() -> None:
+    assert import_onnx(_loop(3))
+    with pytest.raises(ModelError, match="goes on for 4611686018427387904 turns"):
+        import_onnx(_loop(2**62))
+    endless = _loop(3)
+    endless.graph.node[0].input[0] = ""
+    with pytest.raises(ModelError, match="goes on for ever"):
+        import_onnx(endless)

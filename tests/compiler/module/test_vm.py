@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
-from compiler.errors import ArtifactError, InputError
+from compiler.errors import ArtifactError, BuildError, InputError
 from compiler.module.loader import load
 from compiler.module.lowered import LoweredModel
 from compiler.module.manifest import read_manifest
@@ -68,6 +69,23 @@ def test_dynamic_shapes(dynamic_folder: Path) -> None:
             np.testing.assert_array_equal(module.context()(x=x, y=y)["z"], out)
         timed = {step.kernel: step.seconds for step in module.profile([x, y], 2)}
         assert all(timed[str(entry["name"])] > 0 for entry in manifest.kernels)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TVM's own files stay in memory: LLVM would end the process."""
+    write, on_disk = Path.write_bytes, []
+
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == ".o":
+            on_disk.extend(p for p in tmp_path.rglob("*.o") if not p.is_symlink())
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    model = LoweredModel(fused(Dynamic), SPEC, ("x", "y"), ("z",), source_name="dynamic")
+    with pytest.raises(BuildError, match="the disk is full"):
+        write_module(model, tmp_path / "m")
+    assert (on_disk, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_symbolic_dimensions_must_agree(dynamic_folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from graph_checks import assert_becomes, assert_computes_the_same, assert_left_alone, operators
+from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
 from passes.graph import Canonicalize
+from passes.graph.tensors import operator_name
 
 
 def test_joins_and_drops_shape_changes() -> None:
@@ -174,3 +176,18 @@ def test_code_outside_dataflow_blocks_is_taken_in() -> None:
             return R.reshape(a, R.shape([8]))
 
     assert operators(Canonicalize()(Before)) == ["reshape"]
+
+
+def test_many_tensors_are_joined_group_by_group() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((130, 2), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            rows = [builder.emit(relax.op.strided_slice(x, [0], [i], [i + 1])) for i in range(130)]
+            y = builder.emit_output(relax.op.concat(rows[::-1], axis=1))
+        builder.emit_func_output(y)
+    after = Canonicalize()(builder.get())
+    bindings = after["main"].body.blocks[0].bindings
+    joined = [b.value for b in bindings if operator_name(b.value) == "relax.concat"]
+    assert [len(call.args[0].fields) for call in joined] == [64, 64, 2, 3]
+    assert_computes_the_same(Canonicalize(), builder.get())
