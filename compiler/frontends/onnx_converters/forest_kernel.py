@@ -142,6 +142,15 @@ class ForestKernel:
                 lambda lane: loops.serial("target", w.targets, lambda t: body(lane, t)),
             )
 
+        def publish(lane: Any, t: Any) -> Stmt:
+            done = loops.store(
+                self.combined, (row + lane, chunk, t), loops.load(self.score, lane, t)
+            )
+            if w.rows % w.row_lanes == 0:
+                return done
+            # Rows that the group before has too are its own to store: tasks run at once.
+            return tirx.IfThenElse(row + lane >= group * w.row_lanes, done, None)
+
         def over_trees(gaps: bool) -> Stmt:
             number = tirx.Var("number", PrimType("int32"))
             body = self._walk(row, number * per_block, gaps)
@@ -172,11 +181,7 @@ class ForestKernel:
                     tirx.Bind(row, first_row),
                     over_scores(lambda lane, t: loops.store(self.score, (lane, t), self._start())),
                     *([over_trees(True)] if w.outcomes <= {kind} or kind is None else either),
-                    over_scores(
-                        lambda lane, t: loops.store(
-                            self.combined, (row + lane, chunk, t), loops.load(self.score, lane, t)
-                        )
-                    ),
+                    over_scores(publish),
                 ]
             ),
         )
