@@ -49,7 +49,7 @@ _DECIDE_SHAPE: dict[str, tuple[int, ...]] = {
     "HannWindow": (0,),
     "MaxUnpool": (2,),
     "OneHot": (1,),
-    "Pad": (1, 2, 3),
+    "Pad": (1, 3),
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (2, 3),
