@@ -109,7 +109,7 @@ def test_running_products_powers_and_parts_without_entries() -> None:
         _node("Pow", "i e", "w0"),
         _node("Pow", "i three", "w1"),
         _node("Pad", "x pads value", "d"),
-        _node("EyeLike", "i", "eye", k=1, dtype=TensorProto.FLOAT16),
+        _node("EyeLike", "i", "eye", k=1, dtype=TensorProto.FLOAT),
         _node("LeakyRelu", "special", "l", alpha=0.0),
     ]
     _agrees_with_the_evaluator(nodes, inputs, constants, 26)
