@@ -100,9 +100,9 @@ def test_blocks_into_images_and_updates_into_caches() -> None:
 
 def test_running_products_powers_and_parts_without_entries() -> None:
     inputs = {"x": random((3, 5)), "i": np.array([[2, -3, 0, 5, -1]]), "value": np.float32(4)}
-    inputs |= {"e": np.array([[3, 2, 0, 1, 5]]), "special": np.float32([-np.inf, 0, -0.0, 4, 89])}
+    inputs |= {"e": np.array([[3, 2, 0, 1, 5]])}
     constants = {"axis": np.array(1), "sizes": np.array([2, 0, 3]), "pads": np.array([1, 0, 0, 2])}
-    constants |= {"three": np.array(3), "half": np.array(-0.5, np.float32)}
+    constants |= {"three": np.array(3)}
     nodes = [
         *(_node("CumProd", "x axis", f"p{i}", exclusive=i % 2, reverse=i // 2) for i in range(4)),
         _node("Split", "x sizes", "s0 s1 s2", axis=1),
@@ -110,7 +110,6 @@ def test_running_products_powers_and_parts_without_entries() -> None:
         _node("Pow", "i three", "w1"),
         _node("Pad", "x pads value", "d"),
         _node("EyeLike", "i", "eye", k=1, dtype=TensorProto.FLOAT),
-        _node("LeakyRelu", "special", "l", alpha=0.0),
     ]
     _agrees_with_the_evaluator(nodes, inputs, constants, 26)
 
