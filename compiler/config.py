@@ -7,7 +7,7 @@ by `CompileConfig.to_dict`, so that a module says how it was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -130,6 +130,16 @@ class CompileConfig:
         return CompileConfig.from_dict, (self.to_dict(),)
 
 
+def parse_shape_options(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of input, of options such as `input=1,3,224,224`; each input once."""
+    return _by_name("--shape", map(parse_shape_option, texts))
+
+
+def parse_constant_options(texts: Iterable[str]) -> dict[str, Constant]:
+    """Values by name of input, of options such as `rate=16000`; each input once."""
+    return _by_name("--constant", map(parse_constant_option, texts))
+
+
 def parse_shape_option(text: str) -> tuple[str, tuple[int, ...]]:
     """`input=1,3,224,224` -> ("input", (1, 3, 224, 224)); `x=` is a scalar."""
     name, separator, dimensions = text.rpartition("=")
@@ -147,11 +157,20 @@ def parse_constant_option(text: str) -> tuple[str, Constant]:
     name, separator, value = text.partition("=")
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not separator or not name or parsed is None:
         raise ConfigError(f"--constant {text}: expected NAME=NUMBER or NAME=[N,N,...]")
     return name, _frozen(name, parsed)
+
+
+def _by_name(option: str, given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in given:
+        if name in result:
+            raise ConfigError(f"{option} {name}=...: given twice; leave one of them out")
+        result[name] = value
+    return result
 
 
 def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,8 +204,15 @@ def _frozen(name: str, value: Any) -> Constant:
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return tuple(_frozen(name, item) for item in value)
+        items = tuple(_frozen(name, item) for item in value)
+        if len({_extents(item) for item in items}) > 1:
+            raise ConfigError(f"constant for {name} has rows of different lengths")
+        return items
     raise ConfigError(f"constant for {name} must be numbers, not {value!r}")
+
+
+def _extents(value: Constant) -> tuple[int, ...]:
+    return (len(value), *(_extents(value[0]) if value else ())) if isinstance(value, tuple) else ()
 
 
 def _check_integer(name: str, value: Any, low: int, high: int) -> None:

@@ -38,7 +38,7 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
+from compiler.config import CompileConfig, parse_constant_options, parse_shape_options
 from compiler.errors import ConfigError
 from compiler.quantization.config import (
     AUTO,
@@ -230,8 +230,8 @@ def compile_model(
             )
     config = CompileConfig(
         target=target,
-        shapes=dict(map(parse_shape_option, shape or [])),
-        constants=dict(map(parse_constant_option, constant or [])),
+        shapes=parse_shape_options(shape or ()),
+        constants=parse_constant_options(constant or ()),
         threads=threads,
         dump=dump,
         timing=timing,

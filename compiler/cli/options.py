@@ -32,7 +32,7 @@ Shape = Annotated[
 Constant = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant.")
 ]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads to compute with.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads to compute with.")]
 
 
 def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -42,6 +42,12 @@ def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.nd
     `--input file.npz` holds several by name. Raises InputError.
     """
     arrays: dict[str, np.ndarray] = {}
+
+    def add(name: str, array: np.ndarray) -> None:
+        if name in arrays:
+            raise InputError(f"--input {name}=...: given twice; leave one of them out")
+        arrays[name] = array
+
     for option in options:
         name, separator, file = option.rpartition("=")
         loaded = _load(Path(file))
@@ -50,11 +56,12 @@ def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.nd
                 raise InputError(
                     f"--input {option}: an .npz names its arrays itself: --input {file}"
                 )
-            arrays.update(loaded)
+            for entry, array in loaded.items():
+                add(entry, array)
         elif separator:
-            arrays[name] = loaded
+            add(name, loaded)
         elif len(names) == 1:
-            arrays[names[0]] = loaded
+            add(names[0], loaded)
         else:
             raise InputError(
                 f"--input {option}: say which input it is for: NAME={file} "
@@ -78,9 +85,19 @@ def _load(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         with open(open_regular(path), "rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                return loaded
-            return {name: loaded[name] for name in loaded.files}
+                return _in_rows(loaded)
+            return {name: _in_rows(loaded[name]) for name in loaded.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Exception as error:  # numpy raises ValueError, BadZipFile, EOFError, OSError ...
         raise InputError(f"{path}: not a .npy or .npz file ({error})") from error
+
+
+def _in_rows(array: np.ndarray) -> np.ndarray:
+    """As modules take arrays: files may hold them by columns, or in the other byte order."""
+    import numpy as np
+
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds something that is no array")
+    native = array.dtype.newbyteorder("=") if array.dtype.kind in "biufc" else array.dtype
+    return array.astype(native, order="C", copy=False)

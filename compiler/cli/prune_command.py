@@ -35,7 +35,7 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import parse_constant_option, parse_shape_option
+from compiler.config import parse_constant_options, parse_shape_options
 from compiler.errors import ConfigError, ModelError
 from compiler.frontends import CHECKPOINT_SUFFIX
 from compiler.pruning.config import AUTO
@@ -142,8 +142,8 @@ def prune_model(
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
     if out.suffix not in (".onnx", CHECKPOINT_SUFFIX):
         raise ConfigError(f"--output {out}: the file ends in .onnx or {CHECKPOINT_SUFFIX}")
-    shapes = dict(map(parse_shape_option, shape or []))
-    constants = dict(map(parse_constant_option, constant or []))
+    shapes = parse_shape_options(shape or ())
+    constants = parse_constant_options(constant or ())
     early.check_model(model)
     early.check_target(target)
     early.check_samples(data)

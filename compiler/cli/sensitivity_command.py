@@ -23,7 +23,7 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import parse_constant_option, parse_shape_option
+from compiler.config import parse_constant_options, parse_shape_options
 from compiler.errors import ConfigError
 from compiler.pruning.config import AUTO, PruneConfig
 from compiler.quantization.config import parse_numbers
@@ -85,8 +85,8 @@ def measure_model(
         recovery="none",
         **data,
     )
-    shapes = dict(map(parse_shape_option, shape or []))
-    constants = dict(map(parse_constant_option, constant or []))
+    shapes = parse_shape_options(shape or ())
+    constants = parse_constant_options(constant or ())
     early.check_model(model)
     early.check_samples(data)
     early.check_new_file("--plot", plot)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from compiler.cli import early, output
 from compiler.cli.options import AsJson, Constant, Shape
-from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
+from compiler.config import CompileConfig, parse_constant_options, parse_shape_options
 from compiler.errors import ConfigError
 from compiler.plain_text import plain_line
 from compiler.quantization.config import QuantizationConfig
@@ -99,8 +99,8 @@ def tune_model(
     early.check_samples({"calibration": calibration})
     config = CompileConfig(
         target=target,
-        shapes=dict(map(parse_shape_option, shape or [])),
-        constants=dict(map(parse_constant_option, constant or [])),
+        shapes=parse_shape_options(shape or ()),
+        constants=parse_constant_options(constant or ()),
         threads=threads,
         quantization=quantization_of(quantize, calibration),
     )

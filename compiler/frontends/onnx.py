@@ -23,6 +23,7 @@ from compiler.frontends.onnx_limits import budget_for
 from compiler.frontends.onnx_old_versions import modernized
 from compiler.frontends.onnx_operators import check_operators, find_converters
 from compiler.frontends.onnx_order import in_order
+from compiler.frontends.onnx_schemas import check_nodes
 from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
 
 _DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
@@ -48,7 +49,11 @@ def import_onnx(
     loaded = modernized(in_order(loaded, source), source)
     bound, inputs, notes = bind_inputs(loaded, shapes or {}, constants or {}, source)
     converters = find_converters()
-    inlined = inline_functions(widen_halves(bound), converters, source)
+    widened = widen_halves(bound)
+    inlined = inline_functions(widened, converters, source)
+    if inlined is not widened:
+        # What a call leaves out, the nodes of the body lack.
+        check_nodes(inlined, source)
     folded, fold_notes = fold(inlined)
     check_operators(folded, converters, source)
     _check_outputs(folded, source)

@@ -17,6 +17,8 @@ MOST_AXES = 16
 _LARGEST = 2**31 - 1
 _LARGEST_EXTENT = 1 << 20
 _LONGEST_WORD = 40
+# Of a bin of RoiAlign, along each axis; they are summed one by one.
+_MOST_SAMPLES = 64
 
 # At least one, and no larger than an extent can be.
 _EXTENTS = frozenset(
@@ -106,6 +108,8 @@ def check_value(operator: str, attribute: AttributeProto, where: str) -> None:
         low, high = 1, _LARGEST_EXTENT
     elif name in _AXES:
         low, high = -MOST_AXES, MOST_AXES
+    elif name == "sampling_ratio":
+        low, high = 0, _MOST_SAMPLES
     elif name in _PADDINGS:
         low, high = -_LARGEST_EXTENT, _LARGEST_EXTENT
     for value in values:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -145,7 +145,7 @@ def _result_bytes(
     if shapes is None:
         return None
     total = 0
-    for shape in shapes:
+    for shape in (*shapes, *broadcast_shapes(inputs.values())):
         sizes = [size for size in shape if size is not None]
         if len(shape) > MOST_AXES or len(sizes) < len(shape):
             return None
@@ -191,6 +191,17 @@ def predicted_shapes(
         dims = result.tensor_type.shape.dim
         shapes.append([dim.dim_value if dim.HasField("dim_value") else None for dim in dims])
     return shapes
+
+
+def broadcast_shapes(operands: Iterable[np.ndarray]) -> list[list[int | None]]:
+    """The shape of all operands together, if they have one: numpy makes it of any.
+
+    Also where the standard says that one of them alone gives the shape of the result.
+    """
+    try:
+        return [list(np.broadcast_shapes(*(operand.shape for operand in operands)))]
+    except ValueError:
+        return []
 
 
 def _value(name: str) -> onnx.ValueInfoProto:

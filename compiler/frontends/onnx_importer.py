@@ -32,7 +32,12 @@ from compiler.frontends.onnx_converters.constants import (
 )
 from compiler.frontends.onnx_dynamic import DynamicNodes, evaluated_nodes
 from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
-from compiler.frontends.onnx_evaluate import AMPLIFYING, evaluate, predicted_shapes
+from compiler.frontends.onnx_evaluate import (
+    AMPLIFYING,
+    broadcast_shapes,
+    evaluate,
+    predicted_shapes,
+)
 from compiler.frontends.onnx_files import standard_opset
 from compiler.frontends.onnx_limits import Budget
 from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
@@ -295,8 +300,12 @@ class GraphImporter:
         return result
 
     def _check_prediction(self, node: NodeProto) -> None:
-        """Raise ModelError before a converter makes something too large of small operands."""
-        if node.domain or node.op_type not in AMPLIFYING:
+        """Raise ModelError before a converter makes something too large of small operands.
+
+        Of constants, converters make constants, whatever the operator is.
+        """
+        computed = bool(node.input) and all(self.constant(n) is not None for n in node.input if n)
+        if node.domain or not (computed or node.op_type in AMPLIFYING):
             return
         types = {}
         for name in filter(None, node.input):
@@ -308,8 +317,15 @@ class GraphImporter:
             except TypeError:  # a dtype that numpy has under no name
                 return
         known = {name: array for name in types if (array := self.constant(name)) is not None}
-        for shapes in predicted_shapes(node, types, known, self.opset) or ():
-            self.budget.check_tensor(shapes, f"{self.describe(node)}: its result")
+        predicted = predicted_shapes(node, types, known, self.opset) or []
+        if computed:
+            predicted += broadcast_shapes(known.values())
+        for shapes in predicted:
+            where = f"{self.describe(node)}: its result"
+            self.budget.check_tensor(shapes, where)
+            if computed:
+                largest = max(array.size for array in known.values())
+                self.budget.check_constant(shapes, largest, where)
 
     def _check_size(self, value: relax.Expr, where: str) -> None:
         """Raise ModelError for a tensor that is larger than the budget allows."""

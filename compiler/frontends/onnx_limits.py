@@ -31,11 +31,13 @@ _NODES = 50_000
 class Budget:
     """What one import may still use. `source` begins the messages.
 
-    `tensor_elements` bounds each tensor: see `budget_for`.
+    `tensor_elements` bounds each tensor: see `budget_for`. `constant_elements` bounds those that
+    are made at compile time of smaller ones.
     """
 
     source: str
     tensor_elements: int
+    constant_elements: int = 1 << 24
     folded_bytes: int = _FOLDED_BYTES
     _nodes: int = field(default=0, init=False)
     _folded: int = field(default=0, init=False)
@@ -58,6 +60,15 @@ class Budget:
                 "model is meant to be that large, give the shapes of its inputs with --shape"
             )
 
+    def check_constant(self, shape: Sequence[int | None], largest: int, where: str) -> None:
+        """Raise ModelError for a constant far larger than the `largest` that it is made of."""
+        elements = math.prod(size for size in shape if size is not None)
+        if elements > max(self.constant_elements, largest):
+            raise ModelError(
+                f"{where}: is a constant of {elements} elements, more than "
+                f"{self.constant_elements}; if that is meant, store it in the model"
+            )
+
     def may_fold(self, nbytes: int) -> bool:
         """Whether a constant of that size may be computed now; it is accounted for if so."""
         if self._folded + nbytes > self.folded_bytes:
@@ -75,11 +86,11 @@ def budget_for(
     shapes: then only the limits of the kernels count.
     """
     if asked:
-        return Budget(source, _MOST_ELEMENTS, 4 * _FOLDED_BYTES)
+        return Budget(source, _MOST_ELEMENTS, 1 << 27, 4 * _FOLDED_BYTES)
     given = sum(map(math.prod, inputs))
     stored = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     elements = min(max(_TENSOR_ELEMENTS, 32 * given, 5 * stored), _MOST_ELEMENTS)
-    return Budget(source, elements, max(_FOLDED_BYTES, 8 * stored))
+    return Budget(source, elements, folded_bytes=max(_FOLDED_BYTES, 8 * stored))
 
 
 def check_axes(count: int, where: str) -> None:

@@ -144,8 +144,10 @@ def _bind_constants(
             continue
         dtype = _input_dtype(value, source)
         given = np.asarray(constants[value.name])
-        array = given.astype(dtype)
-        if not np.array_equal(array, given):
+        with np.errstate(all="ignore"):
+            array = given.astype(dtype)
+        same = (array == given) | ((array != array) & (given != given))  # NaN stays NaN
+        if given.dtype == object or not same.all():
             raise ConfigError(
                 f"{source}: the constant for input {value.name!r} does not fit its dtype {dtype}"
             )

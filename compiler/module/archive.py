@@ -99,7 +99,9 @@ def unpack(archive: Path) -> ScratchFolder:
     try:
         _read(archive, folder)
         verify_files(folder)
-    except (ArtifactError, EOFError, tarfile.TarError, zstandard.ZstdError) as error:
+    # Extensions of the format that tarfile knows and we never write raise what they like.
+    except (ArtifactError, ArithmeticError, EOFError, LookupError, ValueError, tarfile.TarError,
+            zstandard.ZstdError) as error:  # fmt: skip
         scratch.close()
         reason = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), str(archive))
         raise ArtifactError(f"{archive}: damaged archive: {reason}") from error

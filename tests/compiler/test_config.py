@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.config import CompileConfig, parse_constant_option, parse_shape_option
+from compiler.config import (
+    CompileConfig,
+    parse_constant_option,
+    parse_constant_options,
+    parse_shape_option,
+    parse_shape_options,
+)
 from compiler.errors import ConfigError
 from compiler.pruning.config import PruneConfig
 from compiler.quantization.config import QuantizationConfig
@@ -93,12 +99,26 @@ def test_shape_option_reads_what_it_prints(name: str, shape: list[int]) -> None:
     assert parse_shape_option(text) == (name, tuple(shape))
 
 
+def test_an_input_is_given_once() -> None:
+    assert parse_shape_options(["x=1,2", "y=3"]) == {"x": (1, 2), "y": (3,)}
+    assert parse_constant_options(["x=1"]) == {"x": 1}
+    with pytest.raises(ConfigError, match=r"--shape x=\.\.\.: given twice"):
+        parse_shape_options(["x=1,2", "x=1,2"])
+    with pytest.raises(ConfigError, match=r"--constant x=\.\.\.: given twice"):
+        parse_constant_options(["x=1", "x=2"])
+
+
 def test_constant_option() -> None:
     assert parse_constant_option("rate=16000") == ("rate", 16000)
     assert parse_constant_option("s=[[1.5,2],[3,4]]") == ("s", ((1.5, 2), (3, 4)))
 
 
-@pytest.mark.parametrize("text", ["x", "=1", "x=", "x=abc", 'x="a"', "x=null", 'x={"a":1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["x", "=1", "x=", "x=abc", 'x="a"', "x=null", 'x={"a":1}', "x=" + "[" * 5000,
+     "x=[[1],[2,3]]", "x=[1,[2]]"],
+    ids=lambda text: text[:12],
+)  # fmt: skip
 def test_constant_option_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="constant"):
         parse_constant_option(text)

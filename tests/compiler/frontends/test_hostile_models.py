@@ -76,6 +76,11 @@ def test_names_of_other_scripts_are_text() -> None:
         (model(node("Relu", ["x"], ["y"], alpha=1.0)), "has the attribute 'alpha', which Relu"),
         (model(node("Softmax", ["x"], ["y"], axis="1")), "is of the type STRING, not INT"),
         (model(node("Softmax", ["x"], ["y"], axis=2**40)), "must lie in -16 to 16"),
+        (
+            model(node("RoiAlign", ["x", "x", "i"], ["y"], sampling_ratio=2**31 - 1),
+                  stored={"i": [0]}),
+            "must lie in 0 to 64",
+        ),
         (model(node("Cast", ["x"], ["y"], to=99)), "unknown dtype 99"),
         (model(node("Erf", ["x"], ["y"]), dtype=TensorProto.BOOL), "is of type bool"),
         (model(node("Add", ["x", "b"], ["y"]), stored={"b": np.zeros(3)}), "one dtype"),
@@ -136,12 +141,51 @@ def test_a_file_asks_for_sizes_that_models_have() -> None:
               stored={"i": np.zeros(1000, np.int64), "d": 2**30, "v": np.float32([0, 1])}),
         model(node("Einsum", ["f", "f", "f"], ["y"], equation="i,j,k->ijk"),
               stored={"f": np.zeros(1000, np.float32)}),
+        *(model(node(operator, ["a", "b"], ["y"]),
+                stored={"a": np.zeros((30_000, 1), np.float32),
+                        "b": np.zeros((1, 30_000), np.float32)})
+          for operator in ("Mul", "Sub", "PRelu", "Equal", "Max")),
+        model(node("Concat", ["a"] * 200, ["y"], axis=0),
+              stored={"a": np.zeros(100_000, np.float32)}),
     ],
     ids=lambda large: large.graph.node[0].op_type,
 )  # fmt: skip
 def test_constants_and_results_stay_small(large: ModelProto) -> None:
     with pytest.raises(ModelError):
         import_model(large)
+
+
+def test_what_a_call_leaves_out_is_missing_in_the_body() -> None:
+    body = [node("Add", ["a", "b"], ["c"])]
+    own = helper.make_function("my", "F", ["a", "b"], ["c"], body, [helper.make_opsetid("", 18)])
+    for given in (["x"], ["x", ""], ["", "x"]):
+        call = node("F", given, ["y"], domain="my")
+        with pytest.raises(ModelError, match=r"is left out|cannot be inlined"):
+            import_model(model(call, functions=(own,)))
+    # The standard defines this one by others, that read the decay unless the rule is another.
+    attention = node("LinearAttention", ["x", "x", "x"], ["y", "s"], q_num_heads=1, kv_num_heads=1)
+    with pytest.raises(ModelError, match="is left out"):
+        import_model(model(attention, shape=(1, 2, 4), opset=27))
+
+
+@pytest.mark.parametrize(
+    ("equation", "told"),
+    [
+        ("ij->k", "no operand has the axis 'k'"),
+        ("ij->...", r"no operand has the axis '\.'"),
+        ("ij->ii", "an axis twice"),
+        ("ijk->i", "has 2 axes"),
+        ("i->i", "has 2 axes"),
+        ("ij,jk->ik", "2 operands, the node 1"),
+        ("ij->\u00e9", "letters and ellipses"),
+        ("......->", "letters and ellipses"),
+        ("", "has 2 axes"),
+    ],
+    ids=ascii,
+)
+def test_equations_that_do_not_fit(equation: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        import_model(model(node("Einsum", ["x"], ["y"], equation=equation)))
 
 
 def test_functions_that_unfold_without_end() -> None:

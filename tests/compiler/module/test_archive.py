@@ -121,6 +121,12 @@ def renamed(name: str, kind: bytes = tarfile.REGTYPE):
     return change
 
 
+def sparse(members):
+    member = tarfile.TarInfo("holes")
+    member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    return [(member, b""), *members]
+
+
 def other_content(members):
     return [
         (member, bytes(len(content)) if member.name == "weights.bin" else content)
@@ -139,6 +145,7 @@ def other_content(members):
         (lambda members: members[1:], "does not belong there"),
         (lambda members: members[:-1], "No such file"),
         (lambda members: [], "not a compiled module"),
+        (sparse, ""),
         (other_content, "weights.bin: does not match its digest"),
     ],
 )
