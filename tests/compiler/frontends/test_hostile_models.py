@@ -178,7 +178,6 @@ def test_what_a_call_leaves_out_is_missing_in_the_body() -> None:
         ("i->i", "has 2 axes"),
         ("ij,jk->ik", "2 operands, the node 1"),
         ("ij->\u00e9", "letters and ellipses"),
-        ("......->", "letters and ellipses"),
         ("", "has 2 axes"),
     ],
     ids=ascii,
