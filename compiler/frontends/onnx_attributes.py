@@ -7,6 +7,8 @@ few words; converters pass it on, and a pass would fail on another much later.
 
 from __future__ import annotations
 
+import re
+
 from onnx import AttributeProto, TensorProto
 
 from compiler.errors import ModelError
@@ -17,6 +19,8 @@ MOST_AXES = 16
 _LARGEST = 2**31 - 1
 _LARGEST_EXTENT = 1 << 20
 _LONGEST_WORD = 40
+# An operand of an equation of Einsum.
+_TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")
 # Of a bin of RoiAlign, along each axis; they are summed one by one.
 _MOST_SAMPLES = 64
 
@@ -123,6 +127,9 @@ def check_value(operator: str, attribute: AttributeProto, where: str) -> None:
 
 def _check_word(operator: str, attribute: AttributeProto, where: str) -> None:
     name = attribute.name
+    if (operator, name) == ("Einsum", "equation"):
+        _check_equation(attribute, where)
+        return
     allowed = _WORDS.get(f"{operator}.{name}", _WORDS.get(name))
     if allowed is None or attribute.ref_attr_name:
         return
@@ -132,4 +139,15 @@ def _check_word(operator: str, attribute: AttributeProto, where: str) -> None:
         raise ModelError(
             f"{where}: attribute {name!r} is {shown!r}; it must be one of "
             f"{', '.join(sorted(allowed))}"
+        )
+
+
+def _check_equation(attribute: AttributeProto, where: str) -> None:
+    """Before onnx's shape inference sees it, which never ends on some others."""
+    equation = attribute.s.decode(errors="replace").replace(" ", "")
+    left, _, result = equation.partition("->")
+    if not all(_TERM.fullmatch(term) for term in (*left.split(","), result)):
+        raise ModelError(
+            f"{where}: attribute 'equation' is {plain_line(equation, _LONGEST_WORD)!r}; it must "
+            "consist of letters, commas, an arrow, and at most one ellipsis for each operand"
         )
