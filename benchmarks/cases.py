@@ -140,7 +140,7 @@ def try_case(case: str, model: Path, limits: Limits) -> Outcome:
     """Compile one case as a user would, run it on its data if it has some, and judge."""
     with tempfile.TemporaryDirectory(prefix="case-") as folder:
         module = Path(folder) / "module"
-        compiler = [sys.executable, "-m", "compiler.cli", "compile", str(model)]
+        compiler = [sys.executable, "-m", "tinsmith.compiler.cli", "compile", str(model)]
         compiled = run_limited([*compiler, "-o", str(module)], limits)
         verdict, detail = judge_compilation(compiled, limits)
         seconds = compiled.processor_seconds
@@ -188,7 +188,7 @@ def describe_end(ended: Ended) -> str:
 
 def run_on_data(module_folder: Path, data: Path) -> str:
     """What is wrong with the outputs for the first set of `data` that disagrees, or nothing."""
-    from compiler import load
+    from tinsmith import load
 
     with np.load(data) as archive, load(module_folder, threads=2) as module:
         arrays = {name: archive[name] for name in archive.files}

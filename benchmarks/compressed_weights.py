@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 from zoo import MODELS, find_model
 
-import compiler
-from compiler.quantization.config import WEIGHT_FORMATS
+import tinsmith
+from tinsmith.compiler.quantization.config import WEIGHT_FORMATS
 
 CIFAR_MEAN = np.float32([125.307, 122.961, 113.8575])
 CIFAR_STD = np.float32([62.9850, 62.0925, 66.7080])
@@ -38,17 +38,17 @@ Table = dict[str, dict[str, float]]
 @contextmanager
 def modules(
     model: Model, formats: Sequence[str], calibration: object = None, **options: object
-) -> Iterator[dict[str, compiler.Module]]:
+) -> Iterator[dict[str, tinsmith.Module]]:
     """The model compiled in float32 (as `float32`) and in each of `formats`."""
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, compiler.Module] = {}
+        found: dict[str, tinsmith.Module] = {}
         for name in ("float32", *formats):
             quantization = (
                 None
                 if name == "float32"
-                else compiler.QuantizationConfig(format=name, calibration=calibration)
+                else tinsmith.QuantizationConfig(format=name, calibration=calibration)
             )
-            report = compiler.compile_to(
+            report = tinsmith.compile_to(
                 model,
                 Path(folder) / name,
                 quantization=quantization,
@@ -56,7 +56,7 @@ def modules(
                 static_library=False,
                 **options,
             )
-            found[name] = compiler.load(report.path)
+            found[name] = tinsmith.load(report.path)
         try:
             yield found
         finally:
@@ -64,14 +64,14 @@ def modules(
                 module.close()
 
 
-def size_of(module: compiler.Module) -> int:
+def size_of(module: tinsmith.Module) -> int:
     """Bytes of the library and of the weights beside it."""
     files = module.manifest.files
     return sum(files[name].bytes for name in ("model.so", "weights.bin") if name in files)
 
 
 def latencies(
-    found: Mapping[str, compiler.Module], inputs: Sequence[np.ndarray]
+    found: Mapping[str, tinsmith.Module], inputs: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Median milliseconds of each module, run in turns."""
     times: dict[str, list[float]] = {name: [] for name in found}

@@ -18,9 +18,9 @@ from latency import find
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from zoo import CACHE
 
-import compiler
-from compiler.evaluate.bench import bench
-from compiler.evaluate.inputs import random_inputs
+import tinsmith
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.evaluate.inputs import random_inputs
 
 # float16 may take so much of float32's time, and so much of its bytes.
 TIME_BAR, SIZE_BAR = 1.10, 0.6
@@ -54,11 +54,11 @@ def main() -> int:
             half = in_half(model, folder)
             modules = {}
             for label, file in (("float32", model), ("float16", half)):
-                report = compiler.compile_to(
+                report = tinsmith.compile_to(
                     file, folder / label, shapes=shapes, threads=options.threads, tuned=False,
                     runner=False, static_library=False,
                 )  # fmt: skip
-                modules[label] = compiler.load(report.path)
+                modules[label] = tinsmith.load(report.path)
             asked = {t.name: (t.shape, t.dtype) for t in modules["float32"].manifest.inputs}
             inputs = random_inputs(asked, {}, seed=0)
             times = latencies(modules, list(inputs.values()))

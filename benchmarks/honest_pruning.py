@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-import compiler
+import tinsmith
 
 SETTINGS = {"runner": False, "static_library": False}
 # One photograph in so many is shown to the pruning.
@@ -52,7 +52,7 @@ def photographs(folder: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def chosen(path: Path, images: np.ndarray, threads: int) -> np.ndarray:
     """The class that a module chooses for each image."""
-    with compiler.load(path, threads=threads) as module:
+    with tinsmith.load(path, threads=threads) as module:
         return np.array([int(module.run([image[None]])[0].argmax()) for image in images])
 
 
@@ -67,11 +67,11 @@ def compared(
     """Prune with `seen`, and measure on `others` (images and classes)."""
     shapes = {"input": (1, *seen.shape[1:])}
     whole, pruned = folder / f"{model.stem}-whole", folder / f"{model.stem}-pruned"
-    compiler.compile_to(model, whole, shapes=shapes, threads=threads, **SETTINGS)
-    report = compiler.compile_to(
+    tinsmith.compile_to(model, whole, shapes=shapes, threads=threads, **SETTINGS)
+    report = tinsmith.compile_to(
         model,
         pruned,
-        pruning=compiler.PruneConfig(ratio=ratio, calibration=seen),
+        pruning=tinsmith.PruneConfig(ratio=ratio, calibration=seen),
         shapes=shapes,
         threads=threads,
         **SETTINGS,

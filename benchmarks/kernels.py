@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler import CompileConfig, compile_to, load
-from compiler.evaluate.bench import bench
+from tinsmith import CompileConfig, compile_to, load
+from tinsmith.compiler.evaluate.bench import bench
 
 OPSET = 18
 

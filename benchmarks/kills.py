@@ -43,9 +43,9 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-import compiler
-from compiler.module.loader import verify_files
-from compiler.tuning.store import Store
+import tinsmith
+from tinsmith.compiler.module.loader import verify_files
+from tinsmith.compiler.tuning.store import Store
 
 MARK = "tinsmith-held-"
 # ONNX Runtime's.
@@ -85,7 +85,7 @@ class Outcome:
 _FORKS = """
 import json, os, sys
 import onnxruntime
-import compiler.api, compiler.cli, compiler.pruning, compiler.tuning.job
+import tinsmith.compiler.api, tinsmith.compiler.cli, tinsmith.compiler.pruning, tinsmith.compiler.tuning.job
 
 print(flush=True)
 for line in sys.stdin:
@@ -96,7 +96,7 @@ for line in sys.stdin:
         os.dup2(null, 1)
         sys.argv = ["tinsmith", *json.loads(line)]
         try:
-            compiler.cli.main()
+            tinsmith.compiler.cli.main()
         except SystemExit as ended:
             os._exit(ended.code or 0)
     print(pid, flush=True)
@@ -265,7 +265,7 @@ def drills(model: Path, product: Path, results: Path) -> list[Drill]:
 
     def loads() -> None:
         verify_files(module)
-        with compiler.load(module, threads=1) as loaded:
+        with tinsmith.load(module, threads=1) as loaded:
             golden = loaded.golden()
             assert golden is not None
             loaded.run(golden.inputs)

@@ -17,8 +17,8 @@ from pathlib import Path
 from topologies import write
 from zoo import CACHE, MODELS, find_model
 
-from compiler import CompileConfig, compile_to
-from compiler.evaluate.bench import BenchReport, bench
+from tinsmith import CompileConfig, compile_to
+from tinsmith.compiler.evaluate.bench import BenchReport, bench
 
 # Real models, and how their users call them where that is not what `models` tries.
 REAL = {

@@ -33,12 +33,12 @@ from tvm.relax.frontend.onnx import from_onnx
 from tvm.s_tir import meta_schedule
 from zoo import CACHE
 
-from compiler import CompileConfig, TuneOptions, compile_to, tune
-from compiler.evaluate.bench import bench
-from compiler.module.lowered import LoweredModel
-from compiler.module.writer import write_module
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith import CompileConfig, TuneOptions, compile_to, tune
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 RECORDS = "database_tuning_record.json"
 # So often in turn may a process die without having added a record.

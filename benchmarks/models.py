@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 from zoo import CACHE, MODELS, UNSEEN, RealModel, find_model
 
-import compiler
-from compiler.errors import TinsmithError
-from compiler.evaluate.bench import bench
-from compiler.evaluate.peers import OnnxRuntime
-from compiler.frontends.onnx import ImportedModel
+import tinsmith
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.evaluate.peers import OnnxRuntime
+from tinsmith.compiler.frontends.onnx import ImportedModel
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -168,7 +168,7 @@ def source_of(model: RealModel, path: Path) -> onnx.ModelProto:
     return with_random_weights(loaded) if model.random_weights else loaded
 
 
-def deviation(module: compiler.Module, source: onnx.ModelProto, constants: Feeds) -> float:
+def deviation(module: tinsmith.Module, source: onnx.ModelProto, constants: Feeds) -> float:
     """The largest relative error of the module on its golden inputs, beside ONNX Runtime.
 
     ONNX Runtime gets the file itself, with open dimensions and constant inputs as they are; where
@@ -202,7 +202,7 @@ def evaluate(model: RealModel, path: Path, runs: int) -> Outcome:
         file = Path(scratch) / "model.onnx"
         onnx.save(source, file)
         try:
-            report = compiler.compile_to(
+            report = tinsmith.compile_to(
                 file,
                 Path(scratch) / "module",
                 shapes=model.shapes,
@@ -221,7 +221,7 @@ def evaluate(model: RealModel, path: Path, runs: int) -> Outcome:
             notes=report.notes,
         )
         try:
-            with compiler.load(report.path) as module:
+            with tinsmith.load(report.path) as module:
                 golden = module.golden()
                 allowed = TOLERANCE if golden is None else golden.tolerance
                 error = deviation(module, source, constants)

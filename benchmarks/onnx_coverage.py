@@ -188,8 +188,8 @@ class _ImportError(Exception):
 
 def _run_ours(model: onnx.ModelProto, case: Case) -> list[np.ndarray]:
     """Tinsmith from end to end: imported, scheduled, linked, loaded, run."""
-    from compiler import compile_to, load
-    from compiler.errors import ModelError
+    from tinsmith import compile_to, load
+    from tinsmith.compiler.errors import ModelError
 
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -31,10 +31,10 @@ import torch_pruning_peer as peer
 from compressed_weights import cifar_images
 from zoo import CACHE, MODELS, find_model
 
-import compiler
-from compiler.evaluate.bench import bench
-from compiler.pruning.report import PruneReport
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.targets.registry import get_target
 
 SHAPES = {"input": (1, 3, 32, 32)}
 RATIO = 0.3
@@ -78,13 +78,13 @@ class Bench:
     def whole_top1(self) -> float:
         return self.top1(self.whole)
 
-    def config(self, **settings: Any) -> compiler.PruneConfig:
+    def config(self, **settings: Any) -> tinsmith.PruneConfig:
         """A configuration that learns from some of the training pictures."""
-        return compiler.PruneConfig(
+        return tinsmith.PruneConfig(
             calibration=self.known, samples=self.options.samples, **settings
         )
 
-    def distilled(self, **settings: Any) -> compiler.PruneConfig:
+    def distilled(self, **settings: Any) -> tinsmith.PruneConfig:
         """A configuration that then is distilled on all of them, for the minutes allowed."""
         return self.config(
             recovery="distill",
@@ -100,13 +100,13 @@ class Bench:
         path = self.modules / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         if not (path / "manifest.json").exists():
             settings = {"shapes": SHAPES, "threads": self.options.threads, **SETTINGS, **settings}
-            compiler.compile_to(model, path, **settings)
+            tinsmith.compile_to(model, path, **settings)
         return path
 
     def top1(self, path: Path) -> float:
         """The share of right answers on the test pictures."""
         images, classes = self.test
-        with compiler.load(path, threads=self.options.threads) as module:
+        with tinsmith.load(path, threads=self.options.threads) as module:
             chosen = [int(module.run([image[None]])[0].argmax()) for image in images]
         return float((np.array(chosen) == classes).mean())
 
@@ -118,7 +118,7 @@ class Bench:
 
     def row(self, path: Path, **settings: Any) -> Row:
         """All figures of one module; `settings` replace what would be measured."""
-        with compiler.load(path) as module:
+        with tinsmith.load(path) as module:
             manifest = module.manifest
         row = {
             "top1": 100 * self.top1(path),
@@ -194,7 +194,7 @@ def half(bench_: Bench) -> dict[str, Row]:
 def int8(bench_: Bench) -> dict[str, Row]:
     """A ratio of 0.3 in closed form, then int8; the size is over that of the float32 file."""
     heading(f"ratio {RATIO} and int8", bench_)
-    quantization = compiler.QuantizationConfig(calibration=bench_.known[:100])
+    quantization = tinsmith.QuantizationConfig(calibration=bench_.known[:100])
     path = bench_.compiled(
         "int8", bench_.model, pruning=bench_.config(ratio=RATIO), quantization=quantization
     )
@@ -215,7 +215,7 @@ def latency(bench_: Bench) -> dict[str, Row]:
         # Latency hardly depends on which channels go: weights alone choose here.
         middle = (low + high) / 2 if tried else RATIO
         name = f"trial-{middle:.4f}"
-        trial = compiler.PruneConfig(ratio=middle)
+        trial = tinsmith.PruneConfig(ratio=middle)
         tried[middle] = bench_.speedup(bench_.compiled(name, bench_.model, pruning=trial))
         low, high = (middle, high) if tried[middle] < row["speedup"] else (low, middle)
     nearest = min(tried, key=lambda r: abs(tried[r] - row["speedup"]))
@@ -238,10 +238,10 @@ def others(bench_: Bench) -> dict[str, Row]:
         if file is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            report = compiler.compile_to(
+            report = tinsmith.compile_to(
                 file,
                 Path(folder) / "module",
-                pruning=compiler.PruneConfig(ratio=0.2),
+                pruning=tinsmith.PruneConfig(ratio=0.2),
                 shapes=model.shapes,
                 threads=bench_.options.threads,
                 **SETTINGS,

@@ -22,11 +22,11 @@ from latency import find
 from models import random_inputs, relative_error, stock_tvm, with_random_weights
 from zoo import CACHE, MODELS, RealModel, find_model
 
-from compiler.errors import TinsmithError
-from compiler.frontends.onnx import ImportedModel, import_onnx
-from compiler.pruning.pruner import readable
-from passes.graph import FoldBatchNorm
-from passes.prune import Group, Groups, find_groups, shrink, zero
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.passes.graph import FoldBatchNorm
+from tinsmith.passes.prune import Group, Groups, find_groups, shrink, zero
 
 BAR = 1e-5
 # In the folder of --models-dir, beside those that `models` knows.

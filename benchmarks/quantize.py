@@ -26,8 +26,8 @@ from compressed_weights import cifar_images, compressed_weights
 from topologies import IMAGE, write
 from zoo import CACHE
 
-import compiler
-from compiler.evaluate.bench import bench
+import tinsmith
+from tinsmith.compiler.evaluate.bench import bench
 
 # name, file, preprocessing of the labelled models
 LABELLED = {
@@ -113,11 +113,11 @@ def latency(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         nncf_model = quantize_with_nncf(model, model.with_name(f"{name}_nncf.xml"))
         further = {"NNCF": ("openvino", nncf_model)} if nncf_model is not None else None
         with tempfile.TemporaryDirectory() as folder:
-            quantization = compiler.QuantizationConfig(calibration="random", samples=8)
-            integer = compiler.compile_to(
+            quantization = tinsmith.QuantizationConfig(calibration="random", samples=8)
+            integer = tinsmith.compile_to(
                 model, Path(folder) / "int8", quantization=quantization, **UNTUNED
             )
-            exact = compiler.compile_to(model, Path(folder) / "float", **UNTUNED)
+            exact = tinsmith.compile_to(model, Path(folder) / "float", **UNTUNED)
             report = bench(integer.path, peer_model, options.runs, options.threads, further=further)
             float_report = bench(exact.path, None, options.runs, options.threads)
         medians = {timing.label: timing.median for timing in report.timings}
@@ -159,11 +159,11 @@ def short_float(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     )
     for name, model in write(options.cache / "topologies").items():
         with tempfile.TemporaryDirectory() as folder:
-            quantization = compiler.QuantizationConfig(format="bf16")
-            short = compiler.compile_to(
+            quantization = tinsmith.QuantizationConfig(format="bf16")
+            short = tinsmith.compile_to(
                 model, Path(folder) / "bf16", quantization=quantization, **UNTUNED
             )
-            exact = compiler.compile_to(model, Path(folder) / "float", **UNTUNED)
+            exact = tinsmith.compile_to(model, Path(folder) / "float", **UNTUNED)
             report = bench(short.path, model, options.runs, options.threads, precision="bfloat16")
             float_report = bench(exact.path, None, options.runs, options.threads)
         if short.quantization is None:
@@ -231,10 +231,10 @@ def accuracy(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     print(f"{'model':20}{'float32 %':>10}{'int8 %':>8}{'agree %':>9}{'images':>8}", flush=True)
     for name, model, known, fresh in labelled_sets(options):
         settings = {"shapes": {"input": (1, *known.shape[1:])}, "runner": False}
-        quantization = compiler.QuantizationConfig(calibration=known, observer=options.observer)
+        quantization = tinsmith.QuantizationConfig(calibration=known, observer=options.observer)
         with (
-            compiler.compile(model, quantization=quantization, **settings) as integer,
-            compiler.compile(model, **settings) as exact,
+            tinsmith.compile(model, quantization=quantization, **settings) as integer,
+            tinsmith.compile(model, **settings) as exact,
         ):
             pairs = [
                 (int(exact.run([x])[0].argmax()), int(integer.run([x])[0].argmax()), label)

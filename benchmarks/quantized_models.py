@@ -31,9 +31,9 @@ from quantize import photographs
 from topologies import IMAGE, write
 from zoo import CACHE, MODELS, find_model
 
-import compiler
-from compiler.evaluate.bench import bench
-from compiler.module.manifest import Manifest
+import tinsmith
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.module.manifest import Manifest
 
 CALIBRATION = 32
 _CIFAR_MEAN, _CIFAR_STD = (125.307, 122.961, 113.8575), (62.9850, 62.0925, 66.7080)
@@ -214,10 +214,10 @@ def compare(name: str, setting: str, path: Path, options: argparse.Namespace) ->
     if name == _TRANSFORMER:
         shapes |= dict.fromkeys(names, (1, 128))
     with tempfile.TemporaryDirectory() as folder:
-        report = compiler.compile_to(
+        report = tinsmith.compile_to(
             path, Path(folder) / "m", runner=False, static_library=False, shapes=shapes
         )
-        with compiler.load(report.path, threads=options.threads) as module:
+        with tinsmith.load(report.path, threads=options.threads) as module:
             shown = next(iter(feeds[0].values()))
             inputs = [tensor.name for tensor in module.manifest.inputs]
             actual = np.stack(

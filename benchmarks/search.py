@@ -33,19 +33,19 @@ import numpy as np
 from latency import find
 from zoo import CACHE
 
-from compiler import CompileConfig, QuantizationConfig
-from compiler.preparation import Clock, Prepared, prepare, target_of
-from compiler.tuning.acceptance import build
-from compiler.tuning.allocation import BATCH, TaskState
-from compiler.tuning.learner import Learner
-from compiler.tuning.learning import Lessons
-from compiler.tuning.measure import Measurer
-from compiler.tuning.records import Subject, Trial, decisions_key
-from compiler.tuning.search import STRATEGIES, Search
-from compiler.tuning.tasks import Task, distinct_kernels, with_times
-from compiler.tuning.variants import step_seconds
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith import CompileConfig, QuantizationConfig
+from tinsmith.compiler.preparation import Clock, Prepared, prepare, target_of
+from tinsmith.compiler.tuning.acceptance import build
+from tinsmith.compiler.tuning.allocation import BATCH, TaskState
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.learning import Lessons
+from tinsmith.compiler.tuning.measure import Measurer
+from tinsmith.compiler.tuning.records import Subject, Trial, decisions_key
+from tinsmith.compiler.tuning.search import STRATEGIES, Search
+from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
+from tinsmith.compiler.tuning.variants import step_seconds
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 Table = dict[str, dict[str, Any]]
 # Model, strategy with seed, workload: the fastest candidates.

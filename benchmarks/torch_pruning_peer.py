@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compiler.calibration import open_calibration
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.distillation import Distiller
-from compiler.pruning.observed import compile_graph
-from compiler.pruning.pruner import readable
-from targets.registry import get_target
+from tinsmith.compiler.calibration import open_calibration
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.distillation import Distiller
+from tinsmith.compiler.pruning.observed import compile_graph
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.targets.registry import get_target
 
 NORMS = {"l1": 1, "l2": 2}
 

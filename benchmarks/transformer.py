@@ -22,8 +22,8 @@ import onnx
 import onnxruntime
 from zoo import CACHE, MODELS, find_model
 
-import compiler
-from compiler.evaluate.bench import bench
+import tinsmith
+from tinsmith.compiler.evaluate.bench import bench
 
 CALIBRATION_SAMPLES = 100
 Samples = dict[str, np.ndarray]
@@ -108,20 +108,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
         for axis, extent in enumerate(known.shapes[value.name]):
             value.type.tensor_type.shape.dim[axis].dim_value = extent
     onnx.save(fixed, folder / "fixed.onnx")
-    exact = compiler.compile_to(folder / "fixed.onnx", folder / "float", runner=False, tuned=False)
-    integer = compiler.compile_to(
+    exact = tinsmith.compile_to(folder / "fixed.onnx", folder / "float", runner=False, tuned=False)
+    integer = tinsmith.compile_to(
         folder / "fixed.onnx",
         folder / "int8",
         runner=False,
         tuned=False,
-        quantization=compiler.QuantizationConfig(
+        quantization=tinsmith.QuantizationConfig(
             calibration={name: array[:CALIBRATION_SAMPLES] for name, array in samples.items()}
         ),
     )
     peers = quantized_by_onnxruntime(folder / "fixed.onnx", samples, folder)
-    with compiler.load(exact.path) as module:
+    with tinsmith.load(exact.path) as module:
         reference = embeddings(module.run, samples)
-    with compiler.load(integer.path) as module:
+    with tinsmith.load(integer.path) as module:
         ours = cosine(reference, embeddings(module.run, samples))
     float_report = bench(exact.path, folder / "fixed.onnx", options.runs, options.threads)
     results = {

@@ -21,8 +21,8 @@ from pathlib import Path
 from latency import find
 from zoo import CACHE
 
-from compiler import CompileConfig, QuantizationConfig, TuneOptions, compile_to, tune
-from compiler.evaluate.bench import bench
+from tinsmith import CompileConfig, QuantizationConfig, TuneOptions, compile_to, tune
+from tinsmith.compiler.evaluate.bench import bench
 
 DEFAULT_MODELS = ("resnet18", "resnet50", "mobilenetv2", "minilm-l3")
 GAIN_BAR, PEERS_BAR, SECOND_RUN_SECONDS = 1.10, 1.05, 10.0

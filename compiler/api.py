@@ -15,24 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.config import CompileConfig
-from compiler.errors import ArtifactError, VerificationError
-from compiler.evaluate.compare import Difference, compare_all
-from compiler.evaluate.reference import Reference, Settlement
-from compiler.evaluate.roofline import cpu_name
-from compiler.module.folder import set_aside
-from compiler.module.golden import GoldenVectors
-from compiler.module.loader import Module, load
-from compiler.module.manifest import Manifest, update_measured
-from compiler.module.writer import new_module, replace_golden
-from compiler.preparation import Clock, Progress, prepare, target_of
-from compiler.processes import at_end
-from compiler.pruning.report import PruneReport
-from compiler.quantization.report import QuantizationReport
-from compiler.scratch import ScratchFolder
-from compiler.tuning.algorithms import StoredAlgorithms
-from compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
-from targets.cpu.template import UNFIT, KernelReport
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ArtifactError, VerificationError
+from tinsmith.compiler.evaluate.compare import Difference, compare_all
+from tinsmith.compiler.evaluate.reference import Reference, Settlement
+from tinsmith.compiler.evaluate.roofline import cpu_name
+from tinsmith.compiler.module.folder import set_aside
+from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.loader import Module, load
+from tinsmith.compiler.module.manifest import Manifest, update_measured
+from tinsmith.compiler.module.writer import new_module, replace_golden
+from tinsmith.compiler.preparation import Clock, Progress, prepare, target_of
+from tinsmith.compiler.processes import at_end
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.quantization.report import QuantizationReport
+from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.compiler.tuning.algorithms import StoredAlgorithms
+from tinsmith.compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
+from tinsmith.targets.cpu.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto

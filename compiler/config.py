@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from compiler.errors import ConfigError
-from compiler.pruning.config import PruneConfig
-from compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.quantization.config import QuantizationConfig
 
 # A number, or nested tuples of numbers.
 Constant = Any

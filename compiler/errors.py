@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compiler.plain_text import plain_line
+from tinsmith.compiler.plain_text import plain_line
 
 
 class TinsmithError(Exception):

@@ -10,8 +10,8 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from compiler.errors import ConfigError, PassError, TinsmithError
-from passes.graph import (
+from tinsmith.compiler.errors import ConfigError, PassError, TinsmithError
+from tinsmith.passes.graph import (
     AbsorbInputTransposes,
     CancelTransposes,
     Canonicalize,
@@ -27,21 +27,21 @@ from passes.graph import (
     RecognizeComposites,
     SinkReshapes,
 )
-from passes.quantize.fold_requantization import FoldRequantization
-from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
-from passes.quantize.lower_integers import LowerIntegers
-from passes.quantize.match_signedness import MatchSignedness
-from passes.quantize.simplify_quantization import SimplifyQuantization
-from passes.quantize.store_exact_codes import Report as StoredReport
-from passes.quantize.store_exact_codes import StoreExactCodes
-from passes.quantize.store_integers import StoreIntegers
-from targets.cpu.operators.algorithms import AlgorithmLookup
-from targets.cpu.operators.legalize import legalize_map
-from targets.cpu.operators.quantization import quantization_legalizers
-from targets.cpu.schedule import RecordLookup, schedule_module
-from targets.cpu.template import KernelReport
-from targets.number_formats import number_formats
-from targets.spec import TargetSpec
+from tinsmith.passes.quantize.fold_requantization import FoldRequantization
+from tinsmith.passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
+from tinsmith.passes.quantize.lower_integers import LowerIntegers
+from tinsmith.passes.quantize.match_signedness import MatchSignedness
+from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
+from tinsmith.passes.quantize.store_exact_codes import Report as StoredReport
+from tinsmith.passes.quantize.store_exact_codes import StoreExactCodes
+from tinsmith.passes.quantize.store_integers import StoreIntegers
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.cpu.operators.legalize import legalize_map
+from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
+from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
+from tinsmith.targets.cpu.template import KernelReport
+from tinsmith.targets.number_formats import number_formats
+from tinsmith.targets.spec import TargetSpec
 
 Step = tuple[str, tvm.transform.Pass]
 Progress = Callable[[str, float], None]
@@ -124,7 +124,7 @@ def quantization_passes(
     """The passes that quantise a graph whose tensors have the given ranges.
 
     `ranges` has the smallest and largest value of each tensor that
-    `passes.quantize.placement.observed_tensors` names in the graph after `graph_passes`.
+    `tinsmith.passes.quantize.placement.observed_tensors` names in the graph after `graph_passes`.
     """
     return (("quantize", InsertQuantization(ranges, number_formats(spec), options)),)
 

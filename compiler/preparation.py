@@ -13,29 +13,29 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from compiler.config import CompileConfig
-from compiler.errors import ModelError, TargetError
-from compiler.evaluate.compare import QUANTIZED_TOLERANCE
-from compiler.evaluate.float_model import measure
-from compiler.evaluate.inputs import random_inputs
-from compiler.evaluate.reference import Reference
-from compiler.evaluate.stages import run_stage
-from compiler.frontends.imported import ImportedModel
-from compiler.frontends.model import import_model
-from compiler.module.golden import GoldenVectors
-from compiler.module.lowered import LoweredModel
-from compiler.pipeline import PipelineReport, lower
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.pruner import Pruner
-from compiler.pruning.report import PruneReport
-from compiler.quantization.quantizer import Quantizer
-from compiler.quantization.report import QuantizationReport
-from compiler.quantization.timing import local_spec
-from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
-from targets.cpu.reproducible import is_reproducible
-from targets.cpu.schedule import RecordLookup
-from targets.registry import get_target
-from targets.spec import TargetSpec, UnknownTargetError
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ModelError, TargetError
+from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
+from tinsmith.compiler.evaluate.float_model import measure
+from tinsmith.compiler.evaluate.inputs import random_inputs
+from tinsmith.compiler.evaluate.reference import Reference
+from tinsmith.compiler.evaluate.stages import run_stage
+from tinsmith.compiler.frontends.imported import ImportedModel
+from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.pipeline import PipelineReport, lower
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.pruner import Pruner
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.quantization.quantizer import Quantizer
+from tinsmith.compiler.quantization.report import QuantizationReport
+from tinsmith.compiler.quantization.timing import local_spec
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.targets.cpu.reproducible import is_reproducible
+from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +56,7 @@ class Prepared:
     computed the golden vectors; it is empty, like `golden`, if there are none. `judge` settles
     what a module makes of them, where somebody else's implementation has computed them.
     `float_model` says how far the golden vectors of a quantised or pruned model are from the
-    float model, see `compiler.evaluate.float_model`.
+    float model, see `tinsmith.compiler.evaluate.float_model`.
     """
 
     lowered: LoweredModel
@@ -85,7 +85,7 @@ def prepare(
     Winograd's algorithm has the last word. Without `reported` nothing is found out about the
     accuracy of a quantised model.
 
-    Raises ModelError, PassError and ConfigError as `compiler.compile` does.
+    Raises ModelError, PassError and ConfigError as `tinsmith.compile` does.
     """
     with clock.phase("import"):
         imported = import_model(model, config.shapes, config.constants)

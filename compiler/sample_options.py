@@ -12,14 +12,14 @@ _IN_MEMORY = ("calibration", "evaluation", "labels")
 class SampleOptions:
     """Samples to learn from, and samples to judge by.
 
-    calibration: what `compiler.calibration.open_calibration` takes: a folder of pictures, an
+    calibration: what `tinsmith.compiler.calibration.open_calibration` takes: a folder of pictures, an
         .npz or .npy file, arrays, an iterable of samples, or "random"; None without data.
     samples: how many samples are read at most; None reads all.
     mean, std, pixel_range, layout, resize: how pixels become input, see
-        `compiler.calibration.Preprocessing`.
+        `tinsmith.compiler.calibration.Preprocessing`.
     labels: the class index of each sample of `evaluation`, or of `calibration` without that: a
         .npy, .csv or .txt file, "from-names" for pictures, or an array, see
-        `compiler.calibration.read_labels`. An .npz may hold them itself, as `labels`.
+        `tinsmith.compiler.calibration.read_labels`. An .npz may hold them itself, as `labels`.
     evaluation: held-out data, in the forms of `calibration`, on which agreement and accuracy are
         measured; all of them. None takes the samples of `calibration`.
     """

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from compiler.processes import at_end
+from tinsmith.compiler.processes import at_end
 
 _PREFIX = "tinsmith-held-"
 

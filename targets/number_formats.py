@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 
-from targets.arm.specs import SPECS as ARM_SPECS
-from targets.spec import TargetSpec, UnknownTargetError
-from targets.x86.detect import DetectionError, detect_native
-from targets.x86.specs import SPECS as X86_SPECS
+from tinsmith.targets.arm.specs import SPECS as ARM_SPECS
+from tinsmith.targets.spec import TargetSpec, UnknownTargetError
+from tinsmith.targets.x86.detect import DetectionError, detect_native
+from tinsmith.targets.x86.specs import SPECS as X86_SPECS
 
 _SPECS = {spec.name: spec for spec in (*X86_SPECS, *ARM_SPECS)}
 NATIVE = "native"

@@ -72,7 +72,7 @@ def small_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_module(small_model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`small_model` compiled for this machine."""
-    from compiler.api import compile_to
+    from tinsmith.compiler.api import compile_to
 
     folder = tmp_path_factory.mktemp("compiled") / "small"
     return compile_to(small_model_file, folder, runner=False, static_library=False).path

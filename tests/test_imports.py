@@ -35,9 +35,7 @@ def imported_packages(source: str, filename: str = "<text>") -> set[str]:
 
 
 def test_the_check_sees_every_form_of_import() -> None:
-    source = (
-        "def f():\n    import compiler.api as a\n    from passes import graph\nfrom . import b\n"
-    )
+    source = "def f():\n    import tinsmith.api as a\n    from tinsmith.passes import graph\nfrom . import b\n"
     assert imported_packages(source) == {"compiler", "passes", "<relative>"}
 
 
@@ -58,10 +56,10 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import compiler; compiler.load; compiler.CompileConfig; compiler.TinsmithError",
-        "from compiler.module.loader import load",
-        "from compiler.cli import main",
-        "from targets.registry import get_target",
+        "import tinsmith; tinsmith.load; tinsmith.CompileConfig; tinsmith.TinsmithError",
+        "from tinsmith.compiler.module.loader import load",
+        "from tinsmith.compiler.cli import main",
+        "from tinsmith.targets.registry import get_target",
     ],
 )
 def test_needs_neither_tvm_nor_the_extras(statement: str) -> None:

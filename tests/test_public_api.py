@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-import compiler
+import tinsmith
 
 PUBLIC = [
     "ArtifactError",
@@ -38,7 +38,7 @@ PUBLIC = [
 
 
 def test_public_names_are_these() -> None:
-    assert compiler.__all__ == PUBLIC
+    assert tinsmith.__all__ == PUBLIC
     assert dir(compiler) == PUBLIC
 
 
@@ -55,8 +55,8 @@ def test_other_names_are_refused() -> None:
 
 
 def test_every_error_is_public_and_has_one_base() -> None:
-    errors = importlib.import_module("compiler.errors")
+    errors = importlib.import_module("tinsmith.compiler.errors")
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]
-    defined = [value for value in classes if value.__module__ == "compiler.errors"]
+    defined = [value for value in classes if value.__module__ == "tinsmith.compiler.errors"]
     assert {value.__name__ for value in defined} <= set(PUBLIC)
-    assert all(issubclass(value, compiler.TinsmithError) for value in defined)
+    assert all(issubclass(value, tinsmith.TinsmithError) for value in defined)

@@ -151,7 +151,7 @@ def offences(tree: ast.Module, elsewhere: dict[str, frozenset[str]]) -> list[str
 )
 def test_the_check_sees_every_form(line: str) -> None:
     tree = ast.parse(
-        "from targets.elsewhere import other\n"
+        "from tinsmith.targets.elsewhere import other\n"
         "def find(v) -> relax.Var | None: ...\n"
         "def get(self, v) -> tirx.Expr: ...\n"
         "def test(x: Expr, many: list[Expr], known: bool):\n"

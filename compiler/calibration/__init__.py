@@ -1,16 +1,16 @@
 """Calibration: samples from wherever they lie, run through the float graph and observed."""
 
-from compiler.calibration.choice import CalibrationData, RandomSource, open_calibration
-from compiler.calibration.folds import Folds, folds
-from compiler.calibration.labels import read_labels
-from compiler.calibration.observe import (
+from tinsmith.compiler.calibration.choice import CalibrationData, RandomSource, open_calibration
+from tinsmith.compiler.calibration.folds import Folds, folds
+from tinsmith.compiler.calibration.labels import read_labels
+from tinsmith.compiler.calibration.observe import (
     Observation,
     ObservedModule,
     calibrate,
     observe_tensors,
 )
-from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import CalibrationSource
+from tinsmith.compiler.calibration.preprocessing import Preprocessing
+from tinsmith.compiler.calibration.source import CalibrationSource
 
 __all__ = [
     "CalibrationData",

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import (
+from tinsmith.compiler.calibration.preprocessing import Preprocessing
+from tinsmith.compiler.calibration.source import (
     CalibrationSource,
     Sample,
     batches,
@@ -21,9 +21,9 @@ from compiler.calibration.source import (
     others,
     spread,
 )
-from compiler.errors import ConfigError, InputError, TinsmithError
-from compiler.evaluate.inputs import Signature
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import ConfigError, InputError, TinsmithError
+from tinsmith.compiler.evaluate.inputs import Signature
+from tinsmith.compiler.module.regular_file import open_regular
 
 # Names under which the one input of a model is looked for in an archive.
 _USUAL_NAMES = ("x", "images", "image", "input", "inputs", "data", "samples")

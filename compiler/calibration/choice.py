@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from compiler.calibration.arrays import IterableSource, StackedSource, in_memory, stored_arrays
-from compiler.calibration.images import ImageFolderSource
-from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import CalibrationSource, Sample, check_limit
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.inputs import Domains, Signature, random_inputs
+from tinsmith.compiler.calibration.arrays import (
+    IterableSource,
+    StackedSource,
+    in_memory,
+    stored_arrays,
+)
+from tinsmith.compiler.calibration.images import ImageFolderSource
+from tinsmith.compiler.calibration.preprocessing import Preprocessing
+from tinsmith.compiler.calibration.source import CalibrationSource, Sample, check_limit
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.inputs import Domains, Signature, random_inputs
 
 RANDOM = "random"
 _RANDOM_SAMPLES = 16

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from compiler.calibration.choice import RandomSource
-from compiler.calibration.labels import read_labels
-from compiler.calibration.source import CalibrationSource, others, spread
+from tinsmith.compiler.calibration.choice import RandomSource
+from tinsmith.compiler.calibration.labels import read_labels
+from tinsmith.compiler.calibration.source import CalibrationSource, others, spread
 
 # One sample in so many is held out where the data leave no others.
 HELD_OUT_EVERY = 4

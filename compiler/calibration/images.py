@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.calibration.preprocessing import Preprocessing
-from compiler.calibration.source import CalibrationSource, Sample, batches, others, spread
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.inputs import Signature
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.calibration.preprocessing import Preprocessing
+from tinsmith.compiler.calibration.source import CalibrationSource, Sample, batches, others, spread
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.inputs import Signature
+from tinsmith.compiler.module.regular_file import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

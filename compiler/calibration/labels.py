@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.calibration.choice import RandomSource
-from compiler.calibration.images import ImageFolderSource
-from compiler.calibration.source import CalibrationSource
-from compiler.errors import ConfigError, InputError
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.calibration.choice import RandomSource
+from tinsmith.compiler.calibration.images import ImageFolderSource
+from tinsmith.compiler.calibration.source import CalibrationSource
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.module.regular_file import open_regular
 
 FROM_NAMES = "from-names"
 _ARRAY = "labels"

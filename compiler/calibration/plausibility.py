@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.calibration.source import CalibrationSource
+from tinsmith.compiler.calibration.source import CalibrationSource
 
 # Enough to tell; all would be read twice.
 _LOOKED_AT = 8

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.errors import ConfigError, InputError
-from compiler.sample_options import SampleOptions
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.sample_options import SampleOptions
 
 LAYOUTS = ("NCHW", "NHWC")
 # Numbers of channels that a picture has: grey, colour, colour with transparency.

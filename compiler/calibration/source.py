@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.inputs import Signature
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.inputs import Signature
 
 Sample = dict[str, np.ndarray]
 

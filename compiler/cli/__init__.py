@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-from compiler.cli import (
+from tinsmith.compiler.cli import (
     bench_command,
     compile_command,
     demo_command,
@@ -28,8 +28,8 @@ from compiler.cli import (
     tune_command,
     verify_command,
 )
-from compiler.cli.output import DEBUG_VARIABLE
-from compiler.cli.usage import Commands
+from tinsmith.compiler.cli.output import DEBUG_VARIABLE
+from tinsmith.compiler.cli.usage import Commands
 
 __all__ = ["app", "main"]
 

@@ -1,5 +1,5 @@
-"""`python -m compiler.cli` is the same as `tinsmith`."""
+"""`python -m tinsmith.compiler.cli` is the same as `tinsmith`."""
 
-from compiler.cli import main
+from tinsmith.compiler.cli import main
 
 main()

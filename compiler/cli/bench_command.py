@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
 
 if TYPE_CHECKING:
-    from compiler.evaluate.bench import BenchReport
+    from tinsmith.compiler.evaluate.bench import BenchReport
 
 
 @output.reported
@@ -30,7 +30,7 @@ def bench_module(
     """
     early.check_module(module)
     early.check_model(model)
-    from compiler.evaluate.bench import bench
+    from tinsmith.compiler.evaluate.bench import bench
 
     with output.progress_bar("bench", hidden=as_json) as show:
         report = bench(

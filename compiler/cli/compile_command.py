@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, Constant, Shape
-from compiler.cli.pruning import (
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.cli.pruning import (
     Allocation,
     Augment,
     Criterion,
@@ -25,8 +25,8 @@ from compiler.cli.pruning import (
     refuse_without_goal,
     residual_of,
 )
-from compiler.cli.quantization import print_quantization, write_json
-from compiler.cli.samples import (
+from tinsmith.compiler.cli.quantization import print_quantization, write_json
+from tinsmith.compiler.cli.samples import (
     Calibration,
     HeldOut,
     Labels,
@@ -38,9 +38,9 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import CompileConfig, parse_constant_options, parse_shape_options
-from compiler.errors import ConfigError
-from compiler.quantization.config import (
+from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.quantization.config import (
     AUTO,
     QuantizationConfig,
     parse_choice,
@@ -247,7 +247,7 @@ def compile_model(
     early.check_new_folder(out)
     early.check_new_file("--report", report_file)
     early.check_log(log if tuned else None)
-    from compiler.api import compile_to  # imports TVM
+    from tinsmith.compiler.api import compile_to  # imports TVM
 
     with output.progress_bar(f"compile {model.name}", hidden=as_json) as show:
         report = compile_to(model, out, config=config, progress=show)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import bench_command, early, output, verify_command
-from compiler.cli.options import AsJson, Threads
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import VerificationError
+from tinsmith.compiler.cli import bench_command, early, output, verify_command
+from tinsmith.compiler.cli.options import AsJson, Threads
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import VerificationError
 
 
 @output.reported
@@ -28,12 +28,12 @@ def run_demo(
     """
     early.check_target(target)
     early.check_new_folder(out)
-    from compiler.api import compile_to
-    from compiler.evaluate.accuracy import LabelledImages, top1
-    from compiler.evaluate.bench import bench
-    from compiler.evaluate.verify import verify
-    from compiler.module.loader import load
-    from compiler.module.manifest import update_measured
+    from tinsmith.compiler.api import compile_to
+    from tinsmith.compiler.evaluate.accuracy import LabelledImages, top1
+    from tinsmith.compiler.evaluate.bench import bench
+    from tinsmith.compiler.evaluate.verify import verify
+    from tinsmith.compiler.module.loader import load
+    from tinsmith.compiler.module.manifest import update_measured
 
     with output.progress_bar("demo: compile", hidden=as_json) as show:
         report = compile_to(MODEL, out, target=target, progress=show)

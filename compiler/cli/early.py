@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import (
+from tinsmith.compiler.errors import (
     ArtifactError,
     BuildError,
     ConfigError,
@@ -46,8 +46,8 @@ def check_model(path: Path | None) -> None:
 
 def check_target(name: str) -> None:
     """Raise TargetError for a target that is not known."""
-    from targets.registry import get_target
-    from targets.spec import UnknownTargetError
+    from tinsmith.targets.registry import get_target
+    from tinsmith.targets.spec import UnknownTargetError
 
     try:
         get_target(name)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, ModulePath, Threads
-from compiler.cli.quantization import print_quantization
-from compiler.errors import ArtifactError
-from compiler.quantization.report import QuantizationReport
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads
+from tinsmith.compiler.cli.quantization import print_quantization
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.quantization.report import QuantizationReport
 
 
 @output.reported
@@ -30,7 +30,7 @@ def inspect_module(
     **Example:** `tinsmith inspect out/ --threads 2`
     """
     early.check_module(module)
-    from compiler.evaluate.kernels import inspect
+    from tinsmith.compiler.evaluate.kernels import inspect
 
     with output.progress_bar("inspect", hidden=as_json) as show:
         report = inspect(module, runs, threads, show)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import output
-from compiler.cli.options import AsJson
-from compiler.errors import ConfigError
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.options import AsJson
+from tinsmith.compiler.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compiler.tuning.records import Subject
-    from compiler.tuning.store import Shelf, Store
+    from tinsmith.compiler.tuning.records import Subject
+    from tinsmith.compiler.tuning.store import Shelf, Store
 
 app = typer.Typer(
     help="List, show, merge, prune and export tuning records.",
@@ -109,7 +109,7 @@ def prune_log(
 
 
 def _folder(log: Path | None) -> Path:
-    from compiler.tuning.folders import user_folder
+    from tinsmith.compiler.tuning.folders import user_folder
 
     return log or user_folder()
 
@@ -121,16 +121,16 @@ def _store(log: Path | None) -> Store:
 def _existing(folder: Path) -> Store:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    from compiler.tuning.store import Store  # imports TVM
+    from tinsmith.compiler.tuning.store import Store  # imports TVM
 
     return Store(folder)
 
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, int]:
-    from compiler.tuning.algorithms import TEMPLATE
-    from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
-    from targets.cpu.schedule import TEMPLATES
+    from tinsmith.compiler.tuning.algorithms import TEMPLATE
+    from tinsmith.targets.cpu.operators.algorithms import ALGORITHMS_VERSION
+    from tinsmith.targets.cpu.schedule import TEMPLATES
 
     versions = {template.name: template.version for template in TEMPLATES}
     return {**versions, TEMPLATE: ALGORITHMS_VERSION}
@@ -141,7 +141,7 @@ def _is_stale(subject: Subject) -> bool:
 
 
 def _copy(source: Store, destination: Path, *, trials: bool) -> None:
-    from compiler.tuning.store import Store
+    from tinsmith.compiler.tuning.store import Store
 
     found = list(source.shelves())
     if not found:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.errors import InputError
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.regular_file import open_regular
 
 if TYPE_CHECKING:
     import numpy as np

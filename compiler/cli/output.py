@@ -23,8 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from compiler.errors import TinsmithError
-from compiler.plain_text import plain_line
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.plain_text import plain_line
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson
-from compiler.module.archive import DEFAULT_LEVEL, LEVELS, pack
-from compiler.module.manifest import read_manifest
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson
+from tinsmith.compiler.module.archive import DEFAULT_LEVEL, LEVELS, pack
+from tinsmith.compiler.module.manifest import read_manifest
 
 
 @output.reported

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, Constant, Shape
-from compiler.cli.pruning import (
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.cli.pruning import (
     Allocation,
     Augment,
     Criterion,
@@ -23,7 +23,7 @@ from compiler.cli.pruning import (
     prune_config,
     residual_of,
 )
-from compiler.cli.samples import (
+from tinsmith.compiler.cli.samples import (
     Calibration,
     HeldOut,
     Labels,
@@ -35,10 +35,10 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import parse_constant_options, parse_shape_options
-from compiler.errors import ConfigError, ModelError
-from compiler.frontends import CHECKPOINT_SUFFIX
-from compiler.pruning.config import AUTO
+from tinsmith.compiler.config import parse_constant_options, parse_shape_options
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
+from tinsmith.compiler.pruning.config import AUTO
 
 
 @output.reported
@@ -148,12 +148,12 @@ def prune_model(
     early.check_target(target)
     early.check_samples(data)
     early.check_new_file("--output", out)
-    from compiler.export.onnx import to_onnx
-    from compiler.frontends.checkpoint import write_checkpoint
-    from compiler.frontends.model import import_model
-    from compiler.module.manifest import write_atomically
-    from compiler.preparation import target_named
-    from compiler.pruning.pruner import Pruner, readable
+    from tinsmith.compiler.export.onnx import to_onnx
+    from tinsmith.compiler.frontends.checkpoint import write_checkpoint
+    from tinsmith.compiler.frontends.model import import_model
+    from tinsmith.compiler.module.manifest import write_atomically
+    from tinsmith.compiler.preparation import target_named
+    from tinsmith.compiler.pruning.pruner import Pruner, readable
 
     imported = import_model(model, shapes, constants)
     as_onnx = out.suffix == ".onnx"

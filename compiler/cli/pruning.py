@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.cli import output
-from compiler.errors import ConfigError
-from compiler.pruning.config import AUTO, GOALS, PruneConfig
-from compiler.pruning.report import PruneReport
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import AUTO, GOALS, PruneConfig
+from tinsmith.compiler.pruning.report import PruneReport
 
 Sparsity = Annotated[
     str | None,

@@ -9,9 +9,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from compiler.cli import output
-from compiler.errors import ConfigError
-from compiler.quantization.report import LayerReport, QuantizationReport
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.quantization.report import LayerReport, QuantizationReport
 
 # Rows of the table beyond which only the layers that matter most are shown.
 _ROWS = 80

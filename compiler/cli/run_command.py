@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, ModulePath, Threads, read_arrays
-from compiler.errors import ConfigError
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads, read_arrays
+from tinsmith.compiler.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def run_module(
         raise ConfigError(f"--output {out}: the outputs are written as .npz")
     early.check_new_file("--output", out)
     early.check_module(module)
-    from compiler.module.loader import load
+    from tinsmith.compiler.module.loader import load
 
     loaded = load(module, threads=threads)
     arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])

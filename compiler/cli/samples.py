@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.quantization.config import parse_numbers, parse_resize
+from tinsmith.compiler.quantization.config import parse_numbers, parse_resize
 
 Calibration = Annotated[
     str | None,

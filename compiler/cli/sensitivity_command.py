@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, Constant, Shape
-from compiler.cli.pruning import Criterion
-from compiler.cli.samples import (
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.cli.pruning import Criterion
+from tinsmith.compiler.cli.samples import (
     HeldOut,
     Labels,
     Layout,
@@ -23,13 +23,13 @@ from compiler.cli.samples import (
     Std,
     sample_options,
 )
-from compiler.config import parse_constant_options, parse_shape_options
-from compiler.errors import ConfigError
-from compiler.pruning.config import AUTO, PruneConfig
-from compiler.quantization.config import parse_numbers
+from tinsmith.compiler.config import parse_constant_options, parse_shape_options
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import AUTO, PruneConfig
+from tinsmith.compiler.quantization.config import parse_numbers
 
 if TYPE_CHECKING:
-    from compiler.pruning.sensitivity import Sensitivity
+    from tinsmith.compiler.pruning.sensitivity import Sensitivity
 
 _PLOTS = (".png", ".svg")
 
@@ -90,9 +90,9 @@ def measure_model(
     early.check_model(model)
     early.check_samples(data)
     early.check_new_file("--plot", plot)
-    from compiler.frontends.model import import_model
-    from compiler.pruning.pruner import Pruner
-    from targets.registry import get_target
+    from tinsmith.compiler.frontends.model import import_model
+    from tinsmith.compiler.pruning.pruner import Pruner
+    from tinsmith.targets.registry import get_target
 
     imported = import_model(model, shapes, constants)
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
@@ -139,7 +139,7 @@ def _draw(found: Sensitivity, path: Path) -> None:
     """A line for each group."""
     from matplotlib.figure import Figure
 
-    from compiler.module.manifest import write_atomically
+    from tinsmith.compiler.module.manifest import write_atomically
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

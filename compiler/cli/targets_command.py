@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compiler.cli import output
-from compiler.cli.options import AsJson
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.options import AsJson
 
 
 @output.reported
@@ -12,7 +12,7 @@ def list_targets(as_json: AsJson = False) -> None:
 
     **Example:** `tinsmith targets`
     """
-    from targets.registry import get_target, target_names
+    from tinsmith.targets.registry import get_target, target_names
 
     specs = [get_target(name) for name in target_names()]
     if as_json:

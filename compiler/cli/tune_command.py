@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, Constant, Shape
-from compiler.config import CompileConfig, parse_constant_options, parse_shape_options
-from compiler.errors import ConfigError
-from compiler.plain_text import plain_line
-from compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.plain_text import plain_line
+from tinsmith.compiler.quantization.config import QuantizationConfig
 
 if TYPE_CHECKING:
-    from compiler.tuning.report import JobView, TaskRow, TuneOptions, TuneReport
+    from tinsmith.compiler.tuning.report import JobView, TaskRow, TuneOptions, TuneReport
 
 _ROWS = 24
 _COLUMNS = ("kernel", "template", "calls", "share", "us", "best", "trials", "failed", "")
@@ -84,12 +84,12 @@ def tune_model(
     RPC has no password and runs any code: keep it on loopback, tunnel it by SSH
     (docs/remote-boards.md).
     """
-    from compiler.tuning.report import TuneOptions
+    from tinsmith.compiler.tuning.report import TuneOptions
 
     if (model is None) == (job is None):
         raise ConfigError("give either MODEL.onnx or --job JOBS.toml")
     if job is not None:
-        from compiler.cli.tune_jobs import run_jobs
+        from tinsmith.compiler.cli.tune_jobs import run_jobs
 
         run_jobs(job, log, resume=resume, fresh=fresh, as_json=as_json)
         return
@@ -135,7 +135,7 @@ def tune_shown(
     model: Path, config: CompileConfig, options: TuneOptions, hidden: bool
 ) -> TuneReport:
     """Run a job with a live table; an interruption is told with how to go on."""
-    from compiler.tuning.job import tune  # imports TVM
+    from tinsmith.compiler.tuning.job import tune  # imports TVM
 
     try:
         with live_table(f"tune {model.name}", hidden) as show:

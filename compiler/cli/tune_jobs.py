@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from compiler.cli import output
-from compiler.cli.tune_command import quantization_of, tune_shown
-from compiler.config import CompileConfig
-from compiler.errors import ConfigError, TinsmithError
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.tune_command import quantization_of, tune_shown
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ConfigError, TinsmithError
 
 if TYPE_CHECKING:
-    from compiler.tuning.report import TuneOptions, TuneReport
+    from tinsmith.compiler.tuning.report import TuneOptions, TuneReport
 
 _OPTIONS = ("minutes", "trials", "tasks", "seed", "rpc", "key")
 _NUMBER, _INTEGER, _TEXT = (int, float), (int,), (str,)
@@ -140,7 +140,7 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
 def _parsed(
     job: Mapping[str, Any], log: Path | None, resume: bool, fresh: bool
 ) -> tuple[CompileConfig, TuneOptions]:
-    from compiler.tuning.report import TuneOptions
+    from tinsmith.compiler.tuning.report import TuneOptions
 
     config = CompileConfig(
         target=job.get("target", "native"),

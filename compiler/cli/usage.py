@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from compiler.cli import output
+from tinsmith.compiler.cli import output
 
 # The parser of options belongs to Click, which newer versions of Typer bundle.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

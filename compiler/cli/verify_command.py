@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli import early, output
-from compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
-from compiler.errors import ConfigError, VerificationError
+from tinsmith.compiler.cli import early, output
+from tinsmith.compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
+from tinsmith.compiler.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
-    from compiler.evaluate.verify import VerifyReport
+    from tinsmith.compiler.evaluate.verify import VerifyReport
 
 
 @output.reported
@@ -39,13 +39,13 @@ def verify_module(
         raise ConfigError("--bisect replays the compilation: give the model with --model")
     early.check_module(module)
     early.check_model(model)
-    from compiler.evaluate.verify import verify
+    from tinsmith.compiler.evaluate.verify import verify
 
     with output.progress_bar("verify", hidden=as_json) as show:
         report = verify(module, model, samples, seed, threads, show)
         found = None
         if bisect and model is not None:
-            from compiler.evaluate.bisect import bisect_module
+            from tinsmith.compiler.evaluate.bisect import bisect_module
 
             found = bisect_module(module, model, seed, show)
     if as_json:

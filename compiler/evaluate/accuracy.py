@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.errors import InputError
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.regular_file import open_regular
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compiler.errors import BuildError, ConfigError
-from compiler.evaluate.inputs import Domain, random_inputs, signature_of
-from compiler.evaluate.peers import PEERS, installed
-from compiler.module.loader import folder_of, load
-from compiler.processes import child_environment, describe_exit
-from compiler.scratch import ScratchFolder
+from tinsmith.compiler.errors import BuildError, ConfigError
+from tinsmith.compiler.evaluate.inputs import Domain, random_inputs, signature_of
+from tinsmith.compiler.evaluate.peers import PEERS, installed
+from tinsmith.compiler.module.loader import folder_of, load
+from tinsmith.compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    from compiler.evaluate.original import OriginalModel
+    from tinsmith.compiler.evaluate.original import OriginalModel
 
 MODULE_LABEL = "Tinsmith"
 BOUND_MODEL = "model.onnx"
@@ -174,7 +174,7 @@ def _prepare(
     domains: dict[str, Domain] = {}
     original: OriginalModel | None = None
     if model is not None:
-        from compiler.evaluate.original import open_original
+        from tinsmith.compiler.evaluate.original import open_original
 
         original = open_original(model, manifest)
         domains = original.domains
@@ -198,7 +198,7 @@ def _second_try(
     ONNX Runtime refuses some models, or dies of them, when a constant decides which branch of an
     `If` is taken, or when the shapes do not suit the other one.
     """
-    from compiler.frontends.onnx_files import serialized
+    from tinsmith.compiler.frontends.onnx_files import serialized
 
     untouched, archive = folder / "untouched.onnx", folder / "untouched.npz"
     untouched.write_bytes(serialized(original.untouched, failed.label))
@@ -227,7 +227,7 @@ def _race(
 
 
 class _Contestant:
-    """The parent's side of one `compiler.evaluate.contestant` process."""
+    """The parent's side of one `tinsmith.compiler.evaluate.contestant` process."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class _Contestant:
         # A pipe that nobody reads would block a talkative library.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "compiler.evaluate.contestant"],
+            [sys.executable, "-m", "tinsmith.compiler.evaluate.contestant"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

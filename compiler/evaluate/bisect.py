@@ -18,23 +18,23 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from compiler.config import CompileConfig
-from compiler.errors import ConfigError, ModelError, TinsmithError
-from compiler.evaluate.compare import Difference, compare_all
-from compiler.evaluate.inputs import random_inputs
-from compiler.evaluate.reference import Reference
-from compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
-from compiler.frontends.imported import ImportedModel
-from compiler.frontends.onnx import import_onnx
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.writer import write_module
-from compiler.pipeline import PassRunner, graph_passes, kernel_passes
-from compiler.scratch import ScratchFolder
-from targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
-from targets.cpu.schedule import schedule_module
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ConfigError, ModelError, TinsmithError
+from tinsmith.compiler.evaluate.compare import Difference, compare_all
+from tinsmith.compiler.evaluate.inputs import random_inputs
+from tinsmith.compiler.evaluate.reference import Reference
+from tinsmith.compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
+from tinsmith.compiler.frontends.imported import ImportedModel
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.pipeline import PassRunner, graph_passes, kernel_passes
+from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 IMPORT = "import"
 MODULE = "code generation"
@@ -124,7 +124,7 @@ def bisect_module(
 
 
 def pipeline_stages(spec: TargetSpec, algorithms: AlgorithmLookup | None = None) -> Stages:
-    """All passes that `compiler.pipeline.lower` runs, by name."""
+    """All passes that `tinsmith.compiler.pipeline.lower` runs, by name."""
     schedule = ("schedule", lambda module: schedule_module(module, spec)[0])
     return (*graph_passes(), *kernel_passes(spec, algorithms), schedule)
 

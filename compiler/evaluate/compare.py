@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.module.golden import largest_deviation
+from tinsmith.compiler.module.golden import largest_deviation
 
 # Largest deviation of a float output, relative to the range of the reference.
 TOLERANCE = 1e-3

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import TinsmithError
-from compiler.evaluate.peers import PEERS
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.evaluate.peers import PEERS
 
 
 def open_contestant(order: dict[str, Any]) -> tuple[str, Callable[[], object]]:
@@ -32,7 +32,7 @@ def open_contestant(order: dict[str, Any]) -> tuple[str, Callable[[], object]]:
         shapes = {name: value.shape for name, value in inputs.items()}
         rival = rivals[order["runtime"]](path, threads, shapes, order["precision"])
         return rival.version, lambda: rival.run(inputs)
-    from compiler.module.loader import load
+    from tinsmith.compiler.module.loader import load
 
     module = load(path, threads=threads)
     return module.manifest.tinsmith, lambda: module(inputs)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from compiler.evaluate.inputs import Domain
+from tinsmith.compiler.evaluate.inputs import Domain
 
 _POSITIVE = Domain(low=0.5)
 _NOT_NEGATIVE = Domain(low=0)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.evaluate.compare import TOLERANCE, compare
-from compiler.quantization.noise import SignalToNoise
+from tinsmith.compiler.evaluate.compare import TOLERANCE, compare
+from tinsmith.compiler.quantization.noise import SignalToNoise
 
 # Another version of the reference rounds in another way: decibels that a promise may be missed by.
 _SLACK_DB = 1.0

@@ -1,6 +1,6 @@
 """Random inputs that a model accepts: floats of unit scale, integers inside their tables.
 
-What an input may be is told by `Domain`; `compiler.evaluate.domains` reads it from the ONNX
+What an input may be is told by `Domain`; `tinsmith.compiler.evaluate.domains` reads it from the ONNX
 graph: an index out of range is undefined in every runtime, as is an integer divided by zero.
 """
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError
 
 if TYPE_CHECKING:
-    from compiler.module.manifest import TensorEntry
+    from tinsmith.compiler.module.manifest import TensorEntry
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 

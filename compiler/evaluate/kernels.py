@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.evaluate.inputs import random_inputs, signature_of
-from compiler.evaluate.roofline import Roofline, cached
-from compiler.module.loader import load, verify_files
-from compiler.module.machine import cpu_features
-from compiler.module.manifest import Manifest
+from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
+from tinsmith.compiler.evaluate.roofline import Roofline, cached
+from tinsmith.compiler.module.loader import load, verify_files
+from tinsmith.compiler.module.machine import cpu_features
+from tinsmith.compiler.module.manifest import Manifest
 
 
 @dataclass(frozen=True)

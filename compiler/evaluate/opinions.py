@@ -14,9 +14,9 @@ from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any
 
-from compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED, Answer, Arrays
-from compiler.evaluate.peers import OnnxRuntime, installed
-from compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED, Answer, Arrays
+from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
+from tinsmith.compiler.processes import child_environment, describe_exit
 
 _lock = threading.Lock()
 
@@ -79,7 +79,7 @@ class _Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "compiler.evaluate.oracle", str(theirs.fileno())],
+                [sys.executable, "-m", "tinsmith.compiler.evaluate.oracle", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

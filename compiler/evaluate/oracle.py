@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import ModelError, TinsmithError
-from compiler.evaluate.peers import OnnxRuntime
+from tinsmith.compiler.errors import ModelError, TinsmithError
+from tinsmith.compiler.evaluate.peers import OnnxRuntime
 
 ONNX_RUNTIME = "ONNX Runtime"
 UNOPTIMISED = "ONNX Runtime without optimisation"
@@ -48,7 +48,7 @@ def open_runner(who: str, content: bytes, threads: int) -> Runner:
             return OnnxRuntime(content, threads, {}, optimised=optimised).run
     import onnx.version_converter
 
-    from compiler.module.onnx_loop import reference_evaluator
+    from tinsmith.compiler.module.onnx_loop import reference_evaluator
 
     model = onnx.load_from_string(content)
     try:

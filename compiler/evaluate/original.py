@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compiler.config import CompileConfig
-from compiler.errors import ModelError
-from compiler.evaluate.domains import input_domains
-from compiler.evaluate.inputs import Domain
-from compiler.frontends import CHECKPOINT_SUFFIX
-from compiler.frontends.onnx_files import read_model, serialized
-from compiler.frontends.onnx_shapes import bind_inputs
-from compiler.module.manifest import Manifest
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.domains import input_domains
+from tinsmith.compiler.evaluate.inputs import Domain
+from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
+from tinsmith.compiler.frontends.onnx_files import read_model, serialized
+from tinsmith.compiler.frontends.onnx_shapes import bind_inputs
+from tinsmith.compiler.module.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class OriginalModel:
     """`model` has the module's input shapes and constants; `content` is it serialised.
 
-    `domains` says what its inputs may be (see `compiler.evaluate.domains`). `untouched` is the
+    `domains` says what its inputs may be (see `tinsmith.compiler.evaluate.domains`). `untouched` is the
     model as it is in the file, with open dimensions, and `constants` as inputs.
     """
 

@@ -14,16 +14,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from compiler.errors import ModelError
-from compiler.evaluate.compare import (
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.compare import (
     OTHER_CODES_TOLERANCE,
     Difference,
     compare,
     compare_all,
     tolerance,
 )
-from compiler.evaluate.opinions import Opinions, label_of, opinions
-from compiler.evaluate.oracle import Answer, Arrays
+from tinsmith.compiler.evaluate.opinions import Opinions, label_of, opinions
+from tinsmith.compiler.evaluate.oracle import Answer, Arrays
 
 _ROUNDING = frozenset(
     {

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import BuildError
-from compiler.module.linker import run_zig
-from compiler.scratch import ScratchFolder, replacing
-from compiler.user_folders import cache_folder
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.module.linker import run_zig
+from tinsmith.compiler.scratch import ScratchFolder, replacing
+from tinsmith.compiler.user_folders import cache_folder
 
 KIBIBYTE = 1024
 # Per thread: inside the second-level cache, inside the third, and far outside.

@@ -9,11 +9,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph import Legalize
-from targets.cpu.nan_propagation import propagate_nan_in_kernels
-from targets.cpu.operators.algorithms import DirectOnly
-from targets.cpu.operators.legalize import legalize_map
-from targets.spec import TargetSpec
+from tinsmith.passes.graph import Legalize
+from tinsmith.targets.cpu.nan_propagation import propagate_nan_in_kernels
+from tinsmith.targets.cpu.operators.algorithms import DirectOnly
+from tinsmith.targets.cpu.operators.legalize import legalize_map
+from tinsmith.targets.spec import TargetSpec
 
 # TVM's lowering for its virtual machine without the search for reshapes among the
 # kernels, which cannot look into scheduled ones, and without optimisation.

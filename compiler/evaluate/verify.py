@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import VerificationError
-from compiler.evaluate.compare import Difference, compare_all
-from compiler.evaluate.float_model import Distance, judge
-from compiler.evaluate.inputs import random_inputs, signature_of
-from compiler.module.loader import Module, load, verify_files
+from tinsmith.compiler.errors import VerificationError
+from tinsmith.compiler.evaluate.compare import Difference, compare_all
+from tinsmith.compiler.evaluate.float_model import Distance, judge
+from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
+from tinsmith.compiler.module.loader import Module, load, verify_files
 
 # Fields of the reports of quantisation and pruning, the former's last word.
 _REPORTED = ("output_sqnr_db", "agreement", "samples", "top1", "float_top1")
@@ -172,8 +172,8 @@ class _Fresh:
 
     def __init__(self, module: Module, model: Path, threads: int) -> None:
         # Loading a module needs neither onnx nor a reference; only this check does.
-        from compiler.evaluate.original import open_original
-        from compiler.evaluate.reference import Reference
+        from tinsmith.compiler.evaluate.original import open_original
+        from tinsmith.compiler.evaluate.reference import Reference
 
         original = open_original(model, module.manifest)
         self._module = module

@@ -18,15 +18,15 @@ import tvm
 import zstandard
 from tvm import relax
 
-from compiler.errors import ModelError, ShapeError
-from compiler.evaluate.inputs import Domain
-from compiler.frontends.imported import ImportedModel, described_outputs
-from compiler.frontends.onnx_guard import ToolError, forked
-from compiler.module.manifest import write_atomically
-from compiler.module.regular_file import open_regular
-from compiler.module.version import tinsmith_version
-from compiler.plain_text import is_plain
-from passes.graph.tensors import element_type, operator_name, static_shape
+from tinsmith.compiler.errors import ModelError, ShapeError
+from tinsmith.compiler.evaluate.inputs import Domain
+from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
+from tinsmith.compiler.frontends.onnx_guard import ToolError, forked
+from tinsmith.compiler.module.manifest import write_atomically
+from tinsmith.compiler.module.regular_file import open_regular
+from tinsmith.compiler.module.version import tinsmith_version
+from tinsmith.compiler.plain_text import is_plain
+from tinsmith.passes.graph.tensors import element_type, operator_name, static_shape
 
 FORMAT = 1
 _LEVEL = 3

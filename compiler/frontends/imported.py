@@ -9,9 +9,9 @@ import tvm
 from onnx import ModelProto
 from tvm import relax
 
-from compiler.errors import ModelError
-from compiler.evaluate.inputs import Domains
-from compiler.frontends.onnx_files import serialized
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.inputs import Domains
+from tinsmith.compiler.frontends.onnx_files import serialized
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ImportedModel:
     of `input_names`, weights are constants, the body is one dataflow block, and it returns a
     tensor for one output and a tuple for several. Shapes are fixed; a dimension of an output is
     None where it depends on data. `domains` says what inputs may be (see
-    `compiler.evaluate.domains`). `reference` is the ONNX model with the same
+    `tinsmith.compiler.evaluate.domains`). `reference` is the ONNX model with the same
     bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
     were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
     decided on the way.

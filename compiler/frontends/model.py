@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from compiler.frontends import CHECKPOINT_SUFFIX
-from compiler.frontends.checkpoint import read_checkpoint
-from compiler.frontends.imported import ImportedModel
-from compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
+from tinsmith.compiler.frontends.checkpoint import read_checkpoint
+from tinsmith.compiler.frontends.imported import ImportedModel
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 
 def import_model(

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from compiler.errors import ModelError
-from compiler.evaluate.domains import input_domains
-from compiler.frontends.imported import ImportedModel, described_outputs
-from compiler.frontends.onnx_files import check_model, read_model
-from compiler.frontends.onnx_functions import inline_functions
-from compiler.frontends.onnx_halves import widen_halves
-from compiler.frontends.onnx_importer import GraphImporter
-from compiler.frontends.onnx_limits import budget_for
-from compiler.frontends.onnx_old_versions import modernized
-from compiler.frontends.onnx_operators import check_operators, find_converters
-from compiler.frontends.onnx_order import in_order
-from compiler.frontends.onnx_schemas import check_nodes
-from compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.domains import input_domains
+from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
+from tinsmith.compiler.frontends.onnx_files import check_model, read_model
+from tinsmith.compiler.frontends.onnx_functions import inline_functions
+from tinsmith.compiler.frontends.onnx_halves import widen_halves
+from tinsmith.compiler.frontends.onnx_importer import GraphImporter
+from tinsmith.compiler.frontends.onnx_limits import budget_for
+from tinsmith.compiler.frontends.onnx_old_versions import modernized
+from tinsmith.compiler.frontends.onnx_operators import check_operators, find_converters
+from tinsmith.compiler.frontends.onnx_order import in_order
+from tinsmith.compiler.frontends.onnx_schemas import check_nodes
+from tinsmith.compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
 
 _DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
 

@@ -11,8 +11,8 @@ import re
 
 from onnx import AttributeProto, TensorProto
 
-from compiler.errors import ModelError
-from compiler.plain_text import plain_line
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.plain_text import plain_line
 
 # No tensor has more axes than this; numpy's own limit is 64.
 MOST_AXES = 16

@@ -15,12 +15,12 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx_converters.constants import constant
-from compiler.frontends.onnx_dynamic_control import DynamicControl
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx_converters.constants import constant
+from tinsmith.compiler.frontends.onnx_dynamic_control import DynamicControl
 
 if TYPE_CHECKING:
-    from compiler.frontends.onnx_importer import GraphImporter
+    from tinsmith.compiler.frontends.onnx_importer import GraphImporter
 
 _UNROLL_LIMIT = 1024
 # A loop of so many turns at most is unrolled although data may end it earlier.

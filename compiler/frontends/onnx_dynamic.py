@@ -1,7 +1,7 @@
 """ONNX nodes whose results have a shape that only the data tell, or for which there is no kernel.
 
 Such a node is not translated: the graph calls it as it is (`tinsmith.evaluate`, which the VM
-form provides, see `compiler.module.vm_functions`), and a `match_cast` names the extents of its
+form provides, see `tinsmith.compiler.module.vm_functions`), and a `match_cast` names the extents of its
 results. Elementwise operators that follow become kernels with these extents; all others that
 read such tensors are called in the same way, since no template tiles what has no size.
 """
@@ -20,10 +20,10 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst, Op, StringImm
 
-from compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError
 
 if TYPE_CHECKING:
-    from compiler.frontends.onnx_importer import GraphImporter
+    from tinsmith.compiler.frontends.onnx_importer import GraphImporter
 
 # The function that evaluates a node at run time: its text, then its inputs.
 EVALUATE = "tinsmith.evaluate"

@@ -2,7 +2,7 @@
 
 The body of a Loop or Scan and both branches of an If become functions beside `main`, lowered
 to the same kernels; `tinsmith.loop`, `tinsmith.scan` and `tinsmith.branch`, which the VM form
-provides (see `compiler.module.vm_functions`), call them by name.
+provides (see `tinsmith.compiler.module.vm_functions`), call them by name.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from onnx import GraphProto, NodeProto, TypeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst, StringImm
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx_dynamic import free_names
-from compiler.frontends.onnx_kinds import (
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx_dynamic import free_names
+from tinsmith.compiler.frontends.onnx_kinds import (
     Kind,
     NotCompiledError,
     any_elements,
@@ -35,10 +35,10 @@ from compiler.frontends.onnx_kinds import (
     tensor_kind,
     tensor_type_of,
 )
-from compiler.frontends.onnx_loop_bodies import LoopBodies
+from tinsmith.compiler.frontends.onnx_loop_bodies import LoopBodies
 
 if TYPE_CHECKING:
-    from compiler.frontends.onnx_importer import GraphImporter
+    from tinsmith.compiler.frontends.onnx_importer import GraphImporter
 
 LOOP, SCAN, BRANCH = "tinsmith.loop", "tinsmith.scan", "tinsmith.branch"
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import NodeProto
 from tvm import relax
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     concat,
     constant,

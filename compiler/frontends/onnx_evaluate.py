@@ -17,8 +17,8 @@ import onnx.shape_inference
 from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
-from compiler.frontends.onnx_attributes import MOST_AXES
-from compiler.frontends.onnx_limits import Budget
+from tinsmith.compiler.frontends.onnx_attributes import MOST_AXES
+from tinsmith.compiler.frontends.onnx_limits import Budget
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _KEPT = frozenset(

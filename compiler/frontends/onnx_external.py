@@ -9,9 +9,9 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from compiler.errors import ModelError, UnsafeModelError
-from compiler.frontends.onnx_tensors import all_tensors, tensor_bytes
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import ModelError, UnsafeModelError
+from tinsmith.compiler.frontends.onnx_tensors import all_tensors, tensor_bytes
+from tinsmith.compiler.module.regular_file import open_regular
 
 _LONGEST_LOCATION = 1024
 # So many bytes of external data are read without a question. Of more, tensors may share what

@@ -15,13 +15,13 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
-from compiler.errors import ModelError, UnsafeModelError
-from compiler.frontends.onnx_external import load_external
-from compiler.frontends.onnx_limits import check_axes, check_functions
-from compiler.frontends.onnx_schemas import check_nodes
-from compiler.frontends.onnx_tensors import all_tensors, element_bits, tensor_bytes
-from compiler.frontends.onnx_wellformed import check_graphs
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import ModelError, UnsafeModelError
+from tinsmith.compiler.frontends.onnx_external import load_external
+from tinsmith.compiler.frontends.onnx_limits import check_axes, check_functions
+from tinsmith.compiler.frontends.onnx_schemas import check_nodes
+from tinsmith.compiler.frontends.onnx_tensors import all_tensors, element_bits, tensor_bytes
+from tinsmith.compiler.frontends.onnx_wellformed import check_graphs
+from tinsmith.compiler.module.regular_file import open_regular
 
 # The oldest file format whose operators the converters describe, and the newest opset of the
 # installed onnx package: a later one may have changed the meaning of an operator.

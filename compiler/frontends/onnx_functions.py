@@ -15,10 +15,10 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx_files import standard_opset
-from compiler.frontends.onnx_guard import ToolError, in_child
-from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx_files import standard_opset
+from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
 
 _INLINED_AT_MOST = 8
 

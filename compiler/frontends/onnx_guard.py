@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from onnx import ModelProto, TensorProto
 
-from compiler.processes import describe_exit, end_with_parent
+from tinsmith.compiler.processes import describe_exit, end_with_parent
 
 # Processor time: some to begin with, and more for each node. By the clock six times as much,
 # because the machine may be busy.

@@ -3,7 +3,7 @@
 Processors compute in float32 what is stored in 16 bits, and so does ONNX Runtime. Between
 operators nothing is rounded: results are nearer to those of the model's real numbers than if
 every tensor were stored in 16 bits. What the file stores so stays so: inputs, outputs, and the
-weights, which kernels widen as they read them (`targets.cpu.half_weights`).
+weights, which kernels widen as they read them (`tinsmith.targets.cpu.half_weights`).
 """
 
 from __future__ import annotations

@@ -22,27 +22,27 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
-from compiler.errors import ModelError, TinsmithError
-from compiler.frontends.onnx_control import ControlFlow
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.errors import ModelError, TinsmithError
+from tinsmith.compiler.frontends.onnx_control import ControlFlow
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     COMPUTABLE_DTYPES,
     constant,
     static_shape,
     storable,
 )
-from compiler.frontends.onnx_dynamic import DynamicNodes, evaluated_nodes
-from compiler.frontends.onnx_empty import empty_constant, without_empty_operands
-from compiler.frontends.onnx_evaluate import (
+from tinsmith.compiler.frontends.onnx_dynamic import DynamicNodes, evaluated_nodes
+from tinsmith.compiler.frontends.onnx_empty import empty_constant, without_empty_operands
+from tinsmith.compiler.frontends.onnx_evaluate import (
     AMPLIFYING,
     broadcast_shapes,
     evaluate,
     predicted_shapes,
 )
-from compiler.frontends.onnx_files import standard_opset
-from compiler.frontends.onnx_limits import Budget
-from compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
-from compiler.frontends.onnx_schemas import check_input_types, schema_of
-from compiler.frontends.onnx_shapes import BoundInput
+from tinsmith.compiler.frontends.onnx_files import standard_opset
+from tinsmith.compiler.frontends.onnx_limits import Budget
+from tinsmith.compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
+from tinsmith.compiler.frontends.onnx_schemas import check_input_types, schema_of
+from tinsmith.compiler.frontends.onnx_shapes import BoundInput
 
 Converters = Mapping[tuple[str, str], type[OnnxOpConverter]]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from compiler.errors import ModelError, ShapeError
-from compiler.frontends.onnx_attributes import MOST_AXES
+from tinsmith.compiler.errors import ModelError, ShapeError
+from tinsmith.compiler.frontends.onnx_attributes import MOST_AXES
 
 # Of all inputs together: 128 MiB of float32, a batch of 200 photographs or a scan of 320^3.
 _INPUT_ELEMENTS = 1 << 25

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from onnx import GraphProto, NodeProto
 
-from compiler.errors import ModelError
-from compiler.module.vm_functions import MOST_TURNS
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.module.vm_functions import MOST_TURNS
 
 if TYPE_CHECKING:
-    from compiler.frontends.onnx_importer import GraphImporter
+    from tinsmith.compiler.frontends.onnx_importer import GraphImporter
 
 # They give something else in every turn.
 _RANDOM = frozenset(

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
 
 _WRITTEN = 7
 _BROADCAST = frozenset(

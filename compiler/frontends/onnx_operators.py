@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from onnx import GraphProto, ModelProto, NodeProto
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, _get_convert_map
 
-from compiler.errors import UnsupportedOpError
-from compiler.frontends.onnx_converters import OWN_CONVERTERS
-from compiler.frontends.onnx_dynamic import DATA_DEPENDENT, WITHOUT_KERNEL
-from compiler.frontends.onnx_evaluate import may_evaluate
+from tinsmith.compiler.errors import UnsupportedOpError
+from tinsmith.compiler.frontends.onnx_converters import OWN_CONVERTERS
+from tinsmith.compiler.frontends.onnx_dynamic import DATA_DEPENDENT, WITHOUT_KERNEL
+from tinsmith.compiler.frontends.onnx_evaluate import may_evaluate
 
 # Handled by the importer itself: branches are resolved or computed both, loops unrolled.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})

@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError
 
 
 def in_order(model: ModelProto, source: str) -> ModelProto:

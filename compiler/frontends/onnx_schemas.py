@@ -15,8 +15,8 @@ import onnx.defs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 from onnx.defs import OpSchema
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx_attributes import check_value
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx_attributes import check_value
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attributes that hold one message, which must be there.

@@ -16,13 +16,13 @@ import onnx
 import onnx_ir
 from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
-from compiler.errors import ConfigError, ModelError, ShapeError
-from compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
-from compiler.frontends.onnx_evaluate import LOOPING
-from compiler.frontends.onnx_guard import ToolError, in_child
-from compiler.frontends.onnx_limits import check_inputs
-from compiler.frontends.onnx_soundness import unsoundness
-from compiler.frontends.onnx_sparse import densify
+from tinsmith.compiler.errors import ConfigError, ModelError, ShapeError
+from tinsmith.compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
+from tinsmith.compiler.frontends.onnx_evaluate import LOOPING
+from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.frontends.onnx_limits import check_inputs
+from tinsmith.compiler.frontends.onnx_soundness import unsoundness
+from tinsmith.compiler.frontends.onnx_sparse import densify
 
 # Names that exporters give to a batch dimension. Anything else in first place counts as one
 # too, unless it is named like something that has a length of its own.

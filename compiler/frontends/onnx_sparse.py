@@ -7,8 +7,8 @@ import math
 import numpy as np
 from onnx import GraphProto, SparseTensorProto, TensorProto, numpy_helper
 
-from compiler.errors import ModelError, UnsafeModelError
-from compiler.frontends.onnx_limits import check_axes
+from tinsmith.compiler.errors import ModelError, UnsafeModelError
+from tinsmith.compiler.frontends.onnx_limits import check_axes
 
 # A dense tensor may take so many elements, whatever few of them are stored.
 _MOST_ELEMENTS = 1 << 26

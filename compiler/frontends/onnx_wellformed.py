@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from compiler.errors import ModelError
-from compiler.plain_text import is_plain
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.plain_text import is_plain
 
 # Of a name. Exporters write paths of nested modules, of a few hundred characters at most.
 _LONGEST_NAME = 2048

@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import zstandard
 
-from compiler.errors import ArtifactError, BuildError, ConfigError
-from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
-from compiler.module.manifest import read_manifest
-from compiler.module.regular_file import open_regular
-from compiler.scratch import ScratchFolder, replacing
+from tinsmith.compiler.errors import ArtifactError, BuildError, ConfigError
+from tinsmith.compiler.module.manifest import FILE_NAME as MANIFEST_NAME
+from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.module.regular_file import open_regular
+from tinsmith.compiler.scratch import ScratchFolder, replacing
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 LEVELS = (1, 19)
@@ -59,13 +59,13 @@ def pack(
 ) -> int:
     """Write the module in the folder `module` to the file `archive`; its size in bytes.
 
-    `compiler.load` takes the archive like the folder. `level` is Zstandard's, 1 (fast) to 19
+    `tinsmith.load` takes the archive like the folder. `level` is Zstandard's, 1 (fast) to 19
     (small). An existing file is replaced at once or not at all.
 
     Raises ArtifactError for a damaged module, ConfigError for an unknown level, BuildError if
     the archive cannot be written.
     """
-    from compiler.module.loader import verify_files  # imports numpy
+    from tinsmith.compiler.module.loader import verify_files  # imports numpy
 
     if not isinstance(level, int) or isinstance(level, bool) or not _within(level):
         raise ConfigError(f"--level {level}: expected an integer from {LEVELS[0]} to {LEVELS[1]}")
@@ -94,7 +94,7 @@ def unpack(archive: Path) -> ScratchFolder:
     except OSError as error:
         raise ArtifactError(f"{archive}: cannot be unpacked: {error.strerror}") from error
     folder = scratch.path
-    from compiler.module.loader import verify_files  # imports numpy
+    from tinsmith.compiler.module.loader import verify_files  # imports numpy
 
     try:
         _read(archive, folder)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from compiler.module.golden import GoldenVectors, decode_golden
-from compiler.module.manifest import Manifest, TensorEntry
-from compiler.module.module_file import read_checked
-from compiler.module.signature import Inputs, Signature
+from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
+from tinsmith.compiler.module.golden import GoldenVectors, decode_golden
+from tinsmith.compiler.module.manifest import Manifest, TensorEntry
+from tinsmith.compiler.module.module_file import read_checked
+from tinsmith.compiler.module.signature import Inputs, Signature
 
 
 @dataclass(frozen=True)

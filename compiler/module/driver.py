@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from compiler.module.manifest import MAP_FROM_BYTES, digest_file
-from compiler.module.plan import Place, Plan, TensorSpec
-from compiler.module.sort_kernels import SortCall
-from compiler.module.stages import KernelCode
-from compiler.plain_text import comment_text
-from targets.spec import TargetSpec
+from tinsmith.compiler.module.manifest import MAP_FROM_BYTES, digest_file
+from tinsmith.compiler.module.plan import Place, Plan, TensorSpec
+from tinsmith.compiler.module.sort_kernels import SortCall
+from tinsmith.compiler.module.stages import KernelCode
+from tinsmith.compiler.plain_text import comment_text
+from tinsmith.targets.spec import TargetSpec
 
 RUNTIME_FOLDER = Path(__file__).parent / "runtime"
 

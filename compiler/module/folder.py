@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compiler.errors import BuildError
-from compiler.module.manifest import FILE_NAME as MANIFEST_NAME
-from compiler.scratch import ScratchFolder
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.module.manifest import FILE_NAME as MANIFEST_NAME
+from tinsmith.compiler.scratch import ScratchFolder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

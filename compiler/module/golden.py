@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.errors import ArtifactError
+from tinsmith.compiler.errors import ArtifactError
 
 FILE_NAME = "golden.bin"
 _HEADER = struct.Struct("<8s4Id")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import compiler.attended
-from compiler.errors import BuildError
-from compiler.user_folders import tool_cache
-from targets.spec import TargetSpec
+from tinsmith.compiler import attended
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.user_folders import tool_cache
+from tinsmith.targets.spec import TargetSpec
 
 # The C library of a target is built when it is first linked for, which takes half a minute.
 _LIMIT_SECONDS = 900
@@ -62,7 +62,7 @@ def _zig() -> str:
 
 def _attended(command: Sequence[str], folder: Path | None) -> tuple[int, str]:
     """Exit code and error output of a command that dies with this process."""
-    wrapper = [sys.executable, "-I", "-S", compiler.attended.__file__, str(os.getpid())]
+    wrapper = [sys.executable, "-I", "-S", attended.__file__, str(os.getpid())]
     cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(tool_cache())
     places = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     process = subprocess.Popen(

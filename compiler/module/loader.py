@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compiler.errors import ArtifactError, TinsmithError
-from compiler.module.base import Context, Module, StepTime
-from compiler.module.machine import check_machine
-from compiler.module.manifest import Manifest, read_manifest
-from compiler.module.module_file import open_checked
-from compiler.module.selfcontained import SelfContainedModule
-from compiler.processes import at_end
-from compiler.scratch import ScratchFolder
+from tinsmith.compiler.errors import ArtifactError, TinsmithError
+from tinsmith.compiler.module.base import Context, Module, StepTime
+from tinsmith.compiler.module.machine import check_machine
+from tinsmith.compiler.module.manifest import Manifest, read_manifest
+from tinsmith.compiler.module.module_file import open_checked
+from tinsmith.compiler.module.selfcontained import SelfContainedModule
+from tinsmith.compiler.processes import at_end
+from tinsmith.compiler.scratch import ScratchFolder
 
 __all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 
@@ -22,7 +22,7 @@ __all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
     """Load the compiled module in the folder or archive `path`.
 
-    An archive, see `compiler.pack`, is unpacked into a temporary folder, which is deleted with
+    An archive, see `tinsmith.pack`, is unpacked into a temporary folder, which is deleted with
     the module. `threads` share each parallel loop (0: as many as the process may use).
     Before any code is loaded, the manifest's format, the CPU's features and the
     digests of code and weights are checked. Raises `ArtifactError` when the
@@ -47,7 +47,7 @@ def _unpacked(path: Path) -> ScratchFolder | None:
     """A temporary folder with the module, if it is an archive."""
     if not path.is_file():
         return None
-    from compiler.module.archive import is_archive, unpack
+    from tinsmith.compiler.module.archive import is_archive, unpack
 
     if not is_archive(path):
         raise ArtifactError(f"{path}: neither a module's folder nor an archive of one")
@@ -59,7 +59,7 @@ def _load_folder(folder: Path, threads: int) -> Module:
     check_machine(str(folder), manifest.target)
     module: Module
     if manifest.form == "vm":
-        from compiler.module.vm_loader import VirtualMachineModule
+        from tinsmith.compiler.module.vm_loader import VirtualMachineModule
 
         module = VirtualMachineModule(folder, manifest)
     elif manifest.form == "self-contained":

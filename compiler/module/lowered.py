@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tvm.ir import IRModule
 
-from targets.cpu.template import KernelReport
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.template import KernelReport
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ArtifactError
-from targets.x86.tile_permission import request_tiles
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.targets.x86.tile_permission import request_tiles
 
 _ARCHITECTURES = {
     "amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",

@@ -17,9 +17,9 @@ from typing import Annotated, Any, TypedDict, cast
 import msgspec
 from blake3 import blake3
 
-from compiler.errors import ArtifactError
-from compiler.module.regular_file import open_regular
-from compiler.scratch import replacing
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module.regular_file import open_regular
+from tinsmith.compiler.scratch import replacing
 
 FORMAT = 1
 FILE_NAME = "manifest.json"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from compiler.errors import ArtifactError
-from compiler.module.manifest import MAP_FROM_BYTES, FileDigest, Manifest, digest_bytes
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module.manifest import MAP_FROM_BYTES, FileDigest, Manifest, digest_bytes
+from tinsmith.compiler.module.regular_file import open_regular
 
 _CHUNK_BYTES = 2**20
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL

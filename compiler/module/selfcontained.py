@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.errors import ArtifactError, InputError, TinsmithError
-from compiler.module.base import Context, Module, StepTime
-from compiler.module.cinterface import MAX_THREADS, ModuleStruct
-from compiler.module.manifest import Manifest
-from compiler.module.shared_library import SharedLibrary
-from compiler.module.signature import Inputs
-from compiler.processes import lock_that_forks_open
+from tinsmith.compiler.errors import ArtifactError, InputError, TinsmithError
+from tinsmith.compiler.module.base import Context, Module, StepTime
+from tinsmith.compiler.module.cinterface import MAX_THREADS, ModuleStruct
+from tinsmith.compiler.module.manifest import Manifest
+from tinsmith.compiler.module.shared_library import SharedLibrary
+from tinsmith.compiler.module.signature import Inputs
+from tinsmith.compiler.processes import lock_that_forks_open
 
 
 def address_of(array: np.ndarray) -> int:

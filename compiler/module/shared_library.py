@@ -12,11 +12,11 @@ import ctypes
 import os
 from pathlib import Path
 
-from compiler.errors import ArtifactError
-from compiler.module.cinterface import ABI, ModuleStruct
-from compiler.module.manifest import FileDigest, Manifest
-from compiler.module.module_file import open_checked
-from compiler.processes import lock_that_forks_open
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module.cinterface import ABI, ModuleStruct
+from tinsmith.compiler.module.manifest import FileDigest, Manifest
+from tinsmith.compiler.module.module_file import open_checked
+from tinsmith.compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model.so"
 WEIGHTS_NAME = "weights.bin"

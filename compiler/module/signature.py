@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import InputError
-from compiler.module.manifest import TensorEntry
+from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.manifest import TensorEntry
 
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 

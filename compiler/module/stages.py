@@ -38,7 +38,7 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType, StringImm, TensorLoad
 from tvm.tirx import IntImm
 
-from targets.cpu import loops
+from tinsmith.targets.cpu import loops
 
 ALIGNMENT = 64
 # Above this a buffer would crowd a small thread stack; below it is free and can become registers.

@@ -16,14 +16,14 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
-from compiler.build import tvm_target
-from compiler.errors import BuildError
-from compiler.frontends.imported import result_types
-from compiler.module.linker import link_objects
-from compiler.module.lowered import LoweredModel
-from compiler.module.manifest import TensorEntry
-from compiler.module.vm_loader import LIBRARY_NAME
-from targets.spec import TargetSpec
+from tinsmith.compiler.build import tvm_target
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.frontends.imported import result_types
+from tinsmith.compiler.module.linker import link_objects
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.manifest import TensorEntry
+from tinsmith.compiler.module.vm_loader import LIBRARY_NAME
+from tinsmith.targets.spec import TargetSpec
 
 # The object files of an executable: its kernels, and its bytecode with the constants.
 _OBJECTS = ("lib0.o", "devc.o")

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 import numpy as np
 import tvm_ffi
 
-from compiler.errors import TinsmithError
-from compiler.module.vm_operators import OPERATORS
-from compiler.module.vm_rearrangement import Operator
-from compiler.module.vm_tensors import array_of, tensor_of
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.module.vm_operators import OPERATORS
+from tinsmith.compiler.module.vm_rearrangement import Operator
+from tinsmith.compiler.module.vm_tensors import array_of, tensor_of
 
 
 class Machine(Protocol):
@@ -108,7 +108,7 @@ def evaluator_of(model: Any) -> Operator:
             return [results[i] for i in wanted]
 
         return evaluate
-    from compiler.module.onnx_loop import reference_evaluator
+    from tinsmith.compiler.module.onnx_loop import reference_evaluator
 
     evaluator = reference_evaluator(model)
 

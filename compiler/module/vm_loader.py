@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import ArtifactError, InputError, TinsmithError
-from compiler.module.base import Context, Module, StepTime
-from compiler.module.manifest import Manifest
-from compiler.module.module_file import open_checked
-from compiler.module.signature import Inputs
-from compiler.module.vm_functions import call_label, register, running
-from compiler.module.vm_tensors import array_of, tensor_of
-from compiler.processes import lock_that_forks_open
+from tinsmith.compiler.errors import ArtifactError, InputError, TinsmithError
+from tinsmith.compiler.module.base import Context, Module, StepTime
+from tinsmith.compiler.module.manifest import Manifest
+from tinsmith.compiler.module.module_file import open_checked
+from tinsmith.compiler.module.signature import Inputs
+from tinsmith.compiler.module.vm_functions import call_label, register, running
+from tinsmith.compiler.module.vm_tensors import array_of, tensor_of
+from tinsmith.compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model_vm.so"
 

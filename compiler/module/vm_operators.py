@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from compiler.interpolation import resized, sampling, scales_and_sizes
-from compiler.module.vm_rearrangement import REARRANGEMENTS, Maker, Operator
-from compiler.module.vm_sequences import SEQUENCES
-from compiler.module.vm_suppression import non_max_suppression
+from tinsmith.compiler.interpolation import resized, sampling, scales_and_sizes
+from tinsmith.compiler.module.vm_rearrangement import REARRANGEMENTS, Maker, Operator
+from tinsmith.compiler.module.vm_sequences import SEQUENCES
+from tinsmith.compiler.module.vm_suppression import non_max_suppression
 
 
 def _non_zero(attributes: Mapping[str, Any], outputs: int, opset: int) -> Operator:

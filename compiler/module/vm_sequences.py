@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.module.vm_rearrangement import Maker, Operator
+from tinsmith.compiler.module.vm_rearrangement import Maker, Operator
 
 
 def _position(value: Any, length: int, last: int) -> int:

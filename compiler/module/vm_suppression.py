@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.module.vm_rearrangement import Operator
+from tinsmith.compiler.module.vm_rearrangement import Operator
 
 # Boxes of a class that are compared with each other at once, best first.
 _TOGETHER = 64

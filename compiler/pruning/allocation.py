@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from compiler.errors import ConfigError
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.judge import Judge
-from compiler.pruning.latency_table import latencies, latency_model
-from compiler.pruning.sensitivity import Sensitivity, measure_sensitivity
-from compiler.quantization.timing import local_spec
-from passes.prune.allocation.by_sensitivity import by_sensitivity
-from passes.prune.allocation.cost import CostModel
-from passes.prune.allocation.flops import flops_model
-from passes.prune.allocation.global_threshold import below_threshold
-from passes.prune.allocation.parameters import parameter_model
-from passes.prune.allocation.ranking import Ranking
-from passes.prune.allocation.under_budget import BudgetError, under_budget
-from passes.prune.allocation.uniform import uniform
-from passes.prune.groups import Groups
-from passes.prune.shrink import shrink
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.judge import Judge
+from tinsmith.compiler.pruning.latency_table import latencies, latency_model
+from tinsmith.compiler.pruning.sensitivity import Sensitivity, measure_sensitivity
+from tinsmith.compiler.quantization.timing import local_spec
+from tinsmith.passes.prune.allocation.by_sensitivity import by_sensitivity
+from tinsmith.passes.prune.allocation.cost import CostModel
+from tinsmith.passes.prune.allocation.flops import flops_model
+from tinsmith.passes.prune.allocation.global_threshold import below_threshold
+from tinsmith.passes.prune.allocation.parameters import parameter_model
+from tinsmith.passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.allocation.under_budget import BudgetError, under_budget
+from tinsmith.passes.prune.allocation.uniform import uniform
+from tinsmith.passes.prune.groups import Groups
+from tinsmith.passes.prune.shrink import shrink
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from compiler.calibration import CalibrationSource, Preprocessing
-from compiler.pruning.batches import Sample
-from passes.prune.recovery.distillation import Batch
+from tinsmith.compiler.calibration import CalibrationSource, Preprocessing
+from tinsmith.compiler.pruning.batches import Sample
+from tinsmith.passes.prune.recovery.distillation import Batch
 
 # A picture is shifted by at most this share of its height and width.
 _SHIFT = 1 / 8

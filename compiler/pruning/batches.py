@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.errors import ConfigError, ModelError
-from passes.prune.recovery.distillation import Batch
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.passes.prune.recovery.distillation import Batch
 
 if TYPE_CHECKING:
-    from passes.prune.autograd.graph import TorchGraph
+    from tinsmith.passes.prune.autograd.graph import TorchGraph
 
 BATCH = 64
 # Samples that are kept in memory, in bytes; of more, so many are shuffled at a time.
@@ -35,7 +35,7 @@ def torch_graph(module: tvm.IRModule, samples: Batch, instead: str) -> TorchGrap
 
     Raises ModelError for an operator without a counterpart, which advises `instead`.
     """
-    from passes.prune.autograd.graph import TorchGraph
+    from tinsmith.passes.prune.autograd.graph import TorchGraph
 
     try:
         graph = TorchGraph(module)

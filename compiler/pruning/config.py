@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
-from compiler.errors import ConfigError
-from compiler.sample_options import SampleOptions
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.sample_options import SampleOptions
 
 AUTO = "auto"
 # Those that look at data, and those that look at weights alone.
@@ -36,7 +36,7 @@ class PruneConfig(SampleOptions):
     flops, params, latency: the goal as a share of the unpruned model's, such as 0.5; widths are
         then chosen so that the least importance is lost. Latency is measured on this machine.
     sparsity: single weights of small magnitude become zero, after all else, and nothing is
-        recovered. The module packs smaller (`compiler.pack`) and runs no faster; slower where
+        recovered. The module packs smaller (`tinsmith.pack`) and runs no faster; slower where
         Winograd's algorithm, which leaves no zeros, would have computed a convolution. A share of
         each layer's weights, such as 0.5; "2:4", two of every four inputs in a row stay;
         "below:0.01", by magnitude.
@@ -63,7 +63,7 @@ class PruneConfig(SampleOptions):
     distill_alpha: the share of the hard labels in the loss, 0: none are needed.
     hint_weight: how much the error of inner tensors counts in the loss, 0: not at all.
     augment: how pictures are changed at random in training: "flip", "crop", "mixup", see
-        `compiler.pruning.augmentation`; few samples teach more with all three.
+        `tinsmith.compiler.pruning.augmentation`; few samples teach more with all three.
     ridge: how strongly least squares keep the weights at hand, relative to the inputs' variance;
         None chooses it for each layer, by samples that the layer was not solved for.
     places: results of a layer that each sample counts with in least squares, at random.

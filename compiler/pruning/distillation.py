@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, Preprocessing, RandomSource, open_calibration
-from compiler.calibration.folds import labels_for, without
-from compiler.errors import ConfigError, InputError
-from compiler.pruning.augmentation import Augmentation
-from compiler.pruning.batches import (
+from tinsmith.compiler.calibration import (
+    CalibrationSource,
+    Preprocessing,
+    RandomSource,
+    open_calibration,
+)
+from tinsmith.compiler.calibration.folds import labels_for, without
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.pruning.augmentation import Augmentation
+from tinsmith.compiler.pruning.batches import (
     BATCH,
     Samples,
     batch_of,
@@ -19,15 +24,15 @@ from compiler.pruning.batches import (
     require_torch,
     torch_graph,
 )
-from compiler.pruning.config import PruneConfig
-from passes.prune.recovery.distillation import (
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.passes.prune.recovery.distillation import (
     Batch,
     DistillationOptions,
     DistillationResult,
     find_hints,
 )
-from targets.number_formats import has_bfloat16
-from targets.spec import TargetSpec
+from tinsmith.targets.number_formats import has_bfloat16
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 Positions = Mapping[tuple[str, int], np.ndarray]
@@ -88,7 +93,7 @@ class Distiller:
         """
         import torch
 
-        from passes.prune.autograd.training import Distillation
+        from tinsmith.passes.prune.autograd.training import Distillation
 
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads)

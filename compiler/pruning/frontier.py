@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.pruning.observed import compile_graph
-from compiler.scratch import ScratchFolder
-from passes.graph.tensors import static_shape
-from passes.prune.recovery.segment import between, segment
-from passes.quantize.dataflow import Dataflow, Node
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.pruning.observed import compile_graph
+from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.passes.graph.tensors import static_shape
+from tinsmith.passes.prune.recovery.segment import between, segment
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.targets.spec import TargetSpec
 
 # Arrays of so many bytes stay in memory, further ones go to files.
 _ROOM = 1 << 30

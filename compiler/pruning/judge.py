@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import tvm
 
-from compiler.errors import ModelError
-from compiler.pruning.observed import compile_graph
-from compiler.quantization.evaluation import Evaluation, Verdict
-from targets.registry import get_target
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pruning.observed import compile_graph
+from tinsmith.compiler.quantization.evaluation import Evaluation, Verdict
+from tinsmith.targets.registry import get_target
 
 Progress = Callable[[str, float], None]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compiler.calibration import CalibrationSource, RandomSource
-from compiler.calibration.folds import told_of_samples
-from compiler.pruning.reconstruction import LayerError
-from compiler.quantization.evaluation import Verdict
-from passes.prune import Groups
-from passes.prune.allocation.ranking import Ranking
+from tinsmith.compiler.calibration import CalibrationSource, RandomSource
+from tinsmith.compiler.calibration.folds import told_of_samples
+from tinsmith.compiler.pruning.reconstruction import LayerError
+from tinsmith.compiler.quantization.evaluation import Verdict
+from tinsmith.passes.prune import Groups
+from tinsmith.passes.prune.allocation.ranking import Ranking
 
 # Names that a note lists.
 _LISTED = 3

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tvm
 
-from compiler.calibration import ObservedModule
-from compiler.calibration.source import Sample
-from compiler.pipeline import PassRunner, graph_passes
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.expose_tensors import ExposeTensors
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import ObservedModule
+from tinsmith.compiler.calibration.source import Sample
+from tinsmith.compiler.pipeline import PassRunner, graph_passes
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.expose_tensors import ExposeTensors
+from tinsmith.targets.spec import TargetSpec
 
 
 def compile_graph(

@@ -8,36 +8,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, Preprocessing, RandomSource
-from compiler.calibration.plausibility import warnings
-from compiler.errors import ConfigError, ModelError
-from compiler.evaluate.inputs import Domains, random_inputs
-from compiler.pipeline import PassRunner, graph_passes
-from compiler.pruning import notes
-from compiler.pruning.allocation import Allocator, Graph
-from compiler.pruning.config import AUTO, PruneConfig
-from compiler.pruning.judge import Judge
-from compiler.pruning.latency_table import latencies
-from compiler.pruning.reconstruction import LayerError
-from compiler.pruning.recovery import Recovery
-from compiler.pruning.report import GroupReport, PruneReport, StepReport
-from compiler.pruning.samples import open_samples
-from compiler.pruning.scoring import Scores, Scoring
-from compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
-from compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
-from compiler.pruning.views import viewed
-from compiler.quantization.evaluation import Verdict
-from compiler.quantization.timing import local_spec
-from passes.prune import Groups, find_groups
-from passes.prune.allocation.flops import flops_model
-from passes.prune.allocation.parameters import parameter_model
-from passes.prune.allocation.ranking import Ranking, rank
-from passes.prune.recovery.positions import Positions, composed, positions_left
-from passes.prune.schedule import progress_of_steps
-from passes.prune.shrink import shrink
-from passes.prune.streams import stream_weights
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource, Preprocessing, RandomSource
+from tinsmith.compiler.calibration.plausibility import warnings
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.evaluate.inputs import Domains, random_inputs
+from tinsmith.compiler.pipeline import PassRunner, graph_passes
+from tinsmith.compiler.pruning import notes
+from tinsmith.compiler.pruning.allocation import Allocator, Graph
+from tinsmith.compiler.pruning.config import AUTO, PruneConfig
+from tinsmith.compiler.pruning.judge import Judge
+from tinsmith.compiler.pruning.latency_table import latencies
+from tinsmith.compiler.pruning.reconstruction import LayerError
+from tinsmith.compiler.pruning.recovery import Recovery
+from tinsmith.compiler.pruning.report import GroupReport, PruneReport, StepReport
+from tinsmith.compiler.pruning.samples import open_samples
+from tinsmith.compiler.pruning.scoring import Scores, Scoring
+from tinsmith.compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
+from tinsmith.compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
+from tinsmith.compiler.pruning.views import viewed
+from tinsmith.compiler.quantization.evaluation import Verdict
+from tinsmith.compiler.quantization.timing import local_spec
+from tinsmith.passes.prune import Groups, find_groups
+from tinsmith.passes.prune.allocation.flops import flops_model
+from tinsmith.passes.prune.allocation.parameters import parameter_model
+from tinsmith.passes.prune.allocation.ranking import Ranking, rank
+from tinsmith.passes.prune.recovery.positions import Positions, composed, positions_left
+from tinsmith.passes.prune.schedule import progress_of_steps
+from tinsmith.passes.prune.shrink import shrink
+from tinsmith.passes.prune.streams import stream_weights
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 Signature = Mapping[str, tuple[tuple[int, ...], str]]

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.pruning.frontier import Arrays, Frontier
-from compiler.pruning.observed import ObservedGraph
-from passes.graph.tensors import constant_array, static_shape
-from passes.prune.recovery.layers import Layer, find_layers
-from passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
-from passes.prune.recovery.replace_operands import replace_operands
-from passes.prune.recovery.through_activation import Part, solve_through
-from passes.quantize.dataflow import Dataflow, Node
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.pruning.frontier import Arrays, Frontier
+from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.passes.graph.tensors import constant_array, static_shape
+from tinsmith.passes.prune.recovery.layers import Layer, find_layers
+from tinsmith.passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
+from tinsmith.passes.prune.recovery.replace_operands import replace_operands
+from tinsmith.passes.prune.recovery.through_activation import Part, solve_through
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 # By tensor and axis: the positions of the whole graph's tensor that are left in the pruned one's.

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, Preprocessing
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.distillation import Distiller
-from compiler.pruning.observed import ObservedGraph
-from compiler.pruning.reconstruction import LayerError, Reconstruction
-from compiler.pruning.views import viewed
-from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
-from passes.prune.recovery.distillation import DistillationResult
-from passes.prune.recovery.positions import Positions
-from passes.prune.recovery.replace_operands import replace_operands
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource, Preprocessing
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.distillation import Distiller
+from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.compiler.pruning.reconstruction import LayerError, Reconstruction
+from tinsmith.compiler.pruning.views import viewed
+from tinsmith.passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
+from tinsmith.passes.prune.recovery.distillation import DistillationResult
+from tinsmith.passes.prune.recovery.positions import Positions
+from tinsmith.passes.prune.recovery.replace_operands import replace_operands
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line reads reports without TVM
-    from passes.prune.recovery.distillation import DistillationResult
+    from tinsmith.passes.prune.recovery.distillation import DistillationResult
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PruneReport:
         layers = known.get("sparse_layers", ())
         known["sparse_layers"] = tuple(SparseLayer(**layer) for layer in layers)
         if known.get("distillation") is not None:
-            from passes.prune.recovery.distillation import DistillationResult
+            from tinsmith.passes.prune.recovery.distillation import DistillationResult
 
             known["distillation"] = DistillationResult(**known["distillation"])
         for name in ("flops", "params", "notes"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compiler.calibration import (
+from tinsmith.compiler.calibration import (
     CalibrationSource,
     Folds,
     Preprocessing,
@@ -13,11 +13,11 @@ from compiler.calibration import (
     folds,
     open_calibration,
 )
-from compiler.calibration.folds import labels_for
-from compiler.errors import ConfigError
-from compiler.evaluate.inputs import Domains
-from compiler.pruning.config import PruneConfig
-from compiler.quantization.evaluation import Evaluation, judging_samples
+from tinsmith.compiler.calibration.folds import labels_for
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.inputs import Domains
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.quantization.evaluation import Evaluation, judging_samples
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 

@@ -8,28 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.errors import ModelError
-from compiler.pruning.observed import ObservedGraph
-from compiler.pruning.taylor import taylor_scores
-from passes.prune.allocation.ranking import Kind
-from passes.prune.groups import Channels, Group, Groups, Member
-from passes.prune.importance.apoz import ActiveShare
-from passes.prune.importance.batch_norm_scale import scale_magnitude
-from passes.prune.importance.geometric_median import distance_to_others
-from passes.prune.importance.l1 import l1_norm
-from passes.prune.importance.l2 import l2_norm
-from passes.prune.importance.mean_activation import MeanActivation
-from passes.prune.importance.normalization import normalized
-from passes.prune.importance.random_baseline import random_scores
-from passes.prune.importance.reconstruction_error import (
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.compiler.pruning.taylor import taylor_scores
+from tinsmith.passes.prune.allocation.ranking import Kind
+from tinsmith.passes.prune.groups import Channels, Group, Groups, Member
+from tinsmith.passes.prune.importance.apoz import ActiveShare
+from tinsmith.passes.prune.importance.batch_norm_scale import scale_magnitude
+from tinsmith.passes.prune.importance.geometric_median import distance_to_others
+from tinsmith.passes.prune.importance.l1 import l1_norm
+from tinsmith.passes.prune.importance.l2 import l2_norm
+from tinsmith.passes.prune.importance.mean_activation import MeanActivation
+from tinsmith.passes.prune.importance.normalization import normalized
+from tinsmith.passes.prune.importance.random_baseline import random_scores
+from tinsmith.passes.prune.importance.reconstruction_error import (
     Consumer,
     damping_for,
     reconstruction_error,
 )
-from passes.prune.importance.weights import batch_norm_scales, produced_weights, unit_rows
-from passes.prune.recovery.least_squares import Moments
-from targets.spec import TargetSpec
+from tinsmith.passes.prune.importance.weights import batch_norm_scales, produced_weights, unit_rows
+from tinsmith.passes.prune.recovery.least_squares import Moments
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 

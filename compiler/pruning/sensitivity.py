@@ -8,12 +8,12 @@ from typing import Any
 
 import tvm
 
-from compiler.errors import ConfigError
-from compiler.pruning.judge import Judge
-from compiler.quantization.evaluation import Verdict
-from passes.prune.allocation.ranking import Ranking
-from passes.prune.groups import Groups
-from passes.prune.shrink import shrink
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.judge import Judge
+from tinsmith.compiler.quantization.evaluation import Verdict
+from tinsmith.passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.groups import Groups
+from tinsmith.passes.prune.shrink import shrink
 
 Progress = Callable[[str, float], None]
 

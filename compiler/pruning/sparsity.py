@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import tvm
 
-from compiler.errors import ModelError
-from compiler.pruning.config import parse_sparsity
-from compiler.pruning.report import SparseLayer
-from passes.prune.sparsify import (
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pruning.config import parse_sparsity
+from tinsmith.compiler.pruning.report import SparseLayer
+from tinsmith.passes.prune.sparsify import (
     Mask,
     SparsifyWeights,
     below,

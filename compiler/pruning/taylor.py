@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.errors import ModelError
-from compiler.pruning.batches import Samples, batch_of, parts, require_torch, torch_graph
-from passes.prune.groups import Group, Groups
-from passes.prune.importance.taylor import taylor_of_weights
-from passes.prune.importance.weights import unit_rows
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pruning.batches import Samples, batch_of, parts, require_torch, torch_graph
+from tinsmith.passes.prune.groups import Group, Groups
+from tinsmith.passes.prune.importance.taylor import taylor_of_weights
+from tinsmith.passes.prune.importance.weights import unit_rows
 
 Progress = Callable[[str, float], None]
 
@@ -33,7 +33,7 @@ def taylor_scores(
     require_torch("--prune-criterion taylor")
     import torch
 
-    from passes.prune.autograd.graph import scores_name
+    from tinsmith.passes.prune.autograd.graph import scores_name
 
     batches = [batch_of(part) for part in parts(Samples(source, None))]
     graph = torch_graph(module, batches[0], "another --prune-criterion")

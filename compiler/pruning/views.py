@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from compiler.calibration import CalibrationSource, Preprocessing
-from compiler.errors import ConfigError
+from tinsmith.compiler.calibration import CalibrationSource, Preprocessing
+from tinsmith.compiler.errors import ConfigError
 
 # As they are, mirrored, and both shifted.
 VIEWS = 4

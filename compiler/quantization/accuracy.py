@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from compiler.calibration import CalibrationSource
-from compiler.errors import VerificationError
-from compiler.quantization.evaluation import Bounds, Evaluation, Verdict
-from compiler.quantization.recipe import Mixture
-from compiler.quantization.sensitivity import fewest, sensitivities
-from compiler.quantization.workbench import Candidate, Workbench
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.errors import VerificationError
+from tinsmith.compiler.quantization.evaluation import Bounds, Evaluation, Verdict
+from tinsmith.compiler.quantization.recipe import Mixture
+from tinsmith.compiler.quantization.sensitivity import fewest, sensitivities
+from tinsmith.compiler.quantization.workbench import Candidate, Workbench
 
 Progress = Callable[[str, float], None]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, ObservedModule
-from compiler.quantization.noise import SignalToNoise
-from compiler.quantization.outputs import OutputNoise, class_output
-from passes.quantize.dataflow import Dataflow
-from targets.registry import get_target
+from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
+from tinsmith.compiler.quantization.noise import SignalToNoise
+from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.targets.registry import get_target
 
 Progress = Callable[[str, float], None]
 

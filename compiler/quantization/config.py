@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compiler.errors import ConfigError
-from compiler.sample_options import SampleOptions
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.sample_options import SampleOptions
 
 # Only weights have fewer bits; all arithmetic is float32.
 WEIGHT_FORMATS = ("int8-weights", "int4-weights", "kmeans4-weights", "powers4-weights")

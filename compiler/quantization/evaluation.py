@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from compiler.calibration import (
+from tinsmith.compiler.calibration import (
     CalibrationSource,
     Folds,
     ObservedModule,
@@ -16,12 +16,12 @@ from compiler.calibration import (
     RandomSource,
     open_calibration,
 )
-from compiler.calibration.folds import labels_for
-from compiler.errors import ConfigError, InputError, ModelError
-from compiler.evaluate.inputs import Domains
-from compiler.quantization.config import QuantizationConfig
-from compiler.quantization.outputs import ClassOutput, class_output, described
-from compiler.sample_options import SampleOptions
+from tinsmith.compiler.calibration.folds import labels_for
+from tinsmith.compiler.errors import ConfigError, InputError, ModelError
+from tinsmith.compiler.evaluate.inputs import Domains
+from tinsmith.compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.quantization.outputs import ClassOutput, class_output, described
+from tinsmith.compiler.sample_options import SampleOptions
 
 Progress = Callable[[str, float], None]
 

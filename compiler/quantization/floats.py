@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tvm
 
-from compiler.errors import ConfigError, ModelError
-from compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
-from compiler.quantization.report import LayerReport
-from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.precision_placement import PRODUCTS, place_precision
-from passes.quantize.reduce_precision import ReducePrecision
-from targets.number_formats import float_precisions
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
+from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.quantize.precision_placement import PRODUCTS, place_precision
+from tinsmith.passes.quantize.reduce_precision import ReducePrecision
+from tinsmith.targets.number_formats import float_precisions
 
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 

@@ -9,29 +9,33 @@ from typing import Any
 import numpy as np
 import tvm
 
-from compiler.calibration import observe_tensors
-from compiler.errors import ModelError
-from compiler.pipeline import Step, number_formats, quantization_passes
-from compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
-from compiler.quantization.report import LayerReport
-from compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
-from compiler.quantization.weights import gram_batches, is_grouped, layer_grams
-from passes.quantize.adaptive_rounding import adaptively_rounded
-from passes.quantize.bias_correction import ChannelMeanObserver, CorrectBias, operand_tensors
-from passes.quantize.compress_weights import products
-from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.insert_quantization import (
+from tinsmith.compiler.calibration import observe_tensors
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pipeline import Step, number_formats, quantization_passes
+from tinsmith.compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
+from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
+from tinsmith.compiler.quantization.weights import gram_batches, is_grouped, layer_grams
+from tinsmith.passes.quantize.adaptive_rounding import adaptively_rounded
+from tinsmith.passes.quantize.bias_correction import (
+    ChannelMeanObserver,
+    CorrectBias,
+    operand_tensors,
+)
+from tinsmith.passes.quantize.compress_weights import products
+from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.quantize.insert_quantization import (
     QuantizationOptions,
     weight_range,
     weight_scales,
 )
-from passes.quantize.observers import Observer, observer_factory
-from passes.quantize.placement import Placement, place
-from passes.quantize.precision_placement import place_precision
-from passes.quantize.probe_quantization import ProbeQuantization, probed_operators
-from passes.quantize.reduce_precision import ReducePrecision
-from targets.number_formats import NumberFormats, float_precisions
-from targets.registry import get_target
+from tinsmith.passes.quantize.observers import Observer, observer_factory
+from tinsmith.passes.quantize.placement import Placement, place
+from tinsmith.passes.quantize.precision_placement import place_precision
+from tinsmith.passes.quantize.probe_quantization import ProbeQuantization, probed_operators
+from tinsmith.passes.quantize.reduce_precision import ReducePrecision
+from tinsmith.targets.number_formats import NumberFormats, float_precisions
+from tinsmith.targets.registry import get_target
 
 
 class _ValuesAndChannels:

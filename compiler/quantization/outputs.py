@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from compiler.quantization.noise import SignalToNoise
-from passes.graph.tensors import element_type, static_shape
-from passes.quantize.dataflow import Dataflow
+from tinsmith.compiler.quantization.noise import SignalToNoise
+from tinsmith.passes.graph.tensors import element_type, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import tvm
 
-from compiler.calibration import (
+from tinsmith.compiler.calibration import (
     CalibrationSource,
     Folds,
     Preprocessing,
@@ -15,27 +15,27 @@ from compiler.calibration import (
     folds,
     open_calibration,
 )
-from compiler.calibration.folds import told_of_samples
-from compiler.calibration.plausibility import warnings
-from compiler.evaluate.inputs import Domains
-from compiler.pipeline import Step
-from compiler.quantization.accuracy import Accuracy, AccuracyKeeper
-from compiler.quantization.comparison import Comparison, Sample, compare_graphs
-from compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
-from compiler.quantization.evaluation import SEEN, Bounds, Verdict, open_evaluation
-from compiler.quantization.floats import FloatRecipe
-from compiler.quantization.integers import IntegerRecipe
-from compiler.quantization.recipe import Recipe, Task
-from compiler.quantization.report import LayerReport, QuantizationReport
-from compiler.quantization.speed import Speed, measured
-from compiler.quantization.timing import local_spec
-from compiler.quantization.weights import WeightRecipe
-from compiler.quantization.workbench import Candidate, Workbench
-from passes.quantize.dataflow import Dataflow, model_name
-from targets.cpu.operators.algorithms import AlgorithmLookup
-from targets.cpu.schedule import RecordLookup
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration.folds import told_of_samples
+from tinsmith.compiler.calibration.plausibility import warnings
+from tinsmith.compiler.evaluate.inputs import Domains
+from tinsmith.compiler.pipeline import Step
+from tinsmith.compiler.quantization.accuracy import Accuracy, AccuracyKeeper
+from tinsmith.compiler.quantization.comparison import Comparison, Sample, compare_graphs
+from tinsmith.compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
+from tinsmith.compiler.quantization.evaluation import SEEN, Bounds, Verdict, open_evaluation
+from tinsmith.compiler.quantization.floats import FloatRecipe
+from tinsmith.compiler.quantization.integers import IntegerRecipe
+from tinsmith.compiler.quantization.recipe import Recipe, Task
+from tinsmith.compiler.quantization.report import LayerReport, QuantizationReport
+from tinsmith.compiler.quantization.speed import Speed, measured
+from tinsmith.compiler.quantization.timing import local_spec
+from tinsmith.compiler.quantization.weights import WeightRecipe
+from tinsmith.compiler.quantization.workbench import Candidate, Workbench
+from tinsmith.passes.quantize.dataflow import Dataflow, model_name
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 
@@ -48,7 +48,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
 
 
 class Quantizer:
-    """Callable for `compiler.pipeline.lower`: graph in, passes out.
+    """Callable for `tinsmith.compiler.pipeline.lower`: graph in, passes out.
 
     After the call, `report` says what was done (if that is asked for) and `sample` holds an
     input with the quantised graph's own outputs. Calibration runs on this machine, whatever

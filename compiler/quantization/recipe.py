@@ -9,13 +9,13 @@ from difflib import get_close_matches
 
 import tvm
 
-from compiler.calibration import CalibrationSource
-from compiler.errors import ConfigError
-from compiler.pipeline import Step
-from compiler.quantization.config import QuantizationConfig
-from compiler.quantization.report import LayerReport
-from passes.quantize.dataflow import Dataflow, model_name
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pipeline import Step
+from tinsmith.compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.passes.quantize.dataflow import Dataflow, model_name
+from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
 
@@ -80,7 +80,7 @@ class Mixture(ABC):
     def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
         """Names of layers, and the graph with a switch for each that quantises it alone.
 
-        The switches follow the inputs of `main`, see `passes.quantize.probe_quantization`.
+        The switches follow the inputs of `main`, see `tinsmith.passes.quantize.probe_quantization`.
         """
 
 

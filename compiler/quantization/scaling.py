@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 import tvm
 
-from compiler.calibration import ObservedModule, observe_tensors
-from compiler.pipeline import Step
-from compiler.quantization.config import AUTO
-from compiler.quantization.outputs import OutputNoise
-from compiler.quantization.recipe import Prepared, Task
-from passes.graph.tensors import constant_array
-from passes.quantize.cross_layer_equalization import CrossLayerEqualization, equalizable_tensors
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.observers import ChannelMinMaxObserver
-from passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
-from targets.registry import get_target
+from tinsmith.compiler.calibration import ObservedModule, observe_tensors
+from tinsmith.compiler.pipeline import Step
+from tinsmith.compiler.quantization.config import AUTO
+from tinsmith.compiler.quantization.outputs import OutputNoise
+from tinsmith.compiler.quantization.recipe import Prepared, Task
+from tinsmith.passes.graph.tensors import constant_array
+from tinsmith.passes.quantize.cross_layer_equalization import (
+    CrossLayerEqualization,
+    equalizable_tensors,
+)
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.observers import ChannelMinMaxObserver
+from tinsmith.passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
+from tinsmith.targets.registry import get_target
 
 Scaling = tuple[Step, ...]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, ObservedModule
-from compiler.quantization.outputs import OutputNoise
-from targets.registry import get_target
+from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
+from tinsmith.compiler.quantization.outputs import OutputNoise
+from tinsmith.targets.registry import get_target
 
 Progress = Callable[[str, float], None]
 
@@ -25,7 +25,7 @@ def sensitivities(
 ) -> dict[str, float]:
     """Noise power over signal power with only that layer quantised, at the output it hurts most.
 
-    `probe` comes from `passes.quantize.probe_quantization`, with a switch behind the model's
+    `probe` comes from `tinsmith.passes.quantize.probe_quantization`, with a switch behind the model's
     inputs for each of `names`: one compilation, and a run for each layer and sample.
     """
     noise = {name: OutputNoise() for name in names}

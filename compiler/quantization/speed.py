@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from compiler.quantization.timing import Timing
-from compiler.quantization.workbench import Candidate, Workbench
+from tinsmith.compiler.quantization.timing import Timing
+from tinsmith.compiler.quantization.workbench import Candidate, Workbench
 
 # A layer is slower in integers beyond both of these: clocks and other load are not steady.
 _LAYER_RATIO = 1.1

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.calibration import ObservedModule
-from passes.graph.fused_groups import KernelCall
-from passes.quantize.bias_correction import PRODUCT_SUFFIX
-from targets.registry import get_target
-from targets.spec import TargetSpec, UnknownTargetError
+from tinsmith.compiler.calibration import ObservedModule
+from tinsmith.passes.graph.fused_groups import KernelCall
+from tinsmith.passes.quantize.bias_correction import PRODUCT_SUFFIX
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 
 # Seconds that are spent on measuring, if that is enough for the fewest rounds.
 _SECONDS = 1.5

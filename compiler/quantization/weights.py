@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import tvm
 
-from compiler.calibration import ObservedModule
-from compiler.errors import ModelError
-from compiler.quantization.noise import SignalToNoise
-from compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
-from compiler.quantization.report import LayerReport
-from passes.graph.tensors import integers
-from passes.quantize.adaptive_rounding import GramObserver
-from passes.quantize.compress_weights import CompressWeights, Product, products
-from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.fusion_preview import kept_in_memory
-from passes.quantize.precision_placement import PRODUCTS
-from passes.quantize.weight_compression import Method, compress
-from targets.compressed_weights import CompressedWeights
-from targets.registry import get_target
+from tinsmith.compiler.calibration import ObservedModule
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.quantization.noise import SignalToNoise
+from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
+from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.passes.graph.tensors import integers
+from tinsmith.passes.quantize.adaptive_rounding import GramObserver
+from tinsmith.passes.quantize.compress_weights import CompressWeights, Product, products
+from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.quantize.fusion_preview import kept_in_memory
+from tinsmith.passes.quantize.precision_placement import PRODUCTS
+from tinsmith.passes.quantize.weight_compression import Method, compress
+from tinsmith.targets.compressed_weights import CompressedWeights
+from tinsmith.targets.registry import get_target
 
 # Statistics of so many bytes are gathered in one pass over the samples, or of one layer.
 _GRAM_BYTES = 512 * 2**20

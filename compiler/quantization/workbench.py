@@ -7,14 +7,14 @@ from types import TracebackType
 import numpy as np
 import tvm
 
-from compiler.calibration import CalibrationSource, ObservedModule
-from compiler.quantization.comparison import Sample
-from compiler.quantization.recipe import Prepared
-from compiler.quantization.timing import Timing, measure
-from passes.quantize.dataflow import Dataflow
-from targets.cpu.operators.algorithms import AlgorithmLookup
-from targets.cpu.schedule import RecordLookup
-from targets.spec import TargetSpec
+from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
+from tinsmith.compiler.quantization.comparison import Sample
+from tinsmith.compiler.quantization.recipe import Prepared
+from tinsmith.compiler.quantization.timing import Timing, measure
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.spec import TargetSpec
 
 
 class Candidate:

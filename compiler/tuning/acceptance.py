@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compiler.errors import BuildError
-from compiler.module.writer import write_module
-from compiler.preparation import Prepared
-from compiler.tuning.lookup import ChosenRecords
-from compiler.tuning.records import Record
-from compiler.tuning.runner import Runner
-from targets.cpu.schedule import RecordLookup, schedule_module
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.preparation import Prepared
+from tinsmith.compiler.tuning.lookup import ChosenRecords
+from tinsmith.compiler.tuning.records import Record
+from tinsmith.compiler.tuning.runner import Runner
+from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
 
 
 @dataclass(frozen=True)

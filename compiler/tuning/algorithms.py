@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from compiler.preparation import Prepared
-from compiler.tuning.acceptance import build
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.lookup import ChosenRecords, StoredRecords
-from compiler.tuning.records import Record, Subject
-from compiler.tuning.runner import Runner
-from compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
-from targets.cpu.operators.algorithms import (
+from tinsmith.compiler.preparation import Prepared
+from tinsmith.compiler.tuning.acceptance import build
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.lookup import ChosenRecords, StoredRecords
+from tinsmith.compiler.tuning.records import Record, Subject
+from tinsmith.compiler.tuning.runner import Runner
+from tinsmith.compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
+from tinsmith.targets.cpu.operators.algorithms import (
     ALGORITHMS,
     ALGORITHMS_VERSION,
     DIRECT,
@@ -34,10 +34,10 @@ from targets.cpu.operators.algorithms import (
     WINOGRAD_TILES,
     AlgorithmLookup,
 )
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.operators.winograd import WinogradWorkload
-from targets.cpu.schedule import RecordLookup, match_template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
+from tinsmith.targets.cpu.schedule import RecordLookup, match_template
+from tinsmith.targets.spec import TargetSpec
 
 TEMPLATE = "algorithm"
 _TILES = {DIRECT: 0, **WINOGRAD_TILES}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.tuning.records import Record, Trial, decisions_key
-from compiler.tuning.report import TaskRow
-from compiler.tuning.search import Search
-from compiler.tuning.tasks import Task
-from targets.cpu.template import Decisions
+from tinsmith.compiler.tuning.records import Record, Trial, decisions_key
+from tinsmith.compiler.tuning.report import TaskRow
+from tinsmith.compiler.tuning.search import Search
+from tinsmith.compiler.tuning.tasks import Task
+from tinsmith.targets.cpu.template import Decisions
 
 BATCH = 24
 FIRST_BATCH = 4

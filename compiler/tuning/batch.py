@@ -22,18 +22,18 @@ import tvm_ffi
 from tvm import relax
 from tvm.tirx import PrimFunc
 
-from compiler.evaluate.compare import compare
-from compiler.evaluate.inputs import Domain, random_inputs
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.selfcontained import SelfContainedModule
-from compiler.module.signature import numpy_dtype
-from compiler.module.writer import write_module
-from compiler.tuning.records import decisions_key
-from targets.cpu.program import buffer_shape
-from targets.cpu.schedule import match_template, schedule_function
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith.compiler.evaluate.compare import compare
+from tinsmith.compiler.evaluate.inputs import Domain, random_inputs
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.selfcontained import SelfContainedModule
+from tinsmith.compiler.module.signature import numpy_dtype
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.tuning.records import decisions_key
+from tinsmith.targets.cpu.program import buffer_shape
+from tinsmith.targets.cpu.schedule import match_template, schedule_function
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25

@@ -1,6 +1,6 @@
 """The process that learns, so that no other has to: the child side of `learner`.
 
-    python -m compiler.tuning.boosting
+    python -m tinsmith.compiler.tuning.boosting
 
 Gradient-boosted trees (Chen and Guestrin, "XGBoost: A Scalable Tree Boosting System", KDD 2016)
 are native code. Each order on standard input is learnt from and answered anew on standard output,

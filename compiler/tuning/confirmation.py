@@ -6,16 +6,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from compiler.module.base import StepTime
-from compiler.preparation import Prepared
-from compiler.tuning.acceptance import build
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.closing import Confirmation
-from compiler.tuning.lookup import ChosenRecords
-from compiler.tuning.records import Record, decisions_key
-from compiler.tuning.runner import Runner
-from targets.cpu.schedule import RecordLookup
-from targets.cpu.template import Decisions
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.preparation import Prepared
+from tinsmith.compiler.tuning.acceptance import build
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.closing import Confirmation
+from tinsmith.compiler.tuning.lookup import ChosenRecords
+from tinsmith.compiler.tuning.records import Record, decisions_key
+from tinsmith.compiler.tuning.runner import Runner
+from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.cpu.template import Decisions
 
 # A kernel must gain that much when it is measured in the model.
 _LEAST_GAIN = 0.015

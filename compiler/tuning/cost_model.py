@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.tuning.features import feature_matrix
-from compiler.tuning.learner import Learner
-from targets.cpu.template import Decisions
+from tinsmith.compiler.tuning.features import feature_matrix
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.targets.cpu.template import Decisions
 
 # With fewer samples predictions are worse than chance.
 _FEWEST = 12

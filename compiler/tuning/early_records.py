@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from compiler.errors import BuildError
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.closing import Confirmation
-from compiler.tuning.records import Record, Subject, decisions_key
-from compiler.tuning.store import Shelf
-from compiler.tuning.tasks import Task
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.closing import Confirmation
+from tinsmith.compiler.tuning.records import Record, Subject, decisions_key
+from tinsmith.compiler.tuning.store import Shelf
+from tinsmith.compiler.tuning.tasks import Task
 
 # The share of a search that may be spent on them.
 _SHARE = 0.15

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tuning_logs
-from compiler.user_folders import cache_folder
+from tinsmith import tuning_logs
+from tinsmith.compiler.user_folders import cache_folder
 
 
 def user_folder() -> Path:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.config import CompileConfig
-from compiler.errors import ModelError
-from compiler.frontends import CHECKPOINT_SUFFIX
-from compiler.frontends.onnx_files import read_model
-from compiler.frontends.onnx_tensors import all_tensors
-from compiler.module.version import tinsmith_version
-from targets.cpu.operators.algorithms import ALGORITHMS_VERSION
-from targets.cpu.schedule import TEMPLATES
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
+from tinsmith.compiler.frontends.onnx_files import read_model
+from tinsmith.compiler.frontends.onnx_tensors import all_tensors
+from tinsmith.compiler.module.version import tinsmith_version
+from tinsmith.targets.cpu.operators.algorithms import ALGORITHMS_VERSION
+from tinsmith.targets.cpu.schedule import TEMPLATES
 
 if TYPE_CHECKING:
     from onnx import ModelProto

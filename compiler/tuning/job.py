@@ -17,36 +17,36 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.config import CompileConfig
-from compiler.errors import BuildError, ConfigError, TargetError
-from compiler.module.base import StepTime
-from compiler.module.manifest import read_manifest
-from compiler.preparation import Clock, Prepared, model_name, prepare, target_of
-from compiler.quantization.timing import local_spec
-from compiler.tuning.acceptance import Verdict, accept, build
-from compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.boards.runner import BoardRunner
-from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.closing import Confirmation, confirmation, seconds_to_reserve
-from compiler.tuning.confirmation import confirm
-from compiler.tuning.early_records import EarlyRecords
-from compiler.tuning.folders import user_folder
-from compiler.tuning.identity import job_digest
-from compiler.tuning.learner import Learner
-from compiler.tuning.learning import Lessons
-from compiler.tuning.lookup import StoredRecords, standing_stores, told_of_ignored
-from compiler.tuning.measure import Ledger
-from compiler.tuning.record_maker import RecordMaker
-from compiler.tuning.records import Subject
-from compiler.tuning.report import JobView, TuneOptions, TuneReport
-from compiler.tuning.runner import LocalRunner, NoDeviceError, Runner
-from compiler.tuning.selection import select
-from compiler.tuning.store import Shelf, Store
-from compiler.tuning.tasks import Task, distinct_kernels, with_times
-from compiler.tuning.trials import TrialLoop
-from targets.cpu.operators.algorithms import AlgorithmLookup
-from targets.spec import TargetSpec
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.preparation import Clock, Prepared, model_name, prepare, target_of
+from tinsmith.compiler.quantization.timing import local_spec
+from tinsmith.compiler.tuning.acceptance import Verdict, accept, build
+from tinsmith.compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.boards.runner import BoardRunner
+from tinsmith.compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.tuning.closing import Confirmation, confirmation, seconds_to_reserve
+from tinsmith.compiler.tuning.confirmation import confirm
+from tinsmith.compiler.tuning.early_records import EarlyRecords
+from tinsmith.compiler.tuning.folders import user_folder
+from tinsmith.compiler.tuning.identity import job_digest
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.learning import Lessons
+from tinsmith.compiler.tuning.lookup import StoredRecords, standing_stores, told_of_ignored
+from tinsmith.compiler.tuning.measure import Ledger
+from tinsmith.compiler.tuning.record_maker import RecordMaker
+from tinsmith.compiler.tuning.records import Subject
+from tinsmith.compiler.tuning.report import JobView, TuneOptions, TuneReport
+from tinsmith.compiler.tuning.runner import LocalRunner, NoDeviceError, Runner
+from tinsmith.compiler.tuning.selection import select
+from tinsmith.compiler.tuning.store import Shelf, Store
+from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
+from tinsmith.compiler.tuning.trials import TrialLoop
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.spec import TargetSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -70,10 +70,10 @@ def tune(
     """Search the decisions of a model's kernels where they run, and remember the best.
 
     `config` says how the model is compiled (target, shapes, threads, quantization), `options`
-    how long and where to search: on this machine, or on boards. `compiler.compile` uses what was
+    how long and where to search: on this machine, or on boards. `tinsmith.compile` uses what was
     found from then on. A job that is interrupted loses nothing: the same call goes on.
 
-    Raises a subclass of TinsmithError: as `compiler.compile` does, TargetError for a target that
+    Raises a subclass of TinsmithError: as `tinsmith.compile` does, TargetError for a target that
     is not this machine, for boards that cannot be used and when all are lost, ConfigError for a
     folder that is no tuning log, is in use by another job, or for a model without a kernel that
     leaves anything to decide.

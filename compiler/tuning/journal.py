@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError
-from compiler.module.manifest import write_atomically
-from compiler.module.regular_file import open_regular
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.module.manifest import write_atomically
+from tinsmith.compiler.module.regular_file import open_regular
 
 # More than any line or file that Tinsmith writes; what is larger is not read.
 MOST_BYTES_OF_LINE = 64 * 1024

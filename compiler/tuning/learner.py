@@ -11,11 +11,11 @@ from types import TracebackType
 
 import numpy as np
 
-from compiler.processes import child_environment, describe_exit
-from compiler.tuning.boosting import LIMIT_SECONDS, read_arrays, write_arrays
+from tinsmith.compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.tuning.boosting import LIMIT_SECONDS, read_arrays, write_arrays
 
 # What the child runs.
-MODULE = "compiler.tuning.boosting"
+MODULE = "tinsmith.compiler.tuning.boosting"
 # After so many failures it is not asked again.
 _MOST_FAILURES = 2
 

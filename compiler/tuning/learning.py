@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.cost_model import CostModel, Samples
-from compiler.tuning.learner import Learner
-from compiler.tuning.records import Subject, Trial, decisions_key
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.cost_model import CostModel, Samples
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.records import Subject, Trial, decisions_key
 
 Tried = Mapping[Subject, Mapping[tuple[tuple[str, int], ...], Trial]]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tvm.tirx import PrimFunc
 
-from compiler.errors import ConfigError
-from compiler.tuning.folders import packaged_folder, user_folder
-from compiler.tuning.records import Record, Subject, workload_key
-from compiler.tuning.store import Store
-from targets.cpu.schedule import RecordLookup
-from targets.cpu.template import Decisions, Template
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.tuning.folders import packaged_folder, user_folder
+from tinsmith.compiler.tuning.records import Record, Subject, workload_key
+from tinsmith.compiler.tuning.store import Store
+from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.cpu.template import Decisions, Template
+from tinsmith.targets.spec import TargetSpec
 
 
 def stores(log: Path | None) -> tuple[tuple[Store, ...], tuple[str, ...]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compiler.errors import BuildError
-from compiler.processes import child_environment
-from compiler.tuning.batch import Kernel, Outcome
-from compiler.tuning.worker import write_kernels
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.processes import child_environment
+from tinsmith.compiler.tuning.batch import Kernel, Outcome
+from tinsmith.compiler.tuning.worker import write_kernels
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 _END_SECONDS = 5.0
 
@@ -164,7 +164,13 @@ class Measurer:
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "compiler.tuning.worker", self._folder.name, *self._extensions],
+            [
+                sys.executable,
+                "-m",
+                "tinsmith.compiler.tuning.worker",
+                self._folder.name,
+                *self._extensions,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from compiler.module.version import tinsmith_version
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.records import SEARCH, UNFINISHED, Record, Subject
+from tinsmith.compiler.module.version import tinsmith_version
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.records import SEARCH, UNFINISHED, Record, Subject
 
 
 @dataclass(frozen=True)

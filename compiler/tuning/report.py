@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError
-from compiler.tuning.boards.address import parse_address
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.tuning.boards.address import parse_address
 
 STRATEGIES = ("model", "random")
 

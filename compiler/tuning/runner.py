@@ -8,15 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from compiler.errors import TargetError
-from compiler.evaluate.bench import bench
-from compiler.evaluate.roofline import cpu_name
-from compiler.module.base import StepTime
-from compiler.tuning import variants
-from compiler.tuning.batch import Kernel
-from compiler.tuning.measure import Ledger, Measured, Measurer
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import TargetError
+from tinsmith.compiler.evaluate.bench import bench
+from tinsmith.compiler.evaluate.roofline import cpu_name
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.tuning import variants
+from tinsmith.compiler.tuning.batch import Kernel
+from tinsmith.compiler.tuning.measure import Ledger, Measured, Measurer
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 # How often both contestants of a race start anew: where their memory lies decides by several
 # percent, once for all runs of a process. Of the medians of all starts the least counts.

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compiler.tuning.cost_model import CostModel
-from compiler.tuning.records import decisions_key
-from targets.cpu.template import Decisions
+from tinsmith.compiler.tuning.cost_model import CostModel
+from tinsmith.compiler.tuning.records import decisions_key
+from tinsmith.targets.cpu.template import Decisions
 
 # Shares of a batch: neighbours of the best, and chance.
 _NEIGHBOURS, _CHANCE = 0.5, 0.1

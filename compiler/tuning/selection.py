@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.learning import Tried
-from compiler.tuning.lookup import StoredRecords
-from compiler.tuning.records import Record, Subject
-from compiler.tuning.report import HAS_RECORD, TuneOptions
-from compiler.tuning.search import Search
-from compiler.tuning.tasks import LEAST_SHARE, Task
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.learning import Tried
+from tinsmith.compiler.tuning.lookup import StoredRecords
+from tinsmith.compiler.tuning.records import Record, Subject
+from tinsmith.compiler.tuning.report import HAS_RECORD, TuneOptions
+from tinsmith.compiler.tuning.search import Search
+from tinsmith.compiler.tuning.tasks import LEAST_SHARE, Task
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError
-from compiler.module.manifest import write_atomically
-from compiler.tuning import journal
-from compiler.tuning.records import (
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.module.manifest import write_atomically
+from tinsmith.compiler.tuning import journal
+from tinsmith.compiler.tuning.records import (
     Record,
     Subject,
     Trial,
@@ -32,8 +32,8 @@ from compiler.tuning.records import (
     parse_trial,
     parse_workload,
 )
-from compiler.tuning.target_key import describe, is_near, target_key
-from targets.spec import TargetSpec
+from tinsmith.compiler.tuning.target_key import describe, is_near, target_key
+from tinsmith.targets.spec import TargetSpec
 
 # 1 (2026-11): records and trials as JSON lines.
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import tvm
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 # What generated code depends on; machines that agree in these are near.
 _INSTRUCTIONS = ("triple", "cpu", "attributes", "vector_bits", "vector_registers")

@@ -16,14 +16,14 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.tirx import PrimFunc
 
-from compiler.module.base import StepTime
-from compiler.module.signature import numpy_dtype
-from compiler.tuning.batch import Kernel
-from compiler.tuning.records import Subject, decisions_key, workload_key
-from passes.graph.tensors import operator_name
-from targets.cpu.schedule import match_template
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.module.signature import numpy_dtype
+from tinsmith.compiler.tuning.batch import Kernel
+from tinsmith.compiler.tuning.records import Subject, decisions_key, workload_key
+from tinsmith.passes.graph.tensors import operator_name
+from tinsmith.targets.cpu.schedule import match_template
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 # A kernel with less than this share of the time cannot matter.
 LEAST_SHARE = 0.002

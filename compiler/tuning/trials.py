@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.errors import BuildError
-from compiler.tuning.allocation import BATCH, FIRST_BATCH, TaskState, next_task
-from compiler.tuning.early_records import EarlyRecords
-from compiler.tuning.learning import Lessons
-from compiler.tuning.records import Trial
-from compiler.tuning.runner import BatchMeasurer
-from compiler.tuning.store import Shelf
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.tuning.allocation import BATCH, FIRST_BATCH, TaskState, next_task
+from tinsmith.compiler.tuning.early_records import EarlyRecords
+from tinsmith.compiler.tuning.learning import Lessons
+from tinsmith.compiler.tuning.records import Trial
+from tinsmith.compiler.tuning.runner import BatchMeasurer
+from tinsmith.compiler.tuning.store import Shelf
 
 # Rounds and seconds of a batch.
 _ROUNDS = 30

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.evaluate.compare import compare_all
-from compiler.evaluate.inputs import random_inputs, signature_of
-from compiler.module.base import Module, StepTime
-from compiler.module.loader import load
-from compiler.processes import child_environment, end_with_parent
+from tinsmith.compiler.evaluate.compare import compare_all
+from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
+from tinsmith.compiler.module.base import Module, StepTime
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.processes import child_environment, end_with_parent
 
 # As in `batch`: other load only ever adds time.
 _QUANTILE = 0.25
@@ -69,7 +69,7 @@ def _asked(what: str, paths: Sequence[Path], threads: int, seconds: float) -> An
     }
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "compiler.tuning.variants", json.dumps(order)],
+            [sys.executable, "-m", "tinsmith.compiler.tuning.variants", json.dumps(order)],
             capture_output=True,
             text=True,
             check=False,

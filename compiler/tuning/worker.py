@@ -1,6 +1,6 @@
 """The process that runs candidates, so that no other has to: the child side of `measure`.
 
-    python -m compiler.tuning.worker FOLDER [MODULE ...]
+    python -m tinsmith.compiler.tuning.worker FOLDER [MODULE ...]
 
 It imports what a build needs, reads the kernels that `measure` has put into
 FOLDER, and then runs each batch in a fork of itself: whatever a candidate does,
@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import tvm
 
-from compiler.processes import describe_exit
-from compiler.tuning.batch import Kernel, run_batch
-from compiler.tuning.boards.candidates import build_for_board
-from targets.spec import TargetSpec
+from tinsmith.compiler.processes import describe_exit
+from tinsmith.compiler.tuning.batch import Kernel, run_batch
+from tinsmith.compiler.tuning.boards.candidates import build_for_board
+from tinsmith.targets.spec import TargetSpec
 
 _LONGEST_REASON = 300
 

@@ -8,10 +8,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.permutation import Permuted, plain, same_storage
-from passes.graph.permutation_rules import PERMUTATION_RULES
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import (
+from tinsmith.passes.graph.permutation import Permuted, plain, same_storage
+from tinsmith.passes.graph.permutation_rules import PERMUTATION_RULES
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     inverse_permutation,
@@ -38,7 +38,7 @@ class CancelTransposes:
         y: (1, 8, 8, 32) = concat((b, b), axis=3)
 
     A `permute_dims` is not executed but remembered. Operators in
-    `passes.graph.permutation_rules` (elementwise ones with broadcasting,
+    `tinsmith.passes.graph.permutation_rules` (elementwise ones with broadcasting,
     concatenation, reductions, softmax, padding, slicing, splitting, reshapes
     that keep elements in place, ...) are then applied to the tensor as it is
     stored, with their axes renumbered and their constants permuted. Where

@@ -8,8 +8,8 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_array
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant_array
 
 
 @tvm.transform.module_pass(opt_level=0, name="CombineConstants")

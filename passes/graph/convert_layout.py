@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array, operator_name, static_shape
+from tinsmith.passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
 
 _TO_NHWC = (0, 2, 3, 1)
 _TO_NCHW = (0, 3, 1, 2)

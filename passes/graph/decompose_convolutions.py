@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.subpixel import subpixel_axis, subpixel_weights
-from passes.graph.tensors import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.subpixel import subpixel_axis, subpixel_weights
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     integers,

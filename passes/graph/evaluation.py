@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import integers, shape_values
+from tinsmith.passes.graph.tensors import integers, shape_values
 
 Evaluator = Callable[[relax.Call, list[np.ndarray]], "np.ndarray | None"]
 

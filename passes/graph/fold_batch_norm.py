@@ -9,15 +9,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     element_type,
     operator_name,
     static_shape,
 )
-from targets.half_weights import half_dtype
+from tinsmith.targets.half_weights import half_dtype
 
 _ARITHMETIC = frozenset({"relax.add", "relax.subtract", "relax.multiply", "relax.divide"})
 

@@ -7,10 +7,10 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.evaluation import EVALUATORS
-from passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import (
+from tinsmith.passes.graph.evaluation import EVALUATORS
+from tinsmith.passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     element_count,
@@ -38,7 +38,7 @@ class FoldConstants:
 
         y: (2, 4) = matmul(x: (2, 8), const (4, 8))
 
-    The operators in `passes.graph.evaluation` are evaluated by numpy. Other
+    The operators in `tinsmith.passes.graph.evaluation` are evaluated by numpy. Other
     calls of constants, kernels included, go to TVM's own `FoldConstant` one by
     one: it compiles each (about 30 ms), and on a whole module it would also
     lower calls that it cannot fold. `shape_of` a statically shaped tensor and

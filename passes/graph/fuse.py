@@ -7,9 +7,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from passes.graph.fused_groups import name_fused_groups
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import element_count, element_type, operator_name, static_shape
+from tinsmith.passes.graph.fused_groups import name_fused_groups
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import element_count, element_type, operator_name, static_shape
 
 # Of Relax's OpPatternKind: elementwise and broadcasting kernels are below it.
 _INJECTIVE = 2

@@ -10,8 +10,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter, variables_in
-from passes.graph.tensors import operator_name
+from tinsmith.passes.graph.rewriter import BlockRewriter, variables_in
+from tinsmith.passes.graph.tensors import operator_name
 
 ATTRIBUTE = "fused_groups"
 

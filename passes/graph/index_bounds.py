@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant_array, element_type, operator_name, static_shape
+from tinsmith.passes.graph.tensors import constant_array, element_type, operator_name, static_shape
 
 Range = tuple[int, int]
 Definition = Callable[[relax.Expr], Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import tvm
 from tvm import relax
 
-from passes.graph.tensors import operator_name
+from tinsmith.passes.graph.tensors import operator_name
 
 # Shape changes move no data: they stay operators, which the executor makes an alias of.
 ALIASES = ("relax.reshape",)
@@ -28,7 +28,7 @@ class Legalize:
         z: (1, 1024) = reshape(y, (1, 1024))
 
     `definitions` maps operator names to functions of the block builder and the
-    call (as `targets.cpu.operators.legalize_map` makes them); operators that it
+    call (as `tinsmith.targets.cpu.operators.legalize_map` makes them); operators that it
     does not name get TVM's own definition. Reshapes stay operators.
 
     The operators in `first` are lowered before all others, so that their definitions

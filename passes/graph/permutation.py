@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from passes.graph.tensors import static_shape
+from tinsmith.passes.graph.tensors import static_shape
 
 
 @dataclass(frozen=True)

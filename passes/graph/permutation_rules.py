@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
-from passes.graph.permutation import Permuted, reshape_stored
-from passes.graph.tensors import (
+from tinsmith.passes.graph.permutation import Permuted, reshape_stored
+from tinsmith.passes.graph.tensors import (
     constant_array,
     element_count,
     integers,
@@ -23,7 +23,7 @@ from passes.graph.tensors import (
 )
 
 if TYPE_CHECKING:
-    from passes.graph.cancel_transposes import PermutationRewriter
+    from tinsmith.passes.graph.cancel_transposes import PermutationRewriter
 
 Rule = Callable[["PermutationRewriter", relax.Call], "Permuted | tuple[Permuted, ...] | None"]
 

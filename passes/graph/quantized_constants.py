@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant, constant_array, element_type, integers, operator_name
+from tinsmith.passes.graph.tensors import (
+    constant,
+    constant_array,
+    element_type,
+    integers,
+    operator_name,
+)
 
 _STORED = frozenset({"int8", "uint8"})
 

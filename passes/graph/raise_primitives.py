@@ -10,8 +10,8 @@ from tvm import relax, te, tirx, topi
 from tvm.ir import Call, TensorLoad
 from tvm.sym.analyzer import Analyzer
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import operator_name, static_shape
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import operator_name, static_shape
 
 _ELEMENTWISE: dict[str, tuple[Callable[..., te.Tensor], Callable[..., relax.Expr]]] = {
     "maximum": (topi.maximum, relax.op.maximum),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
-from passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import (
+from tinsmith.passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     element_count,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import (
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     element_count,
@@ -16,10 +16,10 @@ from passes.graph.tensors import (
     operator_name,
     static_shape,
 )
-from passes.prune.rules.movement import slice_bounds
+from tinsmith.passes.prune.rules.movement import slice_bounds
 
 if TYPE_CHECKING:
-    from passes.prune.shrink import Shrinker
+    from tinsmith.passes.prune.shrink import Shrinker
 
 # The variable and the call of the given module, and the call on smaller operands.
 Adapt = Callable[["Shrinker", relax.Var, relax.Call, relax.Call], relax.Expr]

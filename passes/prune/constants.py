@@ -10,8 +10,8 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant
 
 
 def constant_reads(module: tvm.IRModule) -> Counter[GenericConst]:

@@ -24,7 +24,7 @@ class Member:
     channels of a product).
 
     `operator` reads the constant and computes `tensor` from `data`; both are names as
-    `passes.graph.fused_groups.unique_names` gives them (`data` is empty for a table of
+    `tinsmith.passes.graph.fused_groups.unique_names` gives them (`data` is empty for a table of
     embeddings). Where the channel lies in them, `Group.tensors` tells. `reads_zero` tells a
     consumer whose channel is 0 once the producers are.
     """

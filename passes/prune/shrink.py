@@ -9,12 +9,12 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.tensors import operator_name
-from passes.prune.adapt import ADAPTED
-from passes.prune.analysis import Analysis
-from passes.prune.constants import ConstantReplacer
-from passes.prune.groups import checked
-from passes.prune.labels import Traced
+from tinsmith.passes.graph.tensors import operator_name
+from tinsmith.passes.prune.adapt import ADAPTED
+from tinsmith.passes.prune.analysis import Analysis
+from tinsmith.passes.prune.constants import ConstantReplacer
+from tinsmith.passes.prune.groups import checked
+from tinsmith.passes.prune.labels import Traced
 
 
 @tvm.transform.module_pass(opt_level=0, name="Shrink")

@@ -10,12 +10,12 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.fused_groups import unique_names
-from passes.graph.rewriter import variables_in
-from passes.graph.tensors import operator_name, shape_values, static_shape
-from passes.prune.constants import constant_reads
-from passes.prune.groups import Role
-from passes.prune.labels import Labels, Traced, unlabelled
+from tinsmith.passes.graph.fused_groups import unique_names
+from tinsmith.passes.graph.rewriter import variables_in
+from tinsmith.passes.graph.tensors import operator_name, shape_values, static_shape
+from tinsmith.passes.prune.constants import constant_reads
+from tinsmith.passes.prune.groups import Role
+from tinsmith.passes.prune.labels import Labels, Traced, unlabelled
 
 Rule = Callable[["Tracer", relax.Call], "Traced | tuple[Traced, ...] | None"]
 

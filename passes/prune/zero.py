@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import tvm
 
-from passes.prune.analysis import find_groups
-from passes.prune.constants import replace_constants
-from passes.prune.groups import checked
+from tinsmith.passes.prune.analysis import find_groups
+from tinsmith.passes.prune.constants import replace_constants
+from tinsmith.passes.prune.groups import checked
 
 
 @tvm.transform.module_pass(opt_level=0, name="ZeroChannels")

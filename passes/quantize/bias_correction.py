@@ -9,13 +9,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array, operator_name, static_shape
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.insert_quantization import QuantizationOptions, rounded_weights
-from passes.quantize.observers import Observer
-from passes.quantize.placement import place
-from targets.number_formats import NumberFormats
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.insert_quantization import QuantizationOptions, rounded_weights
+from tinsmith.passes.quantize.observers import Observer
+from tinsmith.passes.quantize.placement import place
+from tinsmith.targets.number_formats import NumberFormats
 
 # Behind the name of a product that gets a bias of its own.
 PRODUCT_SUFFIX = "_product"

@@ -10,11 +10,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_array, element_type, operator_name, static_shape
-from passes.quantize.dataflow import Dataflow, Node
-from passes.quantize.weight_compression import can_be_scaled
-from targets.compressed_weights import CompressedWeights, decompress_call
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant_array, element_type, operator_name, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.quantize.weight_compression import can_be_scaled
+from tinsmith.targets.compressed_weights import CompressedWeights, decompress_call
 
 _PRODUCTS = ("relax.nn.conv2d", "relax.matmul")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
-from passes.graph.fused_groups import unique_names
-from passes.graph.rewriter import variables_in
-from passes.graph.tensors import operator_name
+from tinsmith.passes.graph.fused_groups import unique_names
+from tinsmith.passes.graph.rewriter import variables_in
+from tinsmith.passes.graph.tensors import operator_name
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from targets.compressed_weights import CompressedWeights, Grouping
+from tinsmith.targets.compressed_weights import CompressedWeights, Grouping
 
 # Steps between the smallest and the largest value of a group, by bits of a code.
 _STEPS = {4: 15, 8: 255}

@@ -10,9 +10,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array, element_type, operator_name, static_shape
-from passes.quantize.operators import Parameters, parameters_of, quantize_call
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
+    constant,
+    constant_array,
+    element_type,
+    operator_name,
+    static_shape,
+)
+from tinsmith.passes.quantize.operators import Parameters, parameters_of, quantize_call
 
 # The operators whose 32-bit sums are requantised.
 _PRODUCTS = frozenset({"relax.nn.conv2d", "relax.matmul"})

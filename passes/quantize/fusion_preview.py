@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
-from passes.graph.tensors import element_count, static_shape
-from passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
+from tinsmith.passes.graph.tensors import element_count, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 # Kernels that take elementwise operators behind them into their epilogue.
 _WITH_EPILOGUE = frozenset({"relax.nn.conv2d", "relax.matmul"})
@@ -18,7 +18,7 @@ def is_elementwise(node: Node) -> bool:
 
 
 def kept_in_memory(graph: Dataflow) -> set[Node]:
-    """The tensors that `passes.graph.Fuse` will leave between kernels.
+    """The tensors that `tinsmith.passes.graph.Fuse` will leave between kernels.
 
     A convolution or matrix product takes the elementwise operators behind it, as
     long as everything computed from a result passes through one operator. Where

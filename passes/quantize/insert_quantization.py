@@ -10,19 +10,19 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_array, operator_name
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.numbers import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant_array, operator_name
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.numbers import (
     IntegerRange,
     affine_parameters,
     integer_range,
     quantize,
     symmetric_parameters,
 )
-from passes.quantize.operators import Parameters, dequantize_call, quantize_call
-from passes.quantize.placement import Placement, place
-from targets.number_formats import NumberFormats
+from tinsmith.passes.quantize.operators import Parameters, dequantize_call, quantize_call
+from tinsmith.passes.quantize.placement import Placement, place
+from tinsmith.targets.number_formats import NumberFormats
 
 Range = tuple[float, float]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, integers, operator_name, static_shape
-from passes.quantize.operators import Parameters
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, integers, operator_name, static_shape
+from tinsmith.passes.quantize.operators import Parameters
 
 # What a sum of bytes may hold in an int32 accumulator.
 _MOST_TERMS = (2**31 - 1) // 255

@@ -15,8 +15,14 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant, constant_array, element_type, operator_name, static_shape
-from passes.quantize.operators import Parameters, parameters_of
+from tinsmith.passes.graph.tensors import (
+    constant,
+    constant_array,
+    element_type,
+    operator_name,
+    static_shape,
+)
+from tinsmith.passes.quantize.operators import Parameters, parameters_of
 
 Definition = Callable[[relax.Expr], Any]
 Emit = Callable[[relax.Expr], relax.Expr]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant, constant_array, integers, static_shape
-from passes.quantize.integer_operands import Emit, IntegerOperand
+from tinsmith.passes.graph.tensors import constant, constant_array, integers, static_shape
+from tinsmith.passes.quantize.integer_operands import Emit, IntegerOperand
 
 
 class IntegerProduct(ABC):

@@ -9,13 +9,13 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, element_type, operator_name, static_shape
-from passes.quantize.integer_averages import integer_average
-from passes.quantize.integer_operands import IntegerOperand, integer_operand, with_dtype
-from passes.quantize.integer_products import Convolution, IntegerProduct, MatrixProduct
-from passes.quantize.operators import Parameters, parameters_of
-from targets.number_formats import IntegerFormat, NumberFormats
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, element_type, operator_name, static_shape
+from tinsmith.passes.quantize.integer_averages import integer_average
+from tinsmith.passes.quantize.integer_operands import IntegerOperand, integer_operand, with_dtype
+from tinsmith.passes.quantize.integer_products import Convolution, IntegerProduct, MatrixProduct
+from tinsmith.passes.quantize.operators import Parameters, parameters_of
+from tinsmith.targets.number_formats import IntegerFormat, NumberFormats
 
 _AVERAGES = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 

@@ -8,16 +8,16 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import operator_name
-from passes.quantize.dataflow import Dataflow, Node
-from passes.quantize.operators import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import operator_name
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.quantize.operators import (
     dequantize_call,
     moves_elements,
     parameters_of,
     quantize_call,
 )
-from targets.number_formats import NumberFormats
+from tinsmith.targets.number_formats import NumberFormats
 
 _CONVERSIONS = ("relax.quantize", "relax.dequantize")
 _SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant_array, element_type, operator_name
-from targets.number_formats import NumberFormats
+from tinsmith.passes.graph.tensors import constant_array, element_type, operator_name
+from tinsmith.targets.number_formats import NumberFormats
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import tvm
 
-from passes.graph.tensors import (
+from tinsmith.passes.graph.tensors import (
     constant_array,
     element_count,
     element_type,
     static_shape,
 )
-from passes.quantize.dataflow import Dataflow, Node
-from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
-from passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
-from passes.quantize.operators import moves_elements
-from targets.number_formats import IntegerFormat, NumberFormats
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.quantize.fusion_preview import is_elementwise, kept_in_memory
+from tinsmith.passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
+from tinsmith.passes.quantize.operators import moves_elements
+from tinsmith.targets.number_formats import IntegerFormat, NumberFormats
 
 # Codes of either sign may be stored: the larger products count.
 _SAFE_TERMS = largest_accumulation(UINT8, NARROW_INT8)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import tvm
 
-from passes.graph.tensors import constant_array, element_count, element_type, static_shape
-from passes.quantize.dataflow import Dataflow, Node
-from passes.quantize.fusion_preview import is_elementwise, kept_in_memory
-from passes.quantize.placement import FloatOperator
+from tinsmith.passes.graph.tensors import constant_array, element_count, element_type, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.quantize.fusion_preview import is_elementwise, kept_in_memory
+from tinsmith.passes.quantize.placement import FloatOperator
 
 # Their kernels multiply in the shorter float and add in float32.
 PRODUCTS = frozenset({"relax.nn.conv2d", "relax.matmul"})

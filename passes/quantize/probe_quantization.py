@@ -10,19 +10,19 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array, static_shape
-from passes.quantize.bias_correction import mean_errors
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.insert_quantization import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, constant_array, static_shape
+from tinsmith.passes.quantize.bias_correction import mean_errors
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.insert_quantization import (
     QuantizationOptions,
     Range,
     activation_parameters,
     rounded_weights,
 )
-from passes.quantize.operators import Parameters, dequantize_call, quantize_call
-from passes.quantize.placement import place
-from targets.number_formats import NumberFormats
+from tinsmith.passes.quantize.operators import Parameters, dequantize_call, quantize_call
+from tinsmith.passes.quantize.placement import place
+from tinsmith.targets.number_formats import NumberFormats
 
 
 @tvm.transform.module_pass(opt_level=0, name="ProbeQuantization")

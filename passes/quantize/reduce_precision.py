@@ -9,11 +9,11 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_array, operator_name
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.formats.floating import BFLOAT16
-from passes.quantize.precision_placement import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant_array, operator_name
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.formats.floating import BFLOAT16
+from tinsmith.passes.quantize.precision_placement import (
     ON_STORED,
     PrecisionPlacement,
     is_split_item,

@@ -8,16 +8,16 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant_array, integers, operator_name, static_shape
-from passes.quantize.operators import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant_array, integers, operator_name, static_shape
+from tinsmith.passes.quantize.operators import (
     Parameters,
     dequantize_call,
     moves_elements,
     parameters_of,
     quantize_call,
 )
-from targets.number_formats import NumberFormats
+from tinsmith.targets.number_formats import NumberFormats
 
 
 @tvm.transform.module_pass(opt_level=0, name="SimplifyQuantization")

@@ -9,18 +9,18 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import (
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import (
     constant,
     constant_array,
     element_type,
     operator_name,
     static_shape,
 )
-from passes.quantize.compress_weights import is_compressible
-from passes.quantize.exact_codes import exact_codes
-from targets.compressed_weights import CompressedWeights, decompress_call
-from targets.half_weights import half_dtype, numpy_dtype
+from tinsmith.passes.quantize.compress_weights import is_compressible
+from tinsmith.passes.quantize.exact_codes import exact_codes
+from tinsmith.targets.compressed_weights import CompressedWeights, decompress_call
+from tinsmith.targets.half_weights import half_dtype, numpy_dtype
 
 # Smaller weights are left alone: there is little to be saved.
 _FEWEST = 4096

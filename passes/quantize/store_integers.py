@@ -5,10 +5,10 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import element_type, operator_name, static_shape
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.fusion_preview import kept_in_memory
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import element_type, operator_name, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.fusion_preview import kept_in_memory
 
 _WIDENING = frozenset({"relax.astype", "relax.dequantize"})
 

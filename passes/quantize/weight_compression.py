@@ -11,9 +11,9 @@ from enum import Enum
 
 import numpy as np
 
-from passes.quantize.adaptive_rounding import carried_rounding
-from passes.quantize.formats import KMeansCodebook, PowerOfTwo
-from targets.compressed_weights import EVEN_LEVELS, CompressedWeights, Grouping
+from tinsmith.passes.quantize.adaptive_rounding import carried_rounding
+from tinsmith.passes.quantize.formats import KMeansCodebook, PowerOfTwo
+from tinsmith.targets.compressed_weights import EVEN_LEVELS, CompressedWeights, Grouping
 
 
 class Method(Enum):

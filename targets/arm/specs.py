@@ -6,7 +6,7 @@ reference manuals for the processors.
 
 from __future__ import annotations
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 _A64_FEATURES = frozenset({"fp", "asimd"})
 _A76_FEATURES = _A64_FEATURES | {"asimddp", "asimdhp", "fphp"}

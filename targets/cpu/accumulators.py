@@ -9,11 +9,11 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import ForKind, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.domain import Assignment
-from targets.cpu.elementwise_loops import for_loop
-from targets.cpu.expressions import int32
-from targets.cpu.program import Axis, Reduction, Stage, buffer_dtype
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.domain import Assignment
+from tinsmith.targets.cpu.elementwise_loops import for_loop
+from tinsmith.targets.cpu.expressions import int32
+from tinsmith.targets.cpu.program import Axis, Reduction, Stage, buffer_dtype
 
 
 @dataclass

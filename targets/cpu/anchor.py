@@ -22,8 +22,8 @@ from tvm.ir import Expr, TensorLoad
 from tvm.s_tir import SBlock, Schedule
 from tvm.tirx import PrimFunc, Var
 
-from targets.cpu.loops import Index, index
-from targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import ClassVar
 from tvm import tirx
 from tvm.ir import Expr
 
-from targets.cpu.bfloat16 import dot
-from targets.number_formats import has_bfloat16
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.bfloat16 import dot
+from tinsmith.targets.number_formats import has_bfloat16
+from tinsmith.targets.spec import TargetSpec
 
 
 class Arithmetic(ABC):

@@ -22,8 +22,8 @@ from tvm import tirx
 from tvm.ir import Call, Expr, StringImm, register_op_attr
 from tvm.tirx import PrimFunc
 
-from targets.number_formats import has_bfloat16
-from targets.spec import TargetSpec
+from tinsmith.targets.number_formats import has_bfloat16
+from tinsmith.targets.spec import TargetSpec
 
 _ROUND = "tinsmith.round_to_bfloat16"
 _DOT = "tinsmith.dot_bfloat16"

@@ -23,8 +23,8 @@ from tvm import tirx
 from tvm.ir import Call, Expr, register_op_attr
 from tvm.tirx import PrimFunc
 
-from targets.cpu.arithmetic import vector
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.arithmetic import vector
+from tinsmith.targets.spec import TargetSpec
 
 _DOT = "tinsmith.dot_bytes"
 # TVM's CallEffectKind of a call whose value follows from its operands.

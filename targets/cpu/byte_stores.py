@@ -22,12 +22,12 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Epilogue
-from targets.cpu.expressions import call_name, constant_value, dtype_of
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.quantization import ROUNDING_ADDEND
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Epilogue
+from tinsmith.targets.cpu.expressions import call_name, constant_value, dtype_of
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.quantization import ROUNDING_ADDEND
+from tinsmith.targets.spec import TargetSpec
 
 # 32-bit lanes of a 512-bit register; so many of them become one register of bytes.
 _LANES, _TOGETHER = 16, 4

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu.expressions import (
     Linear,
     Simplifier,
     constant_value,
@@ -29,7 +29,7 @@ from targets.cpu.expressions import (
     substitute,
     variables,
 )
-from targets.cpu.program import Axis, buffer_shape
+from tinsmith.targets.cpu.program import Axis, buffer_shape
 
 _COMPARE = {
     tirx.LT: lambda x: x < 0,

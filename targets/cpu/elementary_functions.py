@@ -16,9 +16,9 @@ from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import PrimFunc, Var
 
-from targets.cpu import loops
-from targets.cpu.elementary_maths import LOWERINGS, Maths, power
-from targets.cpu.expressions import CONDITIONAL, loads
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.elementary_maths import LOWERINGS, Maths, power
+from tinsmith.targets.cpu.expressions import CONDITIONAL, loads
 
 
 def lower_elementary_functions(function: PrimFunc) -> PrimFunc:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 from tvm.ir import Expr
 
-from targets.cpu import loops
+from tinsmith.targets.cpu import loops
 
 _INFINITY = math.inf
 # 1.5 * 2^23: adding it to a float32 leaves the nearest integer in the low mantissa bits.

@@ -15,8 +15,8 @@ from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import ForKind, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.domain import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.domain import (
     Assignment,
     Box,
     accesses,
@@ -25,7 +25,7 @@ from targets.cpu.domain import (
     order_axes,
     split_at_divisions,
 )
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu.expressions import (
     CONDITIONAL,
     children,
     cost,
@@ -34,11 +34,11 @@ from targets.cpu.expressions import (
     substitute,
     variables,
 )
-from targets.cpu.interleave_loops import interleaved_blocks, plan_interleave
-from targets.cpu.program import Axis, element_bytes
-from targets.cpu.transpose_loops import plan_transpose, transposed_tiles
-from targets.cpu.word_loops import plan_words, word_blocks
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.interleave_loops import interleaved_blocks, plan_interleave
+from tinsmith.targets.cpu.program import Axis, element_bytes
+from tinsmith.targets.cpu.transpose_loops import plan_transpose, transposed_tiles
+from tinsmith.targets.cpu.word_loops import plan_words, word_blocks
+from tinsmith.targets.spec import TargetSpec
 
 # Handing work to another core costs 1 to 3 microseconds: below this many units (about 5 us) of
 # arithmetic and memory accesses one core is done sooner.

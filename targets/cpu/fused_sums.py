@@ -12,7 +12,7 @@ say it therefore. In float32 and float64,
 
 The operator becomes `llvm.fma` at the very end (`tirx.transform.LowerIntrin`), when vectors have
 their final width: VFMADD on x86, FMLA on AArch64, VFMA on ARMv7 with VFPv4. Numpy's equivalent
-is `passes.quantize.numbers.fused_multiply_add`.
+is `tinsmith.passes.quantize.numbers.fused_multiply_add`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr, register_op_attr
 from tvm.tirx import PrimFunc
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 _FUSED = "tinsmith.fused_multiply_add"
 _FLOATS = ("float32", "float64")

@@ -11,8 +11,8 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import Var
 
-from targets.cpu.expressions import CONDITIONAL, cost, loads, replace_loads, substitute
-from targets.cpu.program import Axis, Program, Stage, identity_axes
+from tinsmith.targets.cpu.expressions import CONDITIONAL, cost, loads, replace_loads, substitute
+from tinsmith.targets.cpu.program import Axis, Program, Stage, identity_axes
 
 # Up to this much arithmetic, recomputing a value is cheaper than storing and reloading it.
 _CHEAP = 8

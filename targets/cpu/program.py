@@ -17,7 +17,7 @@ from tvm.ir import Expr, TensorLoad
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx import PrimFunc, Stmt, Var
 
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu.expressions import (
     WideIndexError,
     cost,
     int32,
@@ -26,7 +26,7 @@ from targets.cpu.expressions import (
     substitute,
     widen,
 )
-from targets.cpu.nan_propagation import beginning, highest, lowest
+from tinsmith.targets.cpu.nan_propagation import beginning, highest, lowest
 
 _COMBINERS = {
     tirx.Add: "add",

@@ -16,8 +16,8 @@ from tvm.ir import Call
 from tvm.s_tir import SBlock
 from tvm.tirx import PrimFunc
 
-from targets.cpu.elementary_maths import LOWERINGS
-from targets.cpu.expressions import call_name, dtype_of, loads
+from tinsmith.targets.cpu.elementary_maths import LOWERINGS
+from tinsmith.targets.cpu.expressions import call_name, dtype_of, loads
 
 # Calls that every target rounds correctly, or that move and convert values.
 _EXACT = frozenset(

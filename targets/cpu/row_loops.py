@@ -14,9 +14,9 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import ForKind, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.accumulators import Accumulators, Pass, Step
-from targets.cpu.domain import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.accumulators import Accumulators, Pass, Step
+from tinsmith.targets.cpu.domain import (
     Assignment,
     Box,
     collapse,
@@ -25,7 +25,7 @@ from targets.cpu.domain import (
     order_axes,
     split_at_divisions,
 )
-from targets.cpu.elementwise_loops import (
+from tinsmith.targets.cpu.elementwise_loops import (
     PARALLEL_COST,
     TASKS_PER_CORE,
     for_loop,
@@ -34,15 +34,15 @@ from targets.cpu.elementwise_loops import (
     point_cost,
     vector_lanes,
 )
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu.expressions import (
     int32,
     loads,
     replace_loads,
     substitute,
 )
-from targets.cpu.program import Axis, Stage, buffer_dtype, buffer_shape
-from targets.cpu.row_program import RowProgram
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.program import Axis, Stage, buffer_dtype, buffer_shape
+from tinsmith.targets.cpu.row_program import RowProgram
+from tinsmith.targets.spec import TargetSpec
 
 # Independent accumulators hide the latency of an addition.
 _ACCUMULATORS = 4

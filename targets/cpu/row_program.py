@@ -15,8 +15,8 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import Var
 
-from targets.cpu.domain import flat_offset, split_axis, split_extents
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu.domain import flat_offset, split_axis, split_extents
+from tinsmith.targets.cpu.expressions import (
     Simplifier,
     children,
     constant_value,
@@ -29,7 +29,7 @@ from targets.cpu.expressions import (
     substitute,
     variables,
 )
-from targets.cpu.program import (
+from tinsmith.targets.cpu.program import (
     Axis,
     Program,
     Stage,

@@ -11,25 +11,25 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
-from targets.cpu.bfloat16 import use_bfloat16_instructions
-from targets.cpu.elementary_functions import lower_elementary_functions
-from targets.cpu.fused_sums import fuse_products
-from targets.cpu.nan_propagation import propagate_nan
-from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
-from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
-from targets.cpu.schedules.channelwise import ChannelwiseTemplate
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.cpu.schedules.forest import ForestTemplate
-from targets.cpu.schedules.generic import Generic, Unscheduled
-from targets.cpu.schedules.injective import Injective
-from targets.cpu.schedules.layer_norm import Normalization
-from targets.cpu.schedules.matmul import MatmulTemplate
-from targets.cpu.schedules.recurrent import Recurrent
-from targets.cpu.schedules.reduction import RowReduction
-from targets.cpu.schedules.softmax import Softmax
-from targets.cpu.schedules.winograd import WinogradTemplate
-from targets.cpu.template import UNFIT, Decisions, KernelReport, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.bfloat16 import use_bfloat16_instructions
+from tinsmith.targets.cpu.elementary_functions import lower_elementary_functions
+from tinsmith.targets.cpu.fused_sums import fuse_products
+from tinsmith.targets.cpu.nan_propagation import propagate_nan
+from tinsmith.targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
+from tinsmith.targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.cpu.schedules.forest import ForestTemplate
+from tinsmith.targets.cpu.schedules.generic import Generic, Unscheduled
+from tinsmith.targets.cpu.schedules.injective import Injective
+from tinsmith.targets.cpu.schedules.layer_norm import Normalization
+from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.cpu.schedules.recurrent import Recurrent
+from tinsmith.targets.cpu.schedules.reduction import RowReduction
+from tinsmith.targets.cpu.schedules.softmax import Softmax
+from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
+from tinsmith.targets.cpu.template import UNFIT, Decisions, KernelReport, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 # The first match wins: the specific families stand before the general ones.
 TEMPLATES: tuple[Template, ...] = (

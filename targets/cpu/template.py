@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from tvm.tirx import PrimFunc
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 Decisions = Mapping[str, int]
 

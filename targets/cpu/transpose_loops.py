@@ -17,16 +17,16 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import ForKind, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.domain import Assignment, Box, opaque_variables
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.domain import Assignment, Box, opaque_variables
+from tinsmith.targets.cpu.expressions import (
     int32,
     linear_form,
     loads,
     replace_loads,
     substitute,
 )
-from targets.cpu.program import Axis
+from tinsmith.targets.cpu.program import Axis
 
 _LARGEST_TILE = 16
 _SMALLEST_TILE = 4

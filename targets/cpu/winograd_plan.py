@@ -16,11 +16,11 @@ from itertools import product
 
 import tvm
 
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.operators.winograd import WinogradWorkload
-from targets.cpu.schedules.register_tile import least_sizes, step_cycles
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
+from tinsmith.targets.cpu.schedules.register_tile import least_sizes, step_cycles
+from tinsmith.targets.spec import TargetSpec
 
 # Larger blocks of tiles or wider register tiles than this are not considered.
 MOST_TILES, MOST_VECTORS = 128, 6

@@ -14,9 +14,9 @@ from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import ForKind, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.domain import Box
-from targets.cpu.expressions import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.domain import Box
+from tinsmith.targets.cpu.expressions import (
     CONDITIONAL,
     Simplifier,
     children,
@@ -26,9 +26,9 @@ from targets.cpu.expressions import (
     loads,
     substitute,
 )
-from targets.cpu.program import Axis, buffer_dtype, element_bytes
-from targets.number_formats import has_bfloat16
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.program import Axis, buffer_dtype, element_bytes
+from tinsmith.targets.number_formats import has_bfloat16
+from tinsmith.targets.spec import TargetSpec
 
 # Elements of a dtype that make up words of 32 or 64 bits.
 _WORDS = {"uint8": {4: "int32"}, "int8": {4: "int32"}, "bfloat16": {2: "int32", 4: "int64"}}

@@ -12,9 +12,9 @@ import platform
 from dataclasses import replace
 from pathlib import Path
 
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3, X86_64_V4
-from targets.x86.tile_permission import request_tiles
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.x86.tile_permission import request_tiles
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

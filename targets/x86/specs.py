@@ -1,8 +1,8 @@
-"""x86-64 microarchitecture levels; `native` is made by `targets.x86.detect`."""
+"""x86-64 microarchitecture levels; `native` is made by `tinsmith.targets.x86.detect`."""
 
 from __future__ import annotations
 
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 _V3_FEATURES = frozenset({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
 _V4_FEATURES = _V3_FEATURES | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}

@@ -16,8 +16,8 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt
 
-from targets.cpu import loops
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.spec import TargetSpec
 
 TILES = 8
 ROWS = 16

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
-from compiler.cli import app, output
+from tinsmith.compiler.cli import app, output
 
 COMMANDS = ("compile", "run", "bench", "verify", "inspect", "targets", "demo")
 
@@ -164,7 +164,7 @@ def test_output_that_cannot_be_written(small_model_file: Path, tmp_path: Path) -
 
 
 def test_run_writes_what_the_module_computes(small_module: Path, tmp_path: Path) -> None:
-    from compiler.module.loader import load
+    from tinsmith.compiler.module.loader import load
 
     image = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
@@ -255,7 +255,7 @@ def test_verify_refuses_a_model_with_another_signature(small_module: Path, tmp_p
 def test_inspect_accounts_for_the_time(
     small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compiler.evaluate import roofline
+    from tinsmith.compiler.evaluate import roofline
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(roofline, "WINDOWS", 2)
@@ -276,7 +276,7 @@ def test_inspect_accounts_for_the_time(
 def test_bench_races_and_names_who_is_missing(
     small_module: Path, small_model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compiler.evaluate import bench
+    from tinsmith.compiler.evaluate import bench
 
     monkeypatch.setattr(bench, "installed", lambda peer: peer.package == "onnxruntime")
     report = succeeds("bench", small_module, "--model", small_model_file, "--runs", 7)
@@ -293,7 +293,7 @@ def test_bench_races_and_names_who_is_missing(
 def test_bench_names_who_lacks_the_precision(
     small_module: Path, small_model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compiler.evaluate import bench
+    from tinsmith.compiler.evaluate import bench
 
     monkeypatch.setattr(bench, "installed", lambda peer: peer.package == "onnxruntime")
     given = ("bench", small_module, "--model", small_model_file, "--runs", 1)
@@ -317,24 +317,24 @@ def test_targets_lists_native_and_the_levels() -> None:
 def test_a_bug_gets_one_line_and_the_way_to_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import targets.registry
+    import tinsmith.targets.registry
 
     def broken() -> tuple[str, ...]:
         raise RuntimeError("flux capacitor\nsecond line")
 
-    monkeypatch.setattr(targets.registry, "target_names", broken)
+    monkeypatch.setattr(tinsmith.targets.registry, "target_names", broken)
     fails(["targets"], "RuntimeError: flux capacitor", "--debug", code=70)
     monkeypatch.setenv(output.DEBUG_VARIABLE, "1")
     assert "Traceback" in tinsmith("targets").stderr
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import targets.registry
+    import tinsmith.targets.registry
 
     def full() -> tuple[str, ...]:
         raise OSError(28, "No space left on device", "out/model.so")
 
-    monkeypatch.setattr(targets.registry, "target_names", full)
+    monkeypatch.setattr(tinsmith.targets.registry, "target_names", full)
     fails(["targets"], "out/model.so: No space left on device")
 
 
@@ -343,7 +343,7 @@ def test_debug_may_stand_anywhere(arguments: list[str]) -> None:
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-m", "compiler.cli", *arguments],
+        [sys.executable, "-m", "tinsmith.compiler.cli", *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -355,7 +355,7 @@ def test_debug_may_stand_anywhere(arguments: list[str]) -> None:
 def test_a_reader_that_has_enough_is_no_error() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        f"{sys.executable} -m compiler.cli targets --json | true",
+        f"{sys.executable} -m tinsmith.compiler.cli targets --json | true",
         shell=True,
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.config import (
+from tinsmith.compiler.config import (
     CompileConfig,
     parse_constant_option,
     parse_constant_options,
     parse_shape_option,
     parse_shape_options,
 )
-from compiler.errors import ConfigError
-from compiler.pruning.config import PruneConfig
-from compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.quantization.config import QuantizationConfig
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from compiler.cli import _COMMANDS
+from tinsmith.compiler.cli import _COMMANDS
 
 HEAVY = ("tvm", "onnx", "onnxruntime", "onnxscript", "openvino", "scipy", "xgboost", "torch")
 
 # Runs command lines one after the other; for each: exit code, both streams, what got imported.
 _RUNNER = """
 import contextlib, io, json, sys
-from compiler.cli import app
+from tinsmith.compiler.cli import app
 heavy, lines = json.loads(sys.argv[1])
 results = []
 for line in lines:

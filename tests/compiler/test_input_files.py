@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.cli.options import read_arrays
-from compiler.errors import InputError
+from tinsmith.compiler.cli.options import read_arrays
+from tinsmith.compiler.errors import InputError
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 

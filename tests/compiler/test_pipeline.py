@@ -12,12 +12,12 @@ import tvm
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
-from compiler.config import CompileConfig
-from compiler.errors import ConfigError, PassError
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import PassRunner, graph_passes, lower
-from compiler.preparation import Clock, prepare
-from targets.x86.specs import X86_64_V3
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ConfigError, PassError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import PassRunner, graph_passes, lower
+from tinsmith.compiler.preparation import Clock, prepare
+from tinsmith.targets.x86.specs import X86_64_V3
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from compiler.calibration.arrays import stored_arrays
-from compiler.cli import output
-from compiler.errors import ConfigError, InputError, ModelError, UnsupportedOpError
-from compiler.module.driver import generate_header
-from compiler.module.plan import Plan, TensorSpec
-from compiler.plain_text import comment_text, is_plain, plain_line
-from compiler.tuning import journal
+from tinsmith.compiler.calibration.arrays import stored_arrays
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.errors import ConfigError, InputError, ModelError, UnsupportedOpError
+from tinsmith.compiler.module.driver import generate_header
+from tinsmith.compiler.module.plan import Plan, TensorSpec
+from tinsmith.compiler.plain_text import comment_text, is_plain, plain_line
+from tinsmith.compiler.tuning import journal
 
 _HOSTILE = "a*/\n#include <x>\\\n??/ \x1b[31m[red]\u202e // \ud800"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from compiler.cli import app
-from compiler.demo import IMAGES, MODEL
-from compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
 
 
 def tinsmith(*arguments: object) -> Result:

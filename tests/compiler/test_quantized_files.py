@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import compiler
-from compiler.evaluate.oracle import ONNX_RUNTIME, open_runner
+import tinsmith
+from tinsmith.compiler.evaluate.oracle import ONNX_RUNTIME, open_runner
 
 _RANDOM = np.random.default_rng(2)
 _QUICK = {"runner": False, "static_library": False}
@@ -77,7 +77,7 @@ def test_dynamically_quantised_transformer(tmp_path: Path, weight: str, per_chan
     )
     reference = open_runner(ONNX_RUNTIME, path.read_bytes(), threads=1)
     data = _RANDOM.standard_normal((1, 12, 32)).astype(np.float32)
-    with compiler.compile(path, **_QUICK) as module:
+    with tinsmith.compile(path, **_QUICK) as module:
         (actual,) = module.run([data])
         kernels = module.manifest.kernels
     # Six layers; the two products of attention have no constant operand and stay float.
@@ -114,7 +114,7 @@ def test_codes_in_and_codes_out(dtype: str) -> None:
     data = _RANDOM.integers(low, low + 256, (1, 3, 9, 7)).astype(dtype)
     reference = open_runner(ONNX_RUNTIME, proto.SerializeToString(), threads=1)
     (expected,) = reference({"x": data}).values()
-    with compiler.compile(proto, **_QUICK) as module:
+    with tinsmith.compile(proto, **_QUICK) as module:
         (actual,) = module.run([data])
         arithmetics = {kernel["arithmetic"] for kernel in module.manifest.kernels}
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)

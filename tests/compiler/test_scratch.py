@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from compiler.scratch import ScratchFolder, replacing
+from tinsmith.compiler.scratch import ScratchFolder, replacing
 
 _HOLDS = """
 import os, pathlib, sys
-from compiler.scratch import ScratchFolder, replacing
+from tinsmith.compiler.scratch import ScratchFolder, replacing
 
 parent = pathlib.Path(sys.argv[1])
 folder = ScratchFolder(parent)

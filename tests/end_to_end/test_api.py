@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-import compiler
-from compiler.evaluate.peers import OnnxRuntime, installed
+import tinsmith
+from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_compile_without_output_lives_as_long_as_the_module(small_model_file: Path) -> None:
-    module = compiler.compile(small_model_file, runner=False, static_library=False, threads=1)
+    module = tinsmith.compile(small_model_file, runner=False, static_library=False, threads=1)
     folder = module.path
     assert folder.is_dir() and module.threads == 1
     image = np.ones((1, 3, 8, 8), np.float32)
@@ -34,8 +34,8 @@ def test_compile_without_output_lives_as_long_as_the_module(small_model_file: Pa
 
 
 def test_compile_from_memory_with_options(small_model_file: Path, tmp_path: Path) -> None:
-    config = compiler.CompileConfig(shapes={"image": (2, 3, 8, 8)}, golden=False, runner=False)
-    report = compiler.compile_to(
+    config = tinsmith.CompileConfig(shapes={"image": (2, 3, 8, 8)}, golden=False, runner=False)
+    report = tinsmith.compile_to(
         onnx.load(small_model_file), tmp_path / "m", config=config, static_library=False
     )
     assert report.manifest.inputs[0].shape == (2, 3, 8, 8)
@@ -43,28 +43,28 @@ def test_compile_from_memory_with_options(small_model_file: Path, tmp_path: Path
     assert report.differences == ()
     assert not (tmp_path / "m" / "golden.bin").exists()
     assert not (tmp_path / "m" / "model.a").exists()
-    loaded = compiler.load(tmp_path / "m", threads=1)
+    loaded = tinsmith.load(tmp_path / "m", threads=1)
     assert loaded(np.zeros((2, 3, 8, 8), np.float32))["scores"].shape == (2, 5)
 
 
 def test_mistakes_raise_what_they_are(small_model_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(compiler.ConfigError, match="colour"):
-        compiler.compile(small_model_file, colour="red")
-    with pytest.raises(compiler.TargetError, match="vax"):
-        compiler.compile(small_model_file, "vax")
-    with pytest.raises(compiler.ShapeError, match="image"):
-        compiler.compile(small_model_file, shapes={"image": (1, 4, 8, 8)})
-    with pytest.raises(compiler.ModelError, match="nothing"):
-        compiler.compile(tmp_path / "nothing.onnx")
-    with pytest.raises(compiler.ArtifactError):
-        compiler.load(tmp_path)
+    with pytest.raises(tinsmith.ConfigError, match="colour"):
+        tinsmith.compile(small_model_file, colour="red")
+    with pytest.raises(tinsmith.TargetError, match="vax"):
+        tinsmith.compile(small_model_file, "vax")
+    with pytest.raises(tinsmith.ShapeError, match="image"):
+        tinsmith.compile(small_model_file, shapes={"image": (1, 4, 8, 8)})
+    with pytest.raises(tinsmith.ModelError, match="nothing"):
+        tinsmith.compile(tmp_path / "nothing.onnx")
+    with pytest.raises(tinsmith.ArtifactError):
+        tinsmith.load(tmp_path)
 
 
 def test_a_module_that_computes_something_else_is_reported(
     small_model_file: Path, small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let all references disagree, as they would after a miscompilation."""
-    from compiler.evaluate.reference import Reference
+    from tinsmith.compiler.evaluate.reference import Reference
 
     honest = Reference.run
 
@@ -73,25 +73,25 @@ def test_a_module_that_computes_something_else_is_reported(
 
     monkeypatch.setattr(Reference, "run", lying)
     monkeypatch.setattr(Reference, "_appeals", lambda *_: iter(()))
-    with pytest.raises(compiler.VerificationError, match=r"m\.failed: .*scores.*--bisect"):
-        compiler.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
+    with pytest.raises(tinsmith.VerificationError, match=r"m\.failed: .*scores.*--bisect"):
+        tinsmith.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
     assert [path.name for path in tmp_path.iterdir()] == ["m.failed"]
     # The module that was there before stays, and a failing one takes the last failing one's place.
     shutil.copytree(small_module, tmp_path / "m")
-    with pytest.raises(compiler.VerificationError, match=r"the module at .*m is as it was"):
-        compiler.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
+    with pytest.raises(tinsmith.VerificationError, match=r"the module at .*m is as it was"):
+        tinsmith.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.failed"]
-    compiler.load(tmp_path / "m").close()
-    compiler.load(tmp_path / "m.failed").close()
-    with pytest.raises(compiler.VerificationError, match="give `output` to keep it"):
-        compiler.compile(small_model_file)
+    tinsmith.load(tmp_path / "m").close()
+    tinsmith.load(tmp_path / "m.failed").close()
+    with pytest.raises(tinsmith.VerificationError, match="give `output` to keep it"):
+        tinsmith.compile(small_model_file)
 
 
 def test_running_a_module_needs_no_tvm(small_module: Path) -> None:
     code = (
         "import sys; sys.modules['tvm'] = None; sys.modules['onnx'] = None\n"
         "import compiler, numpy\n"
-        f"module = compiler.load({str(small_module)!r})\n"
+        f"module = tinsmith.load({str(small_module)!r})\n"
         "print(module(numpy.ones((1, 3, 8, 8), numpy.float32))['scores'].shape)\n"
     )
     done = subprocess.run(

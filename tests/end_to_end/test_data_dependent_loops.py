@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import parser
 
-import compiler
-from compiler.evaluate.oracle import EVALUATOR, open_runner
-from compiler.frontends.onnx import import_onnx
+import tinsmith
+from tinsmith.compiler.evaluate.oracle import EVALUATOR, open_runner
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 _HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 
@@ -74,7 +74,7 @@ def test_states_of_every_kind() -> None:
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     reference = runtime.InferenceSession(model.SerializeToString(), options)
-    module = compiler.compile(model)
+    module = tinsmith.compile(model)
     assert module.manifest.form == "vm"
     # The bodies are kernels; what remains is sequences, and values of a rank that data decide.
     note = next(note for note in module.manifest.notes if "evaluated one by one" in note)
@@ -125,7 +125,7 @@ def test_a_loop_that_nothing_ends_is_refused(trips: str) -> None:
           }>
         }"""
     )
-    with pytest.raises(compiler.ModelError, match="nothing ends this loop"):
+    with pytest.raises(tinsmith.ModelError, match="nothing ends this loop"):
         import_onnx(parser.parse_model(text.replace("TRIPS", trips)))
 
 

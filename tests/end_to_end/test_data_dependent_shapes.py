@@ -12,9 +12,9 @@ import pytest
 from onnx import parser
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.module.base import Module
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.module.base import Module
 
 _HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 
@@ -83,13 +83,13 @@ def _inputs(seed: int) -> dict[str, np.ndarray]:
 def operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("operators")
     onnx.save(_parsed(_OPERATORS), folder / "model.onnx")
-    compiler.compile_to(folder / "model.onnx", folder / "out")
+    tinsmith.compile_to(folder / "model.onnx", folder / "out")
     return folder
 
 
 @pytest.fixture(scope="module")
 def module(operators: Path) -> Iterator[Module]:
-    with compiler.load(operators / "out") as loaded:
+    with tinsmith.load(operators / "out") as loaded:
         yield loaded
 
 
@@ -156,7 +156,7 @@ def test_commands_take_the_vm_form(operators: Path, tmp_path: Path) -> None:
         assert results["compressed"].shape[1] == _inputs(3)["keep"].sum()
     packed = run(app, ["pack", folder, "-o", str(tmp_path / "m.tar.zst")])
     assert packed.exit_code == 0, packed.output
-    with compiler.load(tmp_path / "m.tar.zst") as loaded:
+    with tinsmith.load(tmp_path / "m.tar.zst") as loaded:
         loaded(_inputs(4))
 
 
@@ -211,7 +211,7 @@ def test_loops_and_branches_that_data_decide() -> None:
     # The onnx evaluator fails at loops without a turn.
     runtime = pytest.importorskip("onnxruntime")
     reference = runtime.InferenceSession(model.SerializeToString())
-    module = compiler.compile(model)
+    module = tinsmith.compile(model)
     assert module.manifest.form == "vm"
     # The bodies are kernels, not nodes that are evaluated.
     evaluated = next(note for note in module.manifest.notes if "evaluated one by one" in note)
@@ -232,7 +232,7 @@ def test_loops_and_branches_that_data_decide() -> None:
 
 
 def test_a_loop_of_few_turns_stays_self_contained() -> None:
-    module = compiler.compile(
+    module = tinsmith.compile(
         _parsed(
             _HEADER
             + """g (float[2] x) => (float[2] y) <bool yes={1}, int64 most={5}, float limit={3}>
@@ -256,12 +256,12 @@ def test_a_loop_of_few_turns_stays_self_contained() -> None:
 def test_what_cannot_be_compiled_is_named() -> None:
     model = _parsed(_HEADER + "g (float[3] x) => (float[a] y) { n = NonZero(x) y = my.Own(n) }")
     model.opset_import.add(domain="my", version=1)
-    with pytest.raises(compiler.TinsmithError, match="Own"):
-        compiler.compile(model)
+    with pytest.raises(tinsmith.TinsmithError, match="Own"):
+        tinsmith.compile(model)
 
 
 def test_quantising_what_cannot_be_compared_is_refused() -> None:
     model = _parsed(_HEADER + "g (float[3] x) => (int64[1,a] y) { y = NonZero(x) }")
-    options = compiler.QuantizationConfig(calibration="random")
-    with pytest.raises(compiler.ModelError, match="output 'y' depends on data"):
-        compiler.compile(model, quantization=options)
+    options = tinsmith.QuantizationConfig(calibration="random")
+    with pytest.raises(tinsmith.ModelError, match="output 'y' depends on data"):
+        tinsmith.compile(model, quantization=options)

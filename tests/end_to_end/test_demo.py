@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from compiler.cli import app
+from tinsmith.compiler.cli import app
 
 
 def test_demo_compiles_verifies_evaluates_and_benchmarks(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from scipy import special
 
-import compiler
-from compiler.evaluate.peers import OnnxRuntime, installed
+import tinsmith
+from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
 
 RANDOM = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ def in_float64(model: ModelProto) -> ModelProto:
 @pytest.mark.parametrize("make", [convolutions, transformer])
 def test_float16_is_as_near_to_the_real_numbers_as_onnx_runtime(make: Any) -> None:
     model = make(TensorProto.FLOAT16)
-    module = compiler.compile(model, runner=False, static_library=False)
+    module = tinsmith.compile(model, runner=False, static_library=False)
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float16)
     ours = module(x)
@@ -191,7 +191,7 @@ def doubles() -> ModelProto:
 
 def test_float64_is_computed_in_float64() -> None:
     model = doubles()
-    module = compiler.compile(model, runner=False, static_library=False, golden=False)
+    module = tinsmith.compile(model, runner=False, static_library=False, golden=False)
     x = np.random.default_rng(1).standard_normal((1, 8, 4, 4))
     ours = module(x)
     names = [name for name in ours if name not in ("erf", "neighbours")]
@@ -211,7 +211,7 @@ def test_float64_is_computed_in_float64() -> None:
 def test_bfloat16_travels_as_bits_and_is_computed_in_float32() -> None:
     nodes = [node("MatMul", "x matrix", "m"), node("Softmax", "m", "y")]
     model = build(nodes, [3, 64], "y", {"matrix": weights(64, 40)}, TensorProto.BFLOAT16)
-    module = compiler.compile(model, runner=False, static_library=False)
+    module = tinsmith.compile(model, runner=False, static_library=False)
     half = np.dtype(ml_dtypes.bfloat16)
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(half)
     (y,) = module(x.view(np.uint16)).values()

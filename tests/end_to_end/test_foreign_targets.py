@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compiler.api import compile_to
-from compiler.errors import ArtifactError, TinsmithError
-from compiler.module.loader import load
-from compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.api import compile_to
+from tinsmith.compiler.errors import ArtifactError, TinsmithError
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.quantization.config import QuantizationConfig
 
 EMULATORS = {"cortex-a72": "qemu-aarch64-static", "cortex-a7": "qemu-arm-static"}
 
@@ -59,7 +59,7 @@ def test_arm_module_in_integers_proves_itself(small_model_file: Path, tmp_path: 
 
 
 def test_compile_names_the_way_out_for_a_foreign_target(small_model_file: Path) -> None:
-    import compiler
+    import tinsmith
 
     with pytest.raises(TinsmithError, match="cortex-a72"):
-        compiler.compile(small_model_file, "cortex-a72", runner=False, static_library=False)
+        tinsmith.compile(small_model_file, "cortex-a72", runner=False, static_library=False)

@@ -14,8 +14,8 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.api import compile_to
-from compiler.module.loader import load
+from tinsmith.compiler.api import compile_to
+from tinsmith.compiler.module.loader import load
 
 SPECIAL = [
     np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, -1e-40, 1.0, -1.0, 0.5, 2.5, -2.5, 6.0, 7.0, -7.0,

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import compiler
+import tinsmith
 
 _RANDOM = np.random.default_rng(0)
 _ROWS, _COLUMNS, _WORDS = 128, 96, 300
@@ -84,7 +84,7 @@ def test_few_bits_stay_few() -> None:
         "x": _RANDOM.standard_normal((1, _ROWS)).astype(np.float32),
         "i": np.array([0, 7, 299, 7, 150]),
     }
-    with compiler.compile(model, runner=False, static_library=False) as module:
+    with tinsmith.compile(model, runner=False, static_library=False) as module:
         results = module(inputs)
         assert module.manifest.form == "self-contained"
         # The rest are scales, offsets, and what vectors are filled up with.

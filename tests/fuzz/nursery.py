@@ -38,8 +38,7 @@ def main() -> None:
     os.dup2(null, 2)
     import onnxruntime  # noqa: F401  (before the fork: it takes half a second)
 
-    import compiler.api
-    from compiler.frontends.model import import_model  # noqa: F401
+    from tinsmith.compiler.frontends.model import import_model  # noqa: F401
 
     del compiler
     answers.write("{}\n")
@@ -99,7 +98,7 @@ def _child(order: dict[str, Any], sender: int) -> None:
 
 
 def _tried(order: dict[str, Any]) -> dict[str, Any]:
-    from compiler.errors import PassError, TinsmithError
+    from tinsmith.compiler.errors import PassError, TinsmithError
 
     try:
         _go(order["path"], order["stage"])
@@ -121,11 +120,11 @@ def _tried(order: dict[str, Any]) -> dict[str, Any]:
 
 def _go(path: str, stage: str) -> None:
     if stage == "import":
-        from compiler.frontends.model import import_model
+        from tinsmith.compiler.frontends.model import import_model
 
         import_model(path)
         return
-    from compiler.api import compile_to
+    from tinsmith.compiler.api import compile_to
 
     with tempfile.TemporaryDirectory() as folder:
         compile_to(path, Path(folder) / "out", runner=False, static_library=False, tuned=False)

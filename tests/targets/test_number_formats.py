@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from targets.arm.specs import SPECS as ARM_SPECS
-from targets.number_formats import float_precisions
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.arm.specs import SPECS as ARM_SPECS
+from tinsmith.targets.number_formats import float_precisions
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 
 @pytest.mark.parametrize("spec", [X86_64_V3, X86_64_V4, *ARM_SPECS], ids=lambda spec: spec.name)

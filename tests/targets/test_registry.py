@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from targets.registry import get_target, target_names
-from targets.spec import UnknownTargetError
+from tinsmith.targets.registry import get_target, target_names
+from tinsmith.targets.spec import UnknownTargetError
 
 
 def test_every_name_is_found() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters import (
+from tinsmith.compiler.frontends.onnx_converters import (
     activations,
     attention,
     blocked,

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import dtype_of
+from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of
 
 
 def _number(value: float, like: relax.Expr) -> relax.Expr:

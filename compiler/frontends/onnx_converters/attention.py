@@ -15,7 +15,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     add,
     as_numpy,
     concat,
@@ -26,7 +26,7 @@ from compiler.frontends.onnx_converters.constants import (
     static_shape,
     transpose,
 )
-from compiler.frontends.onnx_converters.quantized_linear import Operands
+from tinsmith.compiler.frontends.onnx_converters.quantized_linear import Operands
 
 _MASKED = -10000.0
 

@@ -8,14 +8,14 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     dtype_of,
     reshape,
     slice_axis,
     static_shape,
 )
-from targets.compressed_weights import (
+from tinsmith.targets.compressed_weights import (
     EVEN_LEVELS,
     CompressedWeights,
     Grouping,

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import Div as TvmDiv
 from tvm.relax.frontend.onnx.onnx_frontend import Mod as TvmMod
 
-from compiler.frontends.onnx_converters.constants import as_numpy, dtype_of
+from tinsmith.compiler.frontends.onnx_converters.constants import as_numpy, dtype_of
 
 
 class Div(TvmDiv):

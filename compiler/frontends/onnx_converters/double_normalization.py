@@ -10,7 +10,7 @@ from typing import Any
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from compiler.frontends.onnx_converters.constants import dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of, static_shape
 
 
 def normalized(bb: relax.BlockBuilder, x: relax.Expr, axes: list[int], epsilon: float) -> Any:

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.tirx import PrimFunc, Stmt
 
-from compiler.frontends.onnx_converters.forest_tables import (
+from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
     ABSENT,
     EQUAL,
     FEATURE_BITS,
@@ -25,8 +25,8 @@ from compiler.frontends.onnx_converters.forest_tables import (
     LESS,
     NO_NUMBER,
 )
-from targets.cpu import loops
-from targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 
 LANES = 8
 _OPAQUE = 8  # Relax's kOpaque: never fused with its neighbours

@@ -13,7 +13,12 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import as_numpy, constant, dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.constants import (
+    as_numpy,
+    constant,
+    dtype_of,
+    static_shape,
+)
 
 
 def from_start(bb: relax.BlockBuilder, indices: relax.Expr, extent: int) -> relax.Expr:

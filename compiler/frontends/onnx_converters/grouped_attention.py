@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.attention import (
+from tinsmith.compiler.frontends.onnx_converters.attention import (
     attend,
     heads,
     joined,
@@ -20,7 +20,7 @@ from compiler.frontends.onnx_converters.attention import (
     rotated,
     scale_of,
 )
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     concat,
     constant,

@@ -17,7 +17,7 @@ import onnx
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     NARROW_INTEGERS,
     as_numpy,
     constant,

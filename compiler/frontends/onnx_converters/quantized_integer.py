@@ -14,14 +14,14 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     constant,
     dtype_of,
     reshape,
     static_shape,
 )
-from compiler.frontends.onnx_converters.quantization import scaling
+from tinsmith.compiler.frontends.onnx_converters.quantization import scaling
 
 _BYTES = frozenset({"int8", "uint8"})
 

@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     constant,
     dtype_of,
@@ -23,7 +23,7 @@ from compiler.frontends.onnx_converters.constants import (
     static_shape,
     transpose,
 )
-from compiler.frontends.onnx_converters.quantization import Scaling, codes_dtype, scaling
+from tinsmith.compiler.frontends.onnx_converters.quantization import Scaling, codes_dtype, scaling
 
 
 class Operands:

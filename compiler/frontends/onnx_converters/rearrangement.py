@@ -11,9 +11,9 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
-from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
-from compiler.frontends.onnx_converters.gathering import ScatterElements
-from compiler.frontends.onnx_converters.selection import integers
+from tinsmith.compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.gathering import ScatterElements
+from tinsmith.compiler.frontends.onnx_converters.selection import integers
 
 
 class OneHot(OnnxOpConverter):

@@ -15,14 +15,17 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters import constants as c
-from compiler.frontends.onnx_converters.recurrent_cells import (
+from tinsmith.compiler.frontends.onnx_converters import constants as c
+from tinsmith.compiler.frontends.onnx_converters.recurrent_cells import (
     Activation,
     gru_update,
     lstm_step,
     read_activations,
 )
-from compiler.frontends.onnx_converters.recurrent_kernel import RecurrentWorkload, recurrent_kernel
+from tinsmith.compiler.frontends.onnx_converters.recurrent_kernel import (
+    RecurrentWorkload,
+    recurrent_kernel,
+)
 
 _DEFAULT_ACTIVATIONS = {
     "lstm": ("Sigmoid", "Tanh", "Tanh"),

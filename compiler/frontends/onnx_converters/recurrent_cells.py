@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError
 
 Value = Any  # a Relax tensor or a TensorIR scalar; both overload the operators
 

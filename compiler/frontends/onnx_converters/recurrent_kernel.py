@@ -22,8 +22,12 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.tirx import PrimFunc, Stmt
 
-from compiler.frontends.onnx_converters.recurrent_cells import Activation, gru_update, lstm_step
-from targets.cpu import loops
+from tinsmith.compiler.frontends.onnx_converters.recurrent_cells import (
+    Activation,
+    gru_update,
+    lstm_step,
+)
+from tinsmith.targets.cpu import loops
 
 TEMPLATE_ATTRIBUTE = "tinsmith.template"
 # A tile of gates is kept in registers: eight of 256 bits or four of 512.

@@ -12,10 +12,10 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
-from compiler.frontends.onnx_converters import constants as c
-from compiler.frontends.onnx_converters.quantized_integer import DynamicQuantizeMatMul
-from compiler.frontends.onnx_converters.recurrent import lstm_workload
-from compiler.frontends.onnx_converters.recurrent_quantized_kernel import (
+from tinsmith.compiler.frontends.onnx_converters import constants as c
+from tinsmith.compiler.frontends.onnx_converters.quantized_integer import DynamicQuantizeMatMul
+from tinsmith.compiler.frontends.onnx_converters.recurrent import lstm_workload
+from tinsmith.compiler.frontends.onnx_converters.recurrent_quantized_kernel import (
     QuantizedLstm,
     pack_recurrent,
 )

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
-from compiler.frontends.onnx_converters.constants import as_numpy, dtype_of
+from tinsmith.compiler.frontends.onnx_converters.constants import as_numpy, dtype_of
 
 
 class ReduceLogSumExp(OnnxOpConverter):

@@ -16,14 +16,14 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     constant,
     dtype_of,
     static_shape,
 )
-from compiler.frontends.onnx_converters.selection import integers, take
-from compiler.interpolation import (
+from tinsmith.compiler.frontends.onnx_converters.selection import integers, take
+from tinsmith.compiler.interpolation import (
     Sampling,
     interpolation_matrix,
     nearest,

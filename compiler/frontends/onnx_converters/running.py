@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import as_numpy, dtype_of, static_shape
-from compiler.frontends.onnx_converters.selection import take
+from tinsmith.compiler.frontends.onnx_converters.constants import as_numpy, dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.selection import take
 
 
 class CumSum(OnnxOpConverter):

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     as_numpy,
     constant,
     dtype_of,
@@ -19,7 +19,7 @@ from compiler.frontends.onnx_converters.constants import (
     static_shape,
     transpose,
 )
-from compiler.frontends.onnx_converters.selection import integers, take
+from tinsmith.compiler.frontends.onnx_converters.selection import integers, take
 
 
 def transform_matrix(

@@ -8,8 +8,8 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
-from compiler.frontends.onnx_converters.trees import (
+from tinsmith.compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.trees import (
     integer_labels,
     transformed,
     with_the_other,

@@ -9,14 +9,17 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
-from compiler.frontends.onnx_converters.constants import (
+from tinsmith.compiler.frontends.onnx_converters.constants import (
     constant,
     dtype_of,
     static_shape,
     transpose,
 )
-from compiler.frontends.onnx_converters.gathering import Gather
-from compiler.frontends.onnx_converters.normalization import LayerNormalization, RMSNormalization
+from tinsmith.compiler.frontends.onnx_converters.gathering import Gather
+from tinsmith.compiler.frontends.onnx_converters.normalization import (
+    LayerNormalization,
+    RMSNormalization,
+)
 
 
 def _alone(attr: Any, **more: Any) -> dict[str, Any]:

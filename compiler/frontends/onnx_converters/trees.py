@@ -8,9 +8,13 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
-from compiler.frontends.onnx_converters.forest_kernel import LANES, ForestWorkload, forest_kernel
-from compiler.frontends.onnx_converters.forest_tables import (
+from tinsmith.compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
+from tinsmith.compiler.frontends.onnx_converters.forest_kernel import (
+    LANES,
+    ForestWorkload,
+    forest_kernel,
+)
+from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
     ABSENT,
     FEATURE_BITS,
     OUTCOMES,

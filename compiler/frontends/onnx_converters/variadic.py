@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from compiler.frontends.onnx_converters.constants import dtype_of
+from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of
 
 Combine = Callable[[relax.Expr, relax.Expr], relax.Expr]
 

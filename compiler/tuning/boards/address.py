@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compiler.errors import ConfigError
+from tinsmith.compiler.errors import ConfigError
 
 
 def parse_address(text: str) -> tuple[str, int]:

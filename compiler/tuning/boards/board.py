@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import tvm_ffi.libinfo
 
-from compiler.module.driver import RUNTIME_FOLDER
-from compiler.module.linker import link_shared
-from compiler.module.manifest import digest_file
-from compiler.processes import child_environment, describe_exit
-from compiler.tuning.boards.tracker import Tracker
-from targets.spec import TargetSpec
+from tinsmith.compiler.module.driver import RUNTIME_FOLDER
+from tinsmith.compiler.module.linker import link_shared
+from tinsmith.compiler.module.manifest import digest_file
+from tinsmith.compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.tuning.boards.tracker import Tracker
+from tinsmith.targets.spec import TargetSpec
 
 _END_SECONDS = 5.0
 _NO_WEIGHTS = "none"
@@ -125,7 +125,7 @@ class Board:
         self.name = ""
         self._process = subprocess.Popen(
             [
-                sys.executable, "-m", "compiler.tuning.boards.session",
+                sys.executable, "-m", "tinsmith.compiler.tuning.boards.session",
                 tracker.host, str(tracker.port), key, str(seconds), str(library),
             ],
             stdin=subprocess.PIPE,

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.module.manifest import digest_bytes
-from compiler.tuning.batch import ROUNDS, Kernel, Outcome, build_batch, judge, tolerance_of
-from compiler.tuning.boards.board import Findings, Order
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith.compiler.module.manifest import digest_bytes
+from tinsmith.compiler.tuning.batch import ROUNDS, Kernel, Outcome, build_batch, judge, tolerance_of
+from tinsmith.compiler.tuning.boards.board import Findings, Order
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 LIMIT_SECONDS = 60.0
 # Integers of more bits are counts or indices, and equal or wrong.

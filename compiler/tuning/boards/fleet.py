@@ -6,11 +6,17 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.errors import TargetError
-from compiler.tuning.boards.board import Board, BoardLostError, Findings, Order, build_library
-from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.runner import NoDeviceError
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import TargetError
+from tinsmith.compiler.tuning.boards.board import (
+    Board,
+    BoardLostError,
+    Findings,
+    Order,
+    build_library,
+)
+from tinsmith.compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.tuning.runner import NoDeviceError
+from tinsmith.targets.spec import TargetSpec
 
 
 class Fleet:

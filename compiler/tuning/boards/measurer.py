@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compiler.tuning.batch import Kernel, Outcome
-from compiler.tuning.boards.board import Board, BoardLostError
-from compiler.tuning.boards.candidates import judge_findings, order_for
-from compiler.tuning.boards.fleet import Fleet
-from compiler.tuning.measure import Ledger, Measured, Measurer
-from targets.cpu.template import Decisions
-from targets.spec import TargetSpec
+from tinsmith.compiler.tuning.batch import Kernel, Outcome
+from tinsmith.compiler.tuning.boards.board import Board, BoardLostError
+from tinsmith.compiler.tuning.boards.candidates import judge_findings, order_for
+from tinsmith.compiler.tuning.boards.fleet import Fleet
+from tinsmith.compiler.tuning.measure import Ledger, Measured, Measurer
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.spec import TargetSpec
 
 # Most candidates of one module: while one board measures its part, another one's is built.
 _MOST_OF_A_PART = 12

@@ -10,22 +10,22 @@ from types import TracebackType
 
 import numpy as np
 
-from compiler.errors import BuildError
-from compiler.evaluate.inputs import random_inputs, signature_of
-from compiler.module.base import StepTime
-from compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from compiler.module.golden import GoldenVectors, decode_golden
-from compiler.module.manifest import read_manifest
-from compiler.module.signature import numpy_dtype
-from compiler.scratch import ScratchFolder
-from compiler.tuning.batch import Kernel
-from compiler.tuning.boards.board import Findings, Order
-from compiler.tuning.boards.candidates import write_tensors
-from compiler.tuning.boards.fleet import Fleet
-from compiler.tuning.boards.measurer import BoardMeasurer
-from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.runner import RUNS, BatchMeasurer, starts
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
+from tinsmith.compiler.module.golden import GoldenVectors, decode_golden
+from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.module.signature import numpy_dtype
+from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.compiler.tuning.batch import Kernel
+from tinsmith.compiler.tuning.boards.board import Findings, Order
+from tinsmith.compiler.tuning.boards.candidates import write_tensors
+from tinsmith.compiler.tuning.boards.fleet import Fleet
+from tinsmith.compiler.tuning.boards.measurer import BoardMeasurer
+from tinsmith.compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.tuning.runner import RUNS, BatchMeasurer, starts
+from tinsmith.targets.spec import TargetSpec
 
 # As in `variants`.
 _QUANTILE = 0.25

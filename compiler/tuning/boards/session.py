@@ -1,6 +1,6 @@
 """The process that holds a board: the child side of `board`.
 
-    python -m compiler.tuning.boards.session HOST PORT KEY SECONDS LIBRARY
+    python -m tinsmith.compiler.tuning.boards.session HOST PORT KEY SECONDS LIBRARY
 
 It borrows one board of the name KEY from the tracker at HOST:PORT, for SECONDS at most, and
 loads LIBRARY there. Orders come as JSON lines on standard input, each is answered by one on
@@ -20,8 +20,8 @@ from typing import Any
 
 from tvm import rpc
 
-from compiler.errors import TargetError, TinsmithError
-from compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.errors import TargetError, TinsmithError
+from tinsmith.compiler.tuning.boards.tracker import Tracker
 
 # So much stays on the board, for orders to come.
 _MOST_BYTES = 2**30

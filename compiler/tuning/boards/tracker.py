@@ -13,8 +13,8 @@ from typing import Any
 
 from tvm.rpc import base
 
-from compiler.errors import TargetError
-from compiler.tuning.boards.address import parse_address
+from tinsmith.compiler.errors import TargetError
+from tinsmith.compiler.tuning.boards.address import parse_address
 
 _SECONDS = 5.0
 

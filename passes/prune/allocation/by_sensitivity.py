@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.allocation.ranking import Ranking
 
 # Halvings of the interval in which the common tolerance lies.
 _HALVINGS = 40

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.prune.groups import Channels, Member
+from tinsmith.passes.prune.groups import Channels, Member
 
 
 @dataclass(frozen=True)

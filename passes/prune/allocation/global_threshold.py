@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.allocation.ranking import Ranking
 
 
 def below_threshold(rankings: Sequence[Ranking], ratio: float) -> dict[int, int]:
     """Widths such that about `ratio` of all units goes, by what the loss of each adds.
 
-    Scores have to be on one scale, see `passes.prune.importance.normalization`. The threshold
+    Scores have to be on one scale, see `tinsmith.passes.prune.importance.normalization`. The threshold
     is the quantile of the scores of all groups; widths are rounded to the nearest that a
     group may have, so it never loses all units. Source: Liu et al. 2017, "Learning
     Efficient Convolutional Networks through Network Slimming", section 3 (arXiv:1708.06519).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from passes.prune.allocation.cost import CostModel, axes_of, proportional
-from passes.prune.groups import Groups, Member
+from tinsmith.passes.prune.allocation.cost import CostModel, axes_of, proportional
+from tinsmith.passes.prune.groups import Groups, Member
 
 
 def parameter_model(groups: Groups) -> CostModel:

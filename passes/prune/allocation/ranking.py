@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from passes.prune.groups import Group
+from tinsmith.passes.prune.groups import Group
 
 # "additive": the loss of several units is the sum of their scores; "cumulative": it is the
 # largest of them, because a score counts all units before it.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from passes.prune.allocation.cost import CostModel
-from passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.allocation.cost import CostModel
+from tinsmith.passes.prune.allocation.ranking import Ranking
 
 # So many steps of a group are weighed as one: what the first gains may be little.
 _LOOK_AHEAD = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from passes.prune.allocation.ranking import Ranking
+from tinsmith.passes.prune.allocation.ranking import Ranking
 
 
 def uniform(rankings: Iterable[Ranking], ratio: float) -> dict[int, int]:

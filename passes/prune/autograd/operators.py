@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from passes.graph.tensors import element_type, integers, static_shape
-from passes.prune.autograd.windows import WINDOWED
+from tinsmith.passes.graph.tensors import element_type, integers, static_shape
+from tinsmith.passes.prune.autograd.windows import WINDOWED
 
 # Tensors come in the order in which the call reads them; a tuple's members one by one.
 Function = Callable[..., Any]

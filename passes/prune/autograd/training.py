@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passes.prune.autograd.graph import TorchGraph, scores_name
-from passes.prune.autograd.losses import agreement, logits_loss, relative_error
-from passes.prune.recovery.distillation import (
+from tinsmith.passes.prune.autograd.graph import TorchGraph, scores_name
+from tinsmith.passes.prune.autograd.losses import agreement, logits_loss, relative_error
+from tinsmith.passes.prune.recovery.distillation import (
     Batch,
     DistillationOptions,
     DistillationResult,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from passes.graph.tensors import integers, static_shape
+from tinsmith.passes.graph.tensors import integers, static_shape
 
 Function = Callable[..., Any]
 

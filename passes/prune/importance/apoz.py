@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.prune.importance.mean_activation import MeanActivation
+from tinsmith.passes.prune.importance.mean_activation import MeanActivation
 
 
 class ActiveShare(MeanActivation):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve
 
-from passes.quantize.adaptive_rounding import positive_definite_inverse
+from tinsmith.passes.quantize.adaptive_rounding import positive_definite_inverse
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.prune.groups import Group, Groups, Member
+from tinsmith.passes.prune.groups import Group, Groups, Member
 
 BATCH_NORM = "relax.nn.batch_norm"
 _PRODUCTS = ("relax.nn.conv", "relax.matmul")

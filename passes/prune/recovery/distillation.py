@@ -1,4 +1,4 @@
-"""What distillation is asked for and answers; the training itself is in `passes.prune.autograd`.
+"""What distillation is asked for and answers; the training itself is in `tinsmith.passes.prune.autograd`.
 
 Without torch, which is an extra.
 """
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-from passes.graph.tensors import static_shape
-from passes.prune.recovery.layers import find_layers
-from passes.quantize.dataflow import Dataflow
+from tinsmith.passes.graph.tensors import static_shape
+from tinsmith.passes.prune.recovery.layers import find_layers
+from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def find_hints(
 ) -> tuple[Hint, ...]:
     """The results of the layers that read or have fewer channels than in the whole graph.
 
-    `positions` are those of `passes.prune.recovery.positions`.
+    `positions` are those of `tinsmith.passes.prune.recovery.positions`.
     """
     ranks = {node.name: len(static_shape(node.variable) or ()) for node in Dataflow(pruned).nodes}
     shrunk = {name for name, _ in positions}

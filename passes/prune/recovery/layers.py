@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tvm
 
-from passes.graph.tensors import constant_array, integers, static_shape
-from passes.quantize.dataflow import Dataflow, Node
-from passes.quantize.windows import Windows
+from tinsmith.passes.graph.tensors import constant_array, integers, static_shape
+from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.quantize.windows import Windows
 
 
 @dataclass(frozen=True)

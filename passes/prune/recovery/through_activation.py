@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.prune.recovery.least_squares import RIDGES, Moments, Solution, solve_layer
+from tinsmith.passes.prune.recovery.least_squares import RIDGES, Moments, Solution, solve_layer
 
 # Steps after the first solution, at most, and the share of the error that one has to save.
 _STEPS = 3

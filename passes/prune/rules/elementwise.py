@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
-from passes.graph.tensors import constant_array, operator_name, static_shape
-from passes.prune.groups import Role
-from passes.prune.labels import Traced, unlabelled
-from passes.prune.tracer import Rule, Tracer
+from tinsmith.passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
+from tinsmith.passes.graph.tensors import constant_array, operator_name, static_shape
+from tinsmith.passes.prune.groups import Role
+from tinsmith.passes.prune.labels import Traced, unlabelled
+from tinsmith.passes.prune.tracer import Rule, Tracer
 
 _KEEP_ZERO = ELEMENTWISE - {
     f"relax.{name}"

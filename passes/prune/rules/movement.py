@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant_array, integers, static_shape
-from passes.prune.labels import Traced, unlabelled
-from passes.prune.tracer import Rule, Tracer
+from tinsmith.passes.graph.tensors import constant_array, integers, static_shape
+from tinsmith.passes.prune.labels import Traced, unlabelled
+from tinsmith.passes.prune.tracer import Rule, Tracer
 
 
 def without_constant_axes(labels: np.ndarray) -> np.ndarray:

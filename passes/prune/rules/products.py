@@ -6,9 +6,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import GenericConst
 
-from passes.graph.tensors import constant_array, element_count, operator_name, static_shape
-from passes.prune.labels import Traced
-from passes.prune.tracer import Rule, Tracer
+from tinsmith.passes.graph.tensors import constant_array, element_count, operator_name, static_shape
+from tinsmith.passes.prune.labels import Traced
+from tinsmith.passes.prune.tracer import Rule, Tracer
 
 
 def _along(vector: np.ndarray, axis: int, rank: int) -> np.ndarray:

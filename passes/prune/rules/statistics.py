@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from passes.graph.tensors import constant_array, integers, operator_name
-from passes.prune.labels import Traced, unlabelled
-from passes.prune.tracer import Rule, Tracer
+from tinsmith.passes.graph.tensors import constant_array, integers, operator_name
+from tinsmith.passes.prune.labels import Traced, unlabelled
+from tinsmith.passes.prune.tracer import Rule, Tracer
 
 
 def _constant_parameters(call: relax.Call) -> bool:

@@ -1,10 +1,10 @@
 """Number formats: how real values are written with few bits. Needs numpy, not TVM."""
 
-from passes.quantize.formats.base import NumberFormat, QuantizedArray
-from passes.quantize.formats.binary import Binary
-from passes.quantize.formats.codebook import KMeansCodebook
-from passes.quantize.formats.floating import BFLOAT16, FLOAT16, FloatingPoint
-from passes.quantize.formats.granularity import (
+from tinsmith.passes.quantize.formats.base import NumberFormat, QuantizedArray
+from tinsmith.passes.quantize.formats.binary import Binary
+from tinsmith.passes.quantize.formats.codebook import KMeansCodebook
+from tinsmith.passes.quantize.formats.floating import BFLOAT16, FLOAT16, FloatingPoint
+from tinsmith.passes.quantize.formats.granularity import (
     FormatError,
     Granularity,
     PerChannel,
@@ -12,9 +12,9 @@ from passes.quantize.formats.granularity import (
     PerTensor,
     largest_group,
 )
-from passes.quantize.formats.packing import pack, unpack
-from passes.quantize.formats.power_of_two import PowerOfTwo
-from passes.quantize.formats.uniform import MeanCentred, UniformAffine, UniformSymmetric
+from tinsmith.passes.quantize.formats.packing import pack, unpack
+from tinsmith.passes.quantize.formats.power_of_two import PowerOfTwo
+from tinsmith.passes.quantize.formats.uniform import MeanCentred, UniformAffine, UniformSymmetric
 
 __all__ = [
     "BFLOAT16",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.quantize.formats.granularity import (
+from tinsmith.passes.quantize.formats.granularity import (
     PER_TENSOR,
     FormatError,
     Granularity,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.quantize.formats.base import BlockFormat, Parameters, beyond
-from passes.quantize.formats.granularity import FormatError, Granularity, PerChannel
+from tinsmith.passes.quantize.formats.base import BlockFormat, Parameters, beyond
+from tinsmith.passes.quantize.formats.granularity import FormatError, Granularity, PerChannel
 
 _FIRST_AXIS = PerChannel(0)
 

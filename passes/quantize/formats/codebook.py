@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from passes.quantize.formats.base import BlockFormat, Parameters, beyond
-from passes.quantize.formats.granularity import FormatError
+from tinsmith.passes.quantize.formats.base import BlockFormat, Parameters, beyond
+from tinsmith.passes.quantize.formats.granularity import FormatError
 
 # K-means of more values learns nothing more, and takes longer.
 _SAMPLE = 2**18

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from passes.quantize.formats.base import NumberFormat, Parameters, checked
+from tinsmith.passes.quantize.formats.base import NumberFormat, Parameters, checked
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.quantize.formats.granularity import FormatError
+from tinsmith.passes.quantize.formats.granularity import FormatError
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

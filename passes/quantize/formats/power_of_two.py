@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.quantize.formats.base import BlockFormat, Parameters
-from passes.quantize.formats.granularity import FormatError
+from tinsmith.passes.quantize.formats.base import BlockFormat, Parameters
+from tinsmith.passes.quantize.formats.granularity import FormatError
 
 # Powers of two below this are no normal float32.
 _SMALLEST_EXPONENT = -126

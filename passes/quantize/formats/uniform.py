@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.quantize import numbers
-from passes.quantize.formats.base import BlockFormat, Parameters, beyond
-from passes.quantize.formats.granularity import FormatError
-from passes.quantize.numbers import IntegerRange, integer_range
+from tinsmith.passes.quantize import numbers
+from tinsmith.passes.quantize.formats.base import BlockFormat, Parameters, beyond
+from tinsmith.passes.quantize.formats.granularity import FormatError
+from tinsmith.passes.quantize.numbers import IntegerRange, integer_range
 
 _WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 

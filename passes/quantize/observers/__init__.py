@@ -1,16 +1,16 @@
 """Observers: which range of a tensor's values to quantise. Need numpy, not TVM."""
 
-from passes.quantize.observers.base import ObservationError, Observer, ObserverFactory
-from passes.quantize.observers.choice import OBSERVERS, observer_factory
-from passes.quantize.observers.entropy import EntropyObserver
-from passes.quantize.observers.extremes import (
+from tinsmith.passes.quantize.observers.base import ObservationError, Observer, ObserverFactory
+from tinsmith.passes.quantize.observers.choice import OBSERVERS, observer_factory
+from tinsmith.passes.quantize.observers.entropy import EntropyObserver
+from tinsmith.passes.quantize.observers.extremes import (
     ChannelMinMaxObserver,
     MinMaxObserver,
     MovingAverageObserver,
 )
-from passes.quantize.observers.histogram import GrowingHistogram
-from passes.quantize.observers.mean_squared_error import MSEObserver
-from passes.quantize.observers.percentile import PercentileObserver
+from tinsmith.passes.quantize.observers.histogram import GrowingHistogram
+from tinsmith.passes.quantize.observers.mean_squared_error import MSEObserver
+from tinsmith.passes.quantize.observers.percentile import PercentileObserver
 
 __all__ = [
     "OBSERVERS",

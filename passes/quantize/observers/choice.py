@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from passes.quantize.observers.base import ObserverFactory
-from passes.quantize.observers.entropy import EntropyObserver
-from passes.quantize.observers.extremes import MinMaxObserver, MovingAverageObserver
-from passes.quantize.observers.mean_squared_error import MSEObserver
-from passes.quantize.observers.percentile import PercentileObserver
+from tinsmith.passes.quantize.observers.base import ObserverFactory
+from tinsmith.passes.quantize.observers.entropy import EntropyObserver
+from tinsmith.passes.quantize.observers.extremes import MinMaxObserver, MovingAverageObserver
+from tinsmith.passes.quantize.observers.mean_squared_error import MSEObserver
+from tinsmith.passes.quantize.observers.percentile import PercentileObserver
 
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 

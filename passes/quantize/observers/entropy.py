@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.quantize.observers.histogram import DEFAULT_BINS
-from passes.quantize.observers.percentile import HistogramObserver
+from tinsmith.passes.quantize.observers.histogram import DEFAULT_BINS
+from tinsmith.passes.quantize.observers.percentile import HistogramObserver
 
 _CANDIDATES = 128
 # A bin that a candidate leaves empty gets this share of the probability.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.quantize.observers.base import ObservationError, Observer
+from tinsmith.passes.quantize.observers.base import ObservationError, Observer
 
 
 class MinMaxObserver(Observer):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.quantize import numbers
-from passes.quantize.observers.histogram import DEFAULT_BINS
-from passes.quantize.observers.percentile import HistogramObserver
+from tinsmith.passes.quantize import numbers
+from tinsmith.passes.quantize.observers.histogram import DEFAULT_BINS
+from tinsmith.passes.quantize.observers.percentile import HistogramObserver
 
 _SHARES = np.linspace(0.02, 1.0, 50)
 _REFINED = 12

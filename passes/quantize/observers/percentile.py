@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.quantize.observers.base import ObservationError, Observer
-from passes.quantize.observers.histogram import DEFAULT_BINS, GrowingHistogram
+from tinsmith.passes.quantize.observers.base import ObservationError, Observer
+from tinsmith.passes.quantize.observers.histogram import DEFAULT_BINS, GrowingHistogram
 
 
 class HistogramObserver(Observer):

@@ -1,5 +1,5 @@
 """Operator definitions: exact TensorIR that carries its workload to a template."""
 
-from targets.cpu.operators.legalize import legalize_map
+from tinsmith.targets.cpu.operators.legalize import legalize_map
 
 __all__ = ["legalize_map"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.operators.winograd import WinogradWorkload, supports_winograd
-from targets.cpu.winograd_plan import best_plan, direct_cycles
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.operators.winograd import WinogradWorkload, supports_winograd
+from tinsmith.targets.cpu.winograd_plan import best_plan, direct_cycles
+from tinsmith.targets.spec import TargetSpec
 
 DIRECT = "direct"
 # Height and width of the output tile by the name of the algorithm.

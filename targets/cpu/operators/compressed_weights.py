@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tvm import te
 from tvm.ir import Expr
 
-from targets.compressed_weights import CompressedWeights, Grouping
+from tinsmith.targets.compressed_weights import CompressedWeights, Grouping
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.operators.compressed_weights import CompressedForm, weight_at
-from targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm, weight_at
+from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ConvolutionWorkload:
     Outside the image are elements of `pad_value`: the zero point of quantised data.
     `data_layout` is the input's ("NHWC" or "NCHW"); the output is always NHWC.
     `lanes` is the width by which the output channels of the weights are packed, and
-    `arithmetic` names how products are summed (see `targets.cpu.arithmetic`); `compressed`
+    `arithmetic` names how products are summed (see `tinsmith.targets.cpu.arithmetic`); `compressed`
     says how the weights are stored if not as floats.
     """
 

@@ -18,43 +18,43 @@ from tvm import relax, te, topi
 from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
-from targets.compressed_weights import CompressedWeights, compressed_weights
-from targets.cpu.arithmetic import Arithmetic, choose_arithmetic
-from targets.cpu.operators.algorithms import AlgorithmLookup, winograd_tile
-from targets.cpu.operators.compressed_weights import CompressedForm, stored_operands
-from targets.cpu.operators.convolution import (
+from tinsmith.targets.compressed_weights import CompressedWeights, compressed_weights
+from tinsmith.targets.cpu.arithmetic import Arithmetic, choose_arithmetic
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, winograd_tile
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm, stored_operands
+from tinsmith.targets.cpu.operators.convolution import (
     ConvolutionWorkload,
     define_convolution,
     pack_weights,
 )
-from targets.cpu.operators.elementwise import elementwise_legalizers
-from targets.cpu.operators.matmul import (
+from tinsmith.targets.cpu.operators.elementwise import elementwise_legalizers
+from tinsmith.targets.cpu.operators.matmul import (
     MatmulWorkload,
     define_matmul,
     pack_columns,
     pack_columns_at_run_time,
 )
-from targets.cpu.operators.operands import (
+from tinsmith.targets.cpu.operators.operands import (
     StaticTensor,
     constant_border,
     static_tensor,
     without_zero_point,
 )
-from targets.cpu.operators.sorting import sorting_legalizers
-from targets.cpu.operators.window import (
+from tinsmith.targets.cpu.operators.sorting import sorting_legalizers
+from tinsmith.targets.cpu.operators.window import (
     CHANNELWISE_DTYPES,
     ChannelwiseWorkload,
     define_channelwise,
 )
-from targets.cpu.operators.winograd import (
+from tinsmith.targets.cpu.operators.winograd import (
     WinogradWorkload,
     define_winograd,
     pack_taps,
     transform_weights,
 )
-from targets.half_weights import half_dtype, numpy_dtype
-from targets.spec import TargetSpec
-from targets.x86.tile_instructions import tile_arithmetic, whole_groups
+from tinsmith.targets.half_weights import half_dtype, numpy_dtype
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.tile_instructions import tile_arithmetic, whole_groups
 
 Legalizer = Callable[[BlockBuilder, Call], Expr]
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.operators.compressed_weights import CompressedForm, weight_at
-from targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm, weight_at
+from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MatmulWorkload:
     `batch` are the leading extents of the output, `left_batch` and `right_batch` those of
     the operands (broadcast by numpy's rules). `lanes` is the width by which the columns of
     the right operand are packed, 0 where it is read as it lies; `arithmetic` names how
-    products are summed (see `targets.cpu.arithmetic`); `zero_point` is that of a left
+    products are summed (see `tinsmith.targets.cpu.arithmetic`); `zero_point` is that of a left
     operand of integers whose right one is computed, too; `compressed` says how the right
     operand is stored if not as floats.
     """

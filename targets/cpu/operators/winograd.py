@@ -1,6 +1,6 @@
 """Definition of a 3x3 convolution whose weights are stored as Winograd's transform.
 
-See `targets.cpu.winograd_matrices` for the algorithm. The definition is that of
+See `tinsmith.targets.cpu.winograd_matrices` for the algorithm. The definition is that of
 the convolution itself, naive and exact but for rounding: it reads each weight
 back from its transform. The template replaces it by the fast algorithm.
 
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from tvm import te, tirx
 
-from targets.cpu.arithmetic import Float32, arithmetic_named
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.template import WORKLOAD_ATTRIBUTE
-from targets.cpu.winograd_matrices import winograd_matrices
+from tinsmith.targets.cpu.arithmetic import Float32, arithmetic_named
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu.winograd_matrices import winograd_matrices
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,21 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.schedules.amx_tiles import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.schedules.amx_tiles import (
     TileEmitter,
     TileOperands,
     TileProduct,
     decision_space,
     default_decisions,
 )
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
-from targets.x86.tile_instructions import ROW_BYTES, tile_arithmetic
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.tile_instructions import ROW_BYTES, tile_arithmetic
 
 
 class AmxConvolutionTemplate(Template):

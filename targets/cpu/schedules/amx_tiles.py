@@ -17,14 +17,14 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Epilogue
-from targets.cpu.arithmetic import Arithmetic
-from targets.cpu.loops import Index, index
-from targets.cpu.schedules.register_tile import RegisterTile
-from targets.cpu.template import Decisions, Match
-from targets.spec import TargetSpec
-from targets.x86 import tile_instructions as amx
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Epilogue
+from tinsmith.targets.cpu.arithmetic import Arithmetic
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.schedules.register_tile import RegisterTile
+from tinsmith.targets.cpu.template import Decisions, Match
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86 import tile_instructions as amx
 
 # Accumulators share the registers with data and weights.
 _MOST_ACCUMULATORS = 4

@@ -10,8 +10,8 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.winograd_matrices import Matrix
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.winograd_matrices import Matrix
 
 
 def transform_both_axes(

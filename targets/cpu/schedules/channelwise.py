@@ -12,17 +12,17 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import vector as vector_type
-from targets.cpu.loops import Index, index
-from targets.cpu.nan_propagation import lowest
-from targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
-from targets.cpu.schedules.depthwise_dots import DotEmitter, has_dots
-from targets.cpu.schedules.register_tile import least_sizes
-from targets.cpu.schedules.window import Window
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from tinsmith.targets.cpu.arithmetic import vector as vector_type
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.nan_propagation import lowest
+from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
+from tinsmith.targets.cpu.schedules.depthwise_dots import DotEmitter, has_dots
+from tinsmith.targets.cpu.schedules.register_tile import least_sizes
+from tinsmith.targets.cpu.schedules.window import Window
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 # The tile of dot products; the loads of a column are shared by all pixels.
 _DOT_PIXELS, _DOT_VECTORS = 8, 2

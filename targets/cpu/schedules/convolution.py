@@ -11,13 +11,13 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.compressed_weights import CompressedForm
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.schedules.decompression import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.schedules.decompression import (
     Decompression,
     Panel,
     Weights,
@@ -25,16 +25,16 @@ from targets.cpu.schedules.decompression import (
     registers_needed,
     shared_lines,
 )
-from targets.cpu.schedules.register_tile import (
+from tinsmith.targets.cpu.schedules.register_tile import (
     RegisterTile,
     choose_tile,
     fills_registers,
     tile_choices,
 )
-from targets.cpu.schedules.widening import widen
-from targets.cpu.schedules.window import Window
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.schedules.widening import widen
+from tinsmith.targets.cpu.schedules.window import Window
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 # So few input channels are unrolled: a loop over them would not pay for itself.
 _FEW_CHANNELS = 4

@@ -16,11 +16,11 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.arithmetic import vector
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.compressed_weights import CompressedForm
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.arithmetic import vector
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm
+from tinsmith.targets.spec import TargetSpec
 
 # The operands by their dtypes: codes, scales, levels.
 _ORDER = ("int8", "uint8", "float16", "float32")

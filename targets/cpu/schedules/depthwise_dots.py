@@ -21,15 +21,15 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor
-from targets.cpu.arithmetic import Vnni
-from targets.cpu.byte_stores import Results, store_results
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.window import ChannelwiseWorkload
-from targets.cpu.schedules.window import Window
-from targets.cpu.template import Decisions, Match
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor
+from tinsmith.targets.cpu.arithmetic import Vnni
+from tinsmith.targets.cpu.byte_stores import Results, store_results
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload
+from tinsmith.targets.cpu.schedules.window import Window
+from tinsmith.targets.cpu.template import Decisions, Match
+from tinsmith.targets.spec import TargetSpec
 
 _LANES, _ROWS = 16, Vnni.depth
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from targets.cpu.program import static_bytes
-from targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.program import static_bytes
+from tinsmith.targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)

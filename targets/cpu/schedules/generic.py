@@ -12,21 +12,27 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc, Stmt
 
-from targets.cpu.domain import Box
-from targets.cpu.elementwise_loops import emit_box
-from targets.cpu.inlining import inline
-from targets.cpu.program import Program, parse, static_bytes
-from targets.cpu.row_loops import RowSchedule, emit_rows
-from targets.cpu.row_program import RowProgram, analyse
-from targets.cpu.schedules.samples import is_plain, is_sample, own_loops, sample_numbers, sampled
-from targets.cpu.schedules.stagewise import (
+from tinsmith.targets.cpu.domain import Box
+from tinsmith.targets.cpu.elementwise_loops import emit_box
+from tinsmith.targets.cpu.inlining import inline
+from tinsmith.targets.cpu.program import Program, parse, static_bytes
+from tinsmith.targets.cpu.row_loops import RowSchedule, emit_rows
+from tinsmith.targets.cpu.row_program import RowProgram, analyse
+from tinsmith.targets.cpu.schedules.samples import (
+    is_plain,
+    is_sample,
+    own_loops,
+    sample_numbers,
+    sampled,
+)
+from tinsmith.targets.cpu.schedules.stagewise import (
     add_intermediates,
     finish,
     flat_views,
     stage_assignment,
 )
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.arithmetic import Arithmetic, Float32, HalfWeights, vector
-from targets.cpu.loops import Index, index
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.arithmetic import Arithmetic, Float32, HalfWeights, vector
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.spec import TargetSpec
 
 # So many tiles that read the same weights pay for writing them to memory first.
 _PASSES = 4

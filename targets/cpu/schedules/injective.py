@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from targets.cpu.inlining import inline
-from targets.cpu.program import Program, parse
-from targets.cpu.schedules.stagewise import emit_stages
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.inlining import inline
+from tinsmith.targets.cpu.program import Program, parse
+from tinsmith.targets.cpu.schedules.stagewise import emit_stages
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import Arithmetic, arithmetic_named
-from targets.cpu.loops import Index, index, unravel
-from targets.cpu.operators.compressed_weights import CompressedForm
-from targets.cpu.operators.matmul import MatmulWorkload
-from targets.cpu.schedules.decompression import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
+from tinsmith.targets.cpu.arithmetic import Arithmetic, arithmetic_named
+from tinsmith.targets.cpu.loops import Index, index, unravel
+from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm
+from tinsmith.targets.cpu.operators.matmul import MatmulWorkload
+from tinsmith.targets.cpu.schedules.decompression import (
     Decompression,
     Panel,
     Weights,
@@ -23,21 +23,21 @@ from targets.cpu.schedules.decompression import (
     registers_needed,
     shared_lines,
 )
-from targets.cpu.schedules.half_panel import (
+from tinsmith.targets.cpu.schedules.half_panel import (
     HalfPanel,
     has_half_weights,
     panel_arithmetic,
     widened_panel_pays,
 )
-from targets.cpu.schedules.register_tile import (
+from tinsmith.targets.cpu.schedules.register_tile import (
     RegisterTile,
     choose_tile,
     fills_registers,
     tile_choices,
 )
-from targets.cpu.schedules.widening import widen
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.schedules.widening import widen
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 _LEAST_ROW_TILES = 4
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from targets.cpu.byte_dots import use_byte_dots
-from targets.cpu.program import static_bytes
-from targets.cpu.template import Decisions, Match, Template
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.byte_dots import use_byte_dots
+from tinsmith.targets.cpu.program import static_bytes
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.spec import TargetSpec
 
 # How an operator definition names the template of a function that has loops already.
 TEMPLATE_ATTRIBUTE = "tinsmith.template"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
-from targets.cpu.schedules.rows import RowTemplate, RowWorkload
-from targets.cpu.schedules.samples import is_plain, is_sample, own_loops, sample_numbers, sampled
-from targets.cpu.template import Decisions, Match
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu.schedules.rows import RowTemplate, RowWorkload
+from tinsmith.targets.cpu.schedules.samples import (
+    is_plain,
+    is_sample,
+    own_loops,
+    sample_numbers,
+    sampled,
+)
+from tinsmith.targets.cpu.template import Decisions, Match
+from tinsmith.targets.spec import TargetSpec
 
 
 class RowReduction(RowTemplate):

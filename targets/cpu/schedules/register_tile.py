@@ -16,10 +16,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu.anchor import Epilogue
-from targets.cpu.arithmetic import Arithmetic, Float32
-from targets.cpu.byte_stores import Results, store_results
-from targets.cpu.loops import (
+from tinsmith.targets.cpu.anchor import Epilogue
+from tinsmith.targets.cpu.arithmetic import Arithmetic, Float32
+from tinsmith.targets.cpu.byte_stores import Results, store_results
+from tinsmith.targets.cpu.loops import (
     Index,
     allocate,
     index,
@@ -28,7 +28,7 @@ from targets.cpu.loops import (
     sequence,
     splat,
 )
-from targets.spec import TargetSpec
+from tinsmith.targets.spec import TargetSpec
 
 # Wider tiles are no faster.
 _MOST_VECTORS = 8

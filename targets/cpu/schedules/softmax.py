@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from targets.cpu.expressions import call_name, children
-from targets.cpu.schedules.rows import RowTemplate, RowWorkload
+from tinsmith.targets.cpu.expressions import call_name, children
+from tinsmith.targets.cpu.schedules.rows import RowTemplate, RowWorkload
 
 
 class Softmax(RowTemplate):

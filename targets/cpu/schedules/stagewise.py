@@ -8,11 +8,11 @@ from tvm import tirx
 from tvm.tirx import PrimFunc, Stmt, Var
 from tvm.tirx.buffer import buffer_data
 
-from targets.cpu import loops
-from targets.cpu.domain import Assignment, Box, flat_offset, flatten_loads
-from targets.cpu.elementwise_loops import emit_box
-from targets.cpu.program import Program, Stage, buffer_dtype, buffer_size
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.domain import Assignment, Box, flat_offset, flatten_loads
+from tinsmith.targets.cpu.elementwise_loops import emit_box
+from tinsmith.targets.cpu.program import Program, Stage, buffer_dtype, buffer_size
+from tinsmith.targets.spec import TargetSpec
 
 
 def flat_views(program: Program) -> tuple[dict[Var, Var], list[Stmt]]:

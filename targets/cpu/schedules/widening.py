@@ -9,9 +9,9 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.loops import index, unravel
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.loops import index, unravel
+from tinsmith.targets.spec import TargetSpec
 
 # Vectors that one task converts.
 _TASK_VECTORS = 64

@@ -18,10 +18,10 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt
 
-from targets.cpu import loops
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.operators.window import ChannelwiseWorkload
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,19 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import PrimFunc, Stmt
 
-from targets.cpu import loops
-from targets.cpu.anchor import Anchor, Epilogue, compulsory_bytes, find_anchor, workload_of
-from targets.cpu.arithmetic import Float32
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.convolution import ConvolutionWorkload
-from targets.cpu.operators.winograd import WinogradWorkload
-from targets.cpu.schedules.both_axes import transform_both_axes
-from targets.cpu.schedules.register_tile import RegisterTile, fills_registers, least_sizes
-from targets.cpu.schedules.winograd_taps import ProductSize, TapProducts
-from targets.cpu.template import Decisions, Match, Template
-from targets.cpu.winograd_matrices import winograd_matrices
-from targets.cpu.winograd_plan import MOST_TILES, MOST_VECTORS, best_plan
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Anchor, Epilogue, compulsory_bytes, find_anchor, workload_of
+from tinsmith.targets.cpu.arithmetic import Float32
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
+from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
+from tinsmith.targets.cpu.schedules.both_axes import transform_both_axes
+from tinsmith.targets.cpu.schedules.register_tile import RegisterTile, fills_registers, least_sizes
+from tinsmith.targets.cpu.schedules.winograd_taps import ProductSize, TapProducts
+from tinsmith.targets.cpu.template import Decisions, Match, Template
+from tinsmith.targets.cpu.winograd_matrices import winograd_matrices
+from tinsmith.targets.cpu.winograd_plan import MOST_TILES, MOST_VECTORS, best_plan
+from tinsmith.targets.spec import TargetSpec
 
 
 class WinogradTemplate(Template):

@@ -18,15 +18,15 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
 
-from targets.cpu import loops
-from targets.cpu.anchor import Epilogue
-from targets.cpu.arithmetic import Float32, vector
-from targets.cpu.loops import Index, index
-from targets.cpu.operators.winograd import WinogradWorkload
-from targets.cpu.schedules.both_axes import transform_both_axes
-from targets.cpu.schedules.register_tile import RegisterTile
-from targets.cpu.winograd_matrices import winograd_matrices
-from targets.spec import TargetSpec
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.anchor import Epilogue
+from tinsmith.targets.cpu.arithmetic import Float32, vector
+from tinsmith.targets.cpu.loops import Index, index
+from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
+from tinsmith.targets.cpu.schedules.both_axes import transform_both_axes
+from tinsmith.targets.cpu.schedules.register_tile import RegisterTile
+from tinsmith.targets.cpu.winograd_matrices import winograd_matrices
+from tinsmith.targets.spec import TargetSpec
 
 # Share of the L2 cache for transformed weights, and how many input channels they have at least.
 _SHARE_OF_CACHE = 2

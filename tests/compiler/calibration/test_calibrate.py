@@ -10,18 +10,22 @@ import pytest
 import tvm
 from tvm import relax
 
-from compiler.calibration import (
+from tinsmith.compiler.calibration import (
     CalibrationSource,
     ObservedModule,
     calibrate,
     observe_tensors,
     open_calibration,
 )
-from compiler.errors import InputError, ModelError
-from compiler.pipeline import Progress
-from passes.quantize.observers import ChannelMinMaxObserver, MinMaxObserver, observer_factory
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith.compiler.errors import InputError, ModelError
+from tinsmith.compiler.pipeline import Progress
+from tinsmith.passes.quantize.observers import (
+    ChannelMinMaxObserver,
+    MinMaxObserver,
+    observer_factory,
+)
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 SIGNATURE = {"x": ((1, 16, 16, 8), "float32")}
 WEIGHT = np.random.default_rng(0).standard_normal((1, 1, 8, 16)).astype(np.float32)

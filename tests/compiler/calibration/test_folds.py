@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.calibration import CalibrationSource, RandomSource, folds, open_calibration
-from compiler.calibration.folds import SomeSamples, interval, labels_for, told_of_samples, without
-from compiler.calibration.plausibility import warnings
+from tinsmith.compiler.calibration import CalibrationSource, RandomSource, folds, open_calibration
+from tinsmith.compiler.calibration.folds import (
+    SomeSamples,
+    interval,
+    labels_for,
+    told_of_samples,
+    without,
+)
+from tinsmith.compiler.calibration.plausibility import warnings
 
 SIGNATURE = {"x": ((1, 3), "float32")}
 

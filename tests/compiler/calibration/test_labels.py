@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.calibration import open_calibration, read_labels
-from compiler.errors import ConfigError, InputError, TinsmithError
+from tinsmith.compiler.calibration import open_calibration, read_labels
+from tinsmith.compiler.errors import ConfigError, InputError, TinsmithError
 
 SIGNATURE = {"x": ((1, 3), "float32")}
 SAMPLES = np.zeros((6, 3), np.float32)

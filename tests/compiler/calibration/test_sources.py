@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.calibration import CalibrationSource, Preprocessing, open_calibration
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.domains import Domain
+from tinsmith.compiler.calibration import CalibrationSource, Preprocessing, open_calibration
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.domains import Domain
 
 SIGNATURE = {"image": ((1, 3, 8, 6), "float32")}
 NHWC = {"image": ((1, 8, 6, 3), "float32")}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.errors import InputError
-from compiler.evaluate.accuracy import LabelledImages, top1
+from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages, top1
 
 
 def write(path: Path, **arrays: np.ndarray) -> Path:

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.evaluate.bench import _Contestant, _second_try
-from compiler.evaluate.original import OriginalModel
-from compiler.frontends.onnx_shapes import bind_inputs
+from tinsmith.compiler.evaluate.bench import _Contestant, _second_try
+from tinsmith.compiler.evaluate.original import OriginalModel
+from tinsmith.compiler.frontends.onnx_shapes import bind_inputs
 
 
 def _product_by_rate() -> onnx.ModelProto:

@@ -10,9 +10,9 @@ import pytest
 import tvm
 from tvm import relax
 
-from compiler import CompileConfig, PruneConfig, compile_to
-from compiler.errors import ConfigError
-from compiler.evaluate.bisect import (
+from tinsmith import CompileConfig, PruneConfig, compile_to
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.bisect import (
     MODULE,
     Stages,
     Tensor,
@@ -21,10 +21,10 @@ from compiler.evaluate.bisect import (
     first_divergent,
     pipeline_stages,
 )
-from compiler.frontends.onnx import ImportedModel, import_onnx
-from passes.graph.rewriter import BlockRewriter
-from passes.graph.tensors import constant, constant_array
-from targets.registry import get_target
+from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.passes.graph.rewriter import BlockRewriter
+from tinsmith.passes.graph.tensors import constant, constant_array
+from tinsmith.targets.registry import get_target
 
 SPEC = get_target("native")
 

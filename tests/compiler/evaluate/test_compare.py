@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.evaluate.compare import (
+from tinsmith.compiler.evaluate.compare import (
     QUANTIZED_TOLERANCE,
     TOLERANCE,
     compare,

@@ -11,11 +11,11 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.evaluate.float_model import judge, measure
-from compiler.evaluate.peers import OnnxRuntime, installed
-from compiler.evaluate.verify import verify
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.evaluate.float_model import judge, measure
+from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
+from tinsmith.compiler.evaluate.verify import verify
 
 FLOATS = np.linspace(-1, 1, 100, dtype=np.float32)
 
@@ -60,9 +60,9 @@ def test_without_a_promise_nothing_is_judged() -> None:
 def test_verify_judges_a_quantised_module_by_what_it_is(
     small_model_file: Path, tmp_path: Path
 ) -> None:
-    options = compiler.QuantizationConfig(calibration="random", samples=4, fallback=False)
+    options = tinsmith.QuantizationConfig(calibration="random", samples=4, fallback=False)
     folder = tmp_path / "m"
-    compiler.compile_to(
+    tinsmith.compile_to(
         small_model_file, folder, quantization=options, runner=False, static_library=False
     )
     report = verify(folder, small_model_file, samples=1)
@@ -103,12 +103,12 @@ def test_every_reduction_keeps_its_promise(
 ) -> None:
     options: dict[str, object] = {}
     if "pruned" in kind:
-        options["pruning"] = compiler.PruneConfig(ratio=0.5, calibration="random", samples=4)
+        options["pruning"] = tinsmith.PruneConfig(ratio=0.5, calibration="random", samples=4)
     if kind != "pruned":
-        options["quantization"] = compiler.QuantizationConfig(
+        options["quantization"] = tinsmith.QuantizationConfig(
             format=kind.split()[-1], calibration="random", samples=4, min_weights=1
         )
-    compiler.compile_to(
+    tinsmith.compile_to(
         small_model_file, tmp_path / "m", runner=False, static_library=False, **options
     )
     report = verify(tmp_path / "m", small_model_file, samples=1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.errors import ModelError
-from compiler.evaluate.domains import input_domains
-from compiler.evaluate.inputs import Domain, random_inputs
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.domains import input_domains
+from tinsmith.compiler.evaluate.inputs import Domain, random_inputs
 
 
 def test_values_have_the_shape_dtype_and_range_asked_for() -> None:

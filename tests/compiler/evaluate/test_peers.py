@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.evaluate.peers import OpenVino, installed
+from tinsmith.compiler.evaluate.peers import OpenVino, installed
 
 
 @pytest.mark.skipif(not installed(OpenVino), reason="OpenVINO is not installed")

@@ -13,14 +13,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.api import compile_to
-from compiler.errors import ModelError, VerificationError
-from compiler.evaluate import opinions as opinions_module
-from compiler.evaluate.opinions import Opinions
-from compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED
-from compiler.evaluate.peers import OnnxRuntime, installed
-from compiler.evaluate.reference import Reference
-from compiler.evaluate.verify import verify
+from tinsmith.compiler.api import compile_to
+from tinsmith.compiler.errors import ModelError, VerificationError
+from tinsmith.compiler.evaluate import opinions as opinions_module
+from tinsmith.compiler.evaluate.opinions import Opinions
+from tinsmith.compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED
+from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
+from tinsmith.compiler.evaluate.reference import Reference
+from tinsmith.compiler.evaluate.verify import verify
 
 pytestmark = pytest.mark.skipif(not installed(OnnxRuntime), reason="ONNX Runtime is not installed")
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compiler.evaluate import roofline
-from compiler.evaluate.roofline import Roofline
+from tinsmith.compiler.evaluate import roofline
+from tinsmith.compiler.evaluate.roofline import Roofline
 
 ROOF = Roofline("cpu", 2, 1e9, ((1000, 8e9), (10_000, 2e9)))
 

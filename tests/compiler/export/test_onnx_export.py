@@ -13,15 +13,15 @@ from onnx import TensorProto, helper
 from tvm import relax
 from typer.testing import CliRunner
 
-from compiler.cli import app
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ModelError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.evaluate.stages import run_stage
-from compiler.export.onnx import to_onnx
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.pruner import readable
-from targets.registry import get_target
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.evaluate.stages import run_stage
+from tinsmith.compiler.export.onnx import to_onnx
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.targets.registry import get_target
 
 
 def imported_again(module: tvm.IRModule, inputs: list[str], outputs: list[str]) -> tvm.IRModule:

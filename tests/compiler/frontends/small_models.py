@@ -11,7 +11,7 @@ import tvm
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tvm import relax
 
-from compiler.frontends.onnx import ImportedModel
+from tinsmith.compiler.frontends.onnx import ImportedModel
 
 OPSET = 18
 

@@ -13,13 +13,13 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-import compiler
-from compiler.demo import MODEL
-from compiler.errors import ModelError, ShapeError
-from compiler.frontends.checkpoint import read_checkpoint, write_checkpoint
-from compiler.frontends.imported import ImportedModel
-from compiler.frontends.model import import_model
-from compiler.frontends.onnx import import_onnx
+import tinsmith
+from tinsmith.compiler.demo import MODEL
+from tinsmith.compiler.errors import ModelError, ShapeError
+from tinsmith.compiler.frontends.checkpoint import read_checkpoint, write_checkpoint
+from tinsmith.compiler.frontends.imported import ImportedModel
+from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -56,10 +56,10 @@ def test_the_graph_comes_back(imported: ImportedModel, checkpoint: Path) -> None
 def test_a_module_compiled_from_it_computes_the_same(checkpoint: Path, tmp_path: Path) -> None:
     image = np.random.default_rng(0).standard_normal(SHAPE["image"]).astype("float32")
     settings = {"static_library": False, "runner": False, "threads": 1}
-    with compiler.compile(checkpoint, output=tmp_path / "a", **settings) as module:
+    with tinsmith.compile(checkpoint, output=tmp_path / "a", **settings) as module:
         assert module.golden() is not None
         found = module.run([image])[0]
-    with compiler.compile(MODEL, output=tmp_path / "b", shapes=SHAPE, **settings) as module:
+    with tinsmith.compile(MODEL, output=tmp_path / "b", shapes=SHAPE, **settings) as module:
         np.testing.assert_array_equal(found, module.run([image])[0])
 
 

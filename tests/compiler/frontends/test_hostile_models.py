@@ -14,10 +14,10 @@ import pytest
 import zstandard
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from compiler.errors import ModelError, ShapeError, UnsafeModelError
-from compiler.frontends import onnx_external
-from compiler.frontends.model import import_model
-from compiler.frontends.onnx_guard import ToolError, forked, in_child
+from tinsmith.compiler.errors import ModelError, ShapeError, UnsafeModelError
+from tinsmith.compiler.frontends import onnx_external
+from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.frontends.onnx_guard import ToolError, forked, in_child
 
 
 def model(
@@ -311,7 +311,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 def test_checkpoints_that_unpack_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compiler.frontends.checkpoint._LARGEST", 2**20)
+    monkeypatch.setattr("tinsmith.compiler.frontends.checkpoint._LARGEST", 2**20)
     path = tmp_path / "bomb.tinsmith"
     path.write_bytes(zstandard.ZstdCompressor().compress(bytes(2**24)))
     with pytest.raises(ModelError, match="unpacks to more than"):

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import graph_passes, kernel_passes
-from targets.registry import get_target
 from tests.compiler.frontends.small_models import execute
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import graph_passes, kernel_passes
+from tinsmith.targets.registry import get_target
 
 _RANDOM = np.random.default_rng(3)
 _SPEC = get_target("x86-64-v3")

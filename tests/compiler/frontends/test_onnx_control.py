@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 
 def _choice(else_operator: str = "Neg") -> onnx.ModelProto:

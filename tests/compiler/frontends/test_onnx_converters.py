@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_converters.spectrum import transform_matrix
-from compiler.interpolation import Sampling, interpolation_matrix
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_converters.spectrum import transform_matrix
+from tinsmith.compiler.interpolation import Sampling, interpolation_matrix
 
 
 def _one(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-import compiler
+import tinsmith
 
 DTYPES = ("int8", "int32", "int64", "uint8", "uint32")
 
@@ -47,12 +47,12 @@ def model(constant: bool) -> onnx.ModelProto:
 
 
 def check(folder: Path, constant: bool) -> None:
-    report = compiler.compile_to(model(constant), folder, runner=False, static_library=False)
+    report = tinsmith.compile_to(model(constant), folder, runner=False, static_library=False)
     arrays = {}
     for dtype in DTYPES:
         a, b = operands(dtype)
         arrays |= {f"a_{dtype}": a} if constant else {f"a_{dtype}": a, f"b_{dtype}": b}
-    with compiler.load(report.path) as module:
+    with tinsmith.load(report.path) as module:
         found = module(arrays)
         for dtype in DTYPES:
             a, b = operands(dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-import compiler
+import tinsmith
 from tests.compiler.frontends.small_models import model, random, value
 
 
@@ -44,10 +44,10 @@ def test_whole_modules_compute_with_empty_tensors(tmp_path: Path) -> None:
     }
     infos = [value(name, shape, TensorProto.FLOAT) for name, shape in inputs.items()]
     proto = model([case[0] for case in cases.values()], infos, list(cases), constants, opset=13)
-    compiled = compiler.compile_to(
+    compiled = tinsmith.compile_to(
         proto, tmp_path / "m", golden=False, runner=False, static_library=False
     )
-    with compiler.load(compiled.path, threads=1) as module:
+    with tinsmith.load(compiled.path, threads=1) as module:
         given = {name: np.zeros(shape, np.float32) for name, shape in inputs.items()}
         results = module(**(given | {"x": x}))
     for name, (_, expected) in cases.items():
@@ -57,8 +57,8 @@ def test_whole_modules_compute_with_empty_tensors(tmp_path: Path) -> None:
 
 def test_lists_in_constants_of_old_models_are_read() -> None:
     """The optimizer folds Shape into a Constant with `value_ints`, also where that is unknown."""
-    from compiler.frontends.onnx import import_onnx
     from tests.compiler.frontends.small_models import run
+    from tinsmith.compiler.frontends.onnx import import_onnx
 
     nodes = [helper.make_node("Shape", ["x"], ["y"])]
     (shape,) = run(import_onnx(model(nodes, [value("x", [2, 4])], ["y"], opset=11)), random((2, 4)))

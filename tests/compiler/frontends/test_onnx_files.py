@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.errors import ModelError, UnsafeModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_files import read_model
 from tests.compiler.frontends.small_models import linear_model, model, value
+from tinsmith.compiler.errors import ModelError, UnsafeModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_files import read_model
 
 
 def _write(path: Path, proto: onnx.ModelProto) -> Path:

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import compiler
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
+import tinsmith
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 X = random((4, 5, 6))
 
@@ -60,13 +60,13 @@ def test_no_index_leaves_memory(tmp_path: Path) -> None:
         for name, array in inputs.items()
     ]
     proto = model(nodes, infos, list("abcdefghk"), constants, opset=16)
-    compiled = compiler.compile_to(
+    compiled = tinsmith.compile_to(
         proto, tmp_path / "m", golden=False, runner=False, static_library=False
     )
     limits = np.iinfo(np.int64)
     foreign = [limits.max, limits.min, 2**31, -(2**31) - 1, 2**32 + 1, 7]
     inputs |= {"i": np.array(foreign), "length": np.array([2**30], np.int32)}
-    with compiler.load(compiled.path, threads=1) as module:
+    with tinsmith.load(compiled.path, threads=1) as module:
         for lengths in (limits.max, limits.min, 4):
             results = module(**(inputs | {"lengths": np.array([lengths])}))
             inside = np.array([4, 0, 4, 0, 4, 4])

@@ -12,10 +12,10 @@ from onnx.reference import ReferenceEvaluator
 from small_models import linear_model, model, value
 from tvm.ir import GenericConst
 
-from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_halves import HALVES, widen_halves
-from compiler.pipeline import graph_passes
-from targets.half_weights import half_dtype
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_halves import HALVES, widen_halves
+from tinsmith.compiler.pipeline import graph_passes
+from tinsmith.targets.half_weights import half_dtype
 
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 WEIGHTS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-import compiler
-from compiler.frontends import onnx_shapes
-from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_soundness import unsoundness
+import tinsmith
+from tinsmith.compiler.frontends import onnx_shapes
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_soundness import unsoundness
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -76,7 +76,7 @@ def odd_interface() -> ModelProto:
 
 
 def test_outputs_may_be_inputs_weights_and_constants(tmp_path: Path) -> None:
-    report = compiler.compile_to(
+    report = tinsmith.compile_to(
         odd_interface(), tmp_path / "m", runner=False, static_library=False
     )
     names = [value.name for value in odd_interface().graph.output]
@@ -87,7 +87,7 @@ def test_outputs_may_be_inputs_weights_and_constants(tmp_path: Path) -> None:
         "x": x, "unused": np.arange(4), "scalar": np.array(7, np.float32),
         "condition": np.array(True), "empty": np.zeros((0, 3), np.float32),
     }  # fmt: skip
-    with compiler.load(report.path) as module:
+    with tinsmith.load(report.path) as module:
         found = {name: value.copy() for name, value in module(arrays).items()}
     assert found["scalar"] == 7 and found["three"] == 3 and found["condition"]
     assert found["flags"].tolist() == [True, False]

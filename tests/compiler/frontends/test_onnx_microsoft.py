@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import random, run
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 B, S, D, N, H = 2, 5, 12, 3, 4
 MASKS = {

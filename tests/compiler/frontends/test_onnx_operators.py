@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from compiler.errors import ModelError, UnsupportedOpError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.errors import ModelError, UnsupportedOpError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 
 def test_all_unknown_operators_are_listed_at_once() -> None:

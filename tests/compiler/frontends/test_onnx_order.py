@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import compiler
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.frontends.onnx_order import in_order
+import tinsmith
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_order import in_order
 
 
 def _model(nodes: list[onnx.NodeProto], output: str = "y") -> onnx.ModelProto:
@@ -49,7 +49,7 @@ def test_nodes_come_after_what_they_read() -> None:
     onnx.checker.check_model(ordered)
     assert in_order(ordered, "m") is ordered
     x = np.float32([[0, 1, -2], [3, 4, 0.5]])
-    with compiler.compile(model, runner=False, static_library=False, golden=False) as module:
+    with tinsmith.compile(model, runner=False, static_library=False, golden=False) as module:
         early = np.maximum(x, 0)
         np.testing.assert_allclose(module(x)["y"], np.exp(np.sqrt(early)) - early, rtol=1e-5)
 

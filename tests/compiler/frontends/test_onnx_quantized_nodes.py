@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto
 from onnx.backend.test.case import node as node_cases
 
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import run
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 _MODULES = (
     "convinteger",

@@ -11,11 +11,11 @@ import pytest
 from onnx import NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from compiler.api import compile_to
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.module.loader import load
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.api import compile_to
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.module.loader import load
 
 
 def _node(operator: str, inputs: str, outputs: str, **attributes: Any) -> NodeProto:

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import helper
 
-import compiler
-from compiler.errors import ModelError
-from compiler.frontends.onnx import ImportedModel, import_onnx
+import tinsmith
 from tests.compiler.frontends.small_models import model, random, run, value
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -148,7 +148,7 @@ def test_steps_of_one_large_sequence_are_shared_out(tmp_path: Path) -> None:
         helper.make_node("RNN", ["X", "V", "S"], ["Z"], hidden_size=hidden, direction="reverse"),
     ]
     proto = model(nodes, [value("X", [steps, 1, features])], ["Y", "Z"], constants, opset=14)
-    report = compiler.compile_to(
+    report = tinsmith.compile_to(
         proto, tmp_path / "module", static_library=False, runner=False, tuned=False
     )
     assert not [note for note in report.notes if "serially" in note]
@@ -158,7 +158,7 @@ def test_steps_of_one_large_sequence_are_shared_out(tmp_path: Path) -> None:
     x = random((steps, 1, features))
     expected = session.run(None, {"X": x})
     for threads in (1, 2):
-        with compiler.load(report.path, threads) as module:
+        with tinsmith.load(report.path, threads) as module:
             for ours, theirs in zip(module.run([x]), expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import helper
 
-import compiler
-from compiler.frontends.onnx import import_onnx
+import tinsmith
 from tests.compiler.frontends.small_models import random, run
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 Arrays = dict[str, np.ndarray]
 
@@ -160,7 +160,7 @@ COMPILED = "small", "large"
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantised") / "module"
     model = _model({case: CASES[case] for case in COMPILED})
-    compiler.compile_to(
+    tinsmith.compile_to(
         model, folder, static_library=False, runner=False, golden=False, tuned=False
     )
     return folder
@@ -168,5 +168,5 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_formulas_in_a_module(threads: int, module_folder: Path) -> None:
-    with compiler.load(module_folder, threads) as module:
+    with tinsmith.load(module_folder, threads) as module:
         _check(module.run(_inputs(*COMPILED)), *COMPILED)

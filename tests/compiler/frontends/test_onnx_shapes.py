@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.errors import ConfigError, ModelError, ShapeError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import linear_model, model, random, run, value
+from tinsmith.compiler.errors import ConfigError, ModelError, ShapeError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 
 def _sum_of(*shapes: list[int | str | None]) -> object:

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.errors import ModelError, UnsupportedOpError
-from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.small_models import random, run
+from tinsmith.compiler.errors import ModelError, UnsupportedOpError
+from tinsmith.compiler.frontends.onnx import import_onnx
 
 FEATURES = 5
 

@@ -9,9 +9,9 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from compiler.module.lowered import LoweredModel
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3
 
 Shapes = Sequence[tuple[tuple[int, ...], str]]
 # Every x86-64 machine that can run the tests has it, whatever else it has.

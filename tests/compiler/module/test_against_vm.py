@@ -11,8 +11,8 @@ from small_networks import NETWORK_INPUT, lowered, network_model, random_inputs,
 from tvm import relax
 from tvm.relax import op
 
-from compiler.module.loader import load
-from compiler.module.writer import write_module
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.writer import write_module
 
 F = "float32"
 CASES: dict[str, tuple[Callable[..., relax.Expr], tuple, int]] = {

@@ -16,12 +16,12 @@ import zstandard
 from small_networks import NETWORK_INPUT, random_inputs
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.errors import ArtifactError, BuildError, ConfigError
-from compiler.module import machine
-from compiler.module.archive import pack, unpack
-from compiler.module.loader import load, verify_files
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.errors import ArtifactError, BuildError, ConfigError
+from tinsmith.compiler.module import machine
+from tinsmith.compiler.module.archive import pack, unpack
+from tinsmith.compiler.module.loader import load, verify_files
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_equal_modules_give_equal_archives(
     copy = Path(shutil.copytree(network_folder, tmp_path / "copy"))
     os.utime(copy / "weights.bin", (1, 1))
     (copy / "notes.txt").write_text("no part of the module")
-    compiler.pack(copy, tmp_path / "again.tar.zst")
+    tinsmith.pack(copy, tmp_path / "again.tar.zst")
     assert (tmp_path / "again.tar.zst").read_bytes() == archive.read_bytes()
     pack(copy, tmp_path / "fast.tar.zst", level=1)
     assert verify_files(tmp_path / "fast.tar.zst") == verify_files(copy)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from small_networks import NETWORK_INPUT, network_model, random_inputs, reference
 
-from compiler.errors import ArtifactError
-from compiler.module.golden import GoldenVectors
-from compiler.module.loader import load
-from compiler.module.writer import write_module
-from targets.registry import get_target
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.targets.registry import get_target
 
 EMULATORS = {
     "cortex-a53": "qemu-aarch64-static",

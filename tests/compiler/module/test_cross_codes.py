@@ -12,18 +12,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tvm import tirx
 
-from compiler.frontends.model import import_model
-from compiler.module.golden import GoldenVectors
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.writer import write_module
-from compiler.pipeline import lower, quantization_passes
-from passes.quantize.placement import observed_tensors
-from targets.cpu.reproducible import is_reproducible
-from targets.number_formats import number_formats
-from targets.registry import get_target
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3
+from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.pipeline import lower, quantization_passes
+from tinsmith.passes.quantize.placement import observed_tensors
+from tinsmith.targets.cpu.reproducible import is_reproducible
+from tinsmith.targets.number_formats import number_formats
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3
 
 ARM64 = ["qemu-aarch64-static", "-cpu", "max"]
 EMULATORS = {"cortex-a7": ["qemu-arm-static"], "cortex-a72": ARM64, "cortex-a76": ARM64}

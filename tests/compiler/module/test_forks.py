@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from compiler.module.archive import pack
+from tinsmith.compiler.module.archive import pack
 
 # Children that hang die of SIGALRM; the parent's threads run on while they are forked.
 _SCRIPT = """
 import os, signal, sys, threading
 import numpy as np
-import compiler
+import tinsmith
 
 folder, busy = sys.argv[1], sys.argv[2] == "busy"
-module = compiler.load(folder, threads=2)
+module = tinsmith.load(folder, threads=2)
 x = [np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype("float32")]
 expected = [result.copy() for result in module.run(x)]
 usable = os.sched_getaffinity(0)
@@ -31,7 +31,7 @@ def run():
 
 def load_and_close():
     while not over.is_set():
-        compiler.load(folder, threads=3).close()
+        tinsmith.load(folder, threads=3).close()
 
 def right(ran):
     return all(map(np.array_equal, ran.run(x), expected))
@@ -41,12 +41,12 @@ def child(number):
     yield right(own)
     module.threads = 1 + number % 3
     yield right(module) and module.threads == 1 + number % 3
-    with compiler.load(folder, threads=3) as again:
+    with tinsmith.load(folder, threads=3) as again:
         yield right(again) and again.threads == 3 and module.threads == 1 + number % 3
     yield right(module)
     yield os.sched_getaffinity(0) == usable
     module.close()
-    with compiler.load(folder, threads=2) as again:
+    with tinsmith.load(folder, threads=2) as again:
         yield right(again)
 
 threads = [threading.Thread(target=target) for target in (run, run, load_and_close) if busy]
@@ -76,9 +76,9 @@ print("ok")
 _POOL = """
 import multiprocessing, sys
 import numpy as np
-import compiler
+import tinsmith
 
-module = compiler.load(sys.argv[1], threads=2)
+module = tinsmith.load(sys.argv[1], threads=2)
 x = np.ones((1, 3, 16, 16), "float32")
 expected = module.run([x])[0]
 
@@ -92,9 +92,9 @@ print("ok")
 
 _ARCHIVE = """
 import os, sys
-import compiler
+import tinsmith
 
-module = compiler.load(sys.argv[1])
+module = tinsmith.load(sys.argv[1])
 pid = os.fork()
 if pid == 0:
     sys.exit()  # as servers end their workers: with all that is registered for the exit

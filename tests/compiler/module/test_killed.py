@@ -18,11 +18,11 @@ import pytest
 from small_networks import NETWORK_INPUT, lowered, network_model, random_inputs
 from tvm.relax import op
 
-from compiler.errors import ArtifactError, BuildError, TinsmithError
-from compiler.module.archive import pack
-from compiler.module.loader import load, verify_files
-from compiler.module.manifest import update_measured
-from compiler.module.writer import write_module
+from tinsmith.compiler.errors import ArtifactError, BuildError, TinsmithError
+from tinsmith.compiler.module.archive import pack
+from tinsmith.compiler.module.loader import load, verify_files
+from tinsmith.compiler.module.manifest import update_measured
+from tinsmith.compiler.module.writer import write_module
 
 # For each line that it reads, forks a child that writes a module and its archive again and again,
 # so that it is killed while it does, and tells its number. Importing takes seconds: once will do.
@@ -30,9 +30,9 @@ _WRITES = """
 import os, pathlib, sys
 sys.path.insert(0, sys.argv[2])
 from small_networks import network_model
-from compiler.module.archive import pack
-from compiler.module.manifest import update_measured
-from compiler.module.writer import write_module
+from tinsmith.compiler.module.archive import pack
+from tinsmith.compiler.module.manifest import update_measured
+from tinsmith.compiler.module.writer import write_module
 
 folder = pathlib.Path(sys.argv[1])
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.errors import ArtifactError
-from compiler.module import machine, module_file
-from compiler.module.loader import load, verify_files
-from compiler.module.manifest import FileDigest, digest_bytes, read_manifest
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module import machine, module_file
+from tinsmith.compiler.module.loader import load, verify_files
+from tinsmith.compiler.module.manifest import FileDigest, digest_bytes, read_manifest
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_another_architecture(network_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_library_that_is_no_library(copy: Path) -> None:
-    from compiler.module.manifest import digest_file
+    from tinsmith.compiler.module.manifest import digest_file
 
     (copy / "model.so").write_bytes(b"not ELF")
     digest = digest_file(copy / "model.so")
@@ -234,7 +234,7 @@ def test_weights_from_a_bound_on_are_mapped_from_the_file_that_was_checked(
 def test_loading_and_running_needs_no_tvm(network_folder: Path) -> None:
     code = (
         "import sys, numpy, compiler\n"
-        f"module = compiler.load({str(network_folder)!r})\n"
+        f"module = tinsmith.load({str(network_folder)!r})\n"
         "module(numpy.zeros((1, 3, 16, 16), 'float32'))\n"
         "print([m for m in ('tvm', 'tvm_ffi', 'onnx') if m in sys.modules])"
     )

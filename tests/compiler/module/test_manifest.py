@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from compiler.errors import ArtifactError
-from compiler.module import manifest as manifests
-from compiler.module.manifest import read_manifest, update_measured
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module import manifest as manifests
+from tinsmith.compiler.module.manifest import read_manifest, update_measured
 
 _VALUES = (None, True, -1, 1.5, 10**30, "text", [[]], {"a": {}})
 

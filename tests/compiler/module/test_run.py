@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from small_networks import NETWORK_INPUT, random_inputs
 
-from compiler.errors import InputError
-from compiler.module.base import Module
-from compiler.module.golden import largest_deviation
-from compiler.module.loader import load
+from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.base import Module
+from tinsmith.compiler.module.golden import largest_deviation
+from tinsmith.compiler.module.loader import load
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ import numpy, compiler
 def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
-module = compiler.load({str(network_folder)!r}, threads=2)
+module = tinsmith.load({str(network_folder)!r}, threads=2)
 x = numpy.zeros((1, 3, 16, 16), "float32")
 outputs = module.run([x])
 for _ in range(1000):
@@ -231,11 +231,11 @@ def test_one_thread_starts_no_others(network_folder: Path) -> None:
     code = f"""
 import numpy, os, compiler
 before = len(os.listdir("/proc/self/task"))
-module = compiler.load({str(network_folder)!r}, threads=1)
+module = tinsmith.load({str(network_folder)!r}, threads=1)
 x = numpy.zeros((1, 3, 16, 16), "float32")
 module.run([x]), module.context().run([x])
 print(len(os.listdir("/proc/self/task")) - before)
-other = compiler.load({str(network_folder)!r}, threads=3)
+other = tinsmith.load({str(network_folder)!r}, threads=3)
 other.run([x]), module.run([x])
 print(len(os.listdir("/proc/self/task")) - before)
 """

@@ -14,8 +14,8 @@ import pytest
 from small_networks import NETWORK_INPUT, lowered, random_inputs
 from tvm import relax
 
-from compiler.module.loader import load
-from compiler.module.writer import write_module
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.writer import write_module
 
 
 def _run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

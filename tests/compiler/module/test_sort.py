@@ -12,9 +12,9 @@ from onnx.reference import ReferenceEvaluator
 from small_networks import lowered
 from tvm.relax import op
 
-import compiler
-from compiler.module.loader import load
-from compiler.module.writer import write_module
+import tinsmith
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.writer import write_module
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
@@ -105,7 +105,7 @@ def test_onnx_models_that_sort_or_scan(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, tmp_path / "scan.onnx")
-    module = compiler.compile(tmp_path / "scan.onnx", output=tmp_path / "m")
+    module = tinsmith.compile(tmp_path / "scan.onnx", output=tmp_path / "m")
     assert module.manifest.form == "self-contained"
     x = np.random.default_rng(3).standard_normal((5, 7, 9)).astype(np.float32)
     expected = ReferenceEvaluator(model).run(None, {"x": x})

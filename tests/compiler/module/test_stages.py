@@ -13,13 +13,13 @@ from tvm import relax, tirx
 from tvm.ir import PrimType
 from tvm.script import tirx as T  # noqa: N812
 
-from compiler.build import lower_kernels
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.stages import STACK_BYTES, split_kernel
-from compiler.module.writer import write_module
-from targets.cpu import loops
-from targets.x86.specs import X86_64_V3
+from tinsmith.compiler.build import lower_kernels
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.stages import STACK_BYTES, split_kernel
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.x86.specs import X86_64_V3
 
 
 @T.prim_func(private=True, s_tir=True)

@@ -13,11 +13,11 @@ import pytest
 from small_networks import lowered
 from tvm.relax import const, op
 
-from compiler.errors import BuildError
-from compiler.module import linker
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.writer import write_module
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.module import linker
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.writer import write_module
 
 
 def _biased(bias: float) -> LoweredModel:
@@ -97,7 +97,7 @@ def test_the_linker_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
     sleeper.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
     sleeper.chmod(0o755)
     code = (
-        "from compiler.module import linker\n"
+        "from tinsmith.compiler.module import linker\n"
         f"linker._zig = lambda: {str(sleeper)!r}\n"
         "linker.run_zig(['cc'], 'link')\n"
     )

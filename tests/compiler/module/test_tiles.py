@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from small_networks import NETWORK_INPUT, network_model, random_inputs, reference
 
-from compiler.errors import ArtifactError
-from compiler.module import machine
-from compiler.module.golden import GoldenVectors
-from compiler.module.loader import load
-from compiler.module.writer import write_module
-from targets.x86.specs import SAPPHIRE_RAPIDS
-from targets.x86.tile_permission import request_tiles
+from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module import machine
+from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.writer import write_module
+from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS
+from tinsmith.targets.x86.tile_permission import request_tiles
 
 
 @pytest.fixture(scope="module")

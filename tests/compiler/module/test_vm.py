@@ -13,11 +13,11 @@ from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
 
-from compiler.errors import ArtifactError, BuildError, InputError
-from compiler.module.loader import load
-from compiler.module.lowered import LoweredModel
-from compiler.module.manifest import read_manifest
-from compiler.module.writer import write_module
+from tinsmith.compiler.errors import ArtifactError, BuildError, InputError
+from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.module.writer import write_module
 
 
 @I.ir_module

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from compiler.module.vm_operators import OPERATORS
+from tinsmith.compiler.module.vm_operators import OPERATORS
 
 _RANDOM = np.random.default_rng(0)
 _OPSET = 18

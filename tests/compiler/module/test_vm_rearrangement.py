@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from compiler.errors import TinsmithError
-from compiler.module.vm_functions import evaluator_of
+from tinsmith.compiler.errors import TinsmithError
+from tinsmith.compiler.module.vm_functions import evaluator_of
 
 _X = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
 _EMPTY = np.zeros((0, 4), "float32")

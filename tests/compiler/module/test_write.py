@@ -12,11 +12,11 @@ import pytest
 from small_networks import NETWORK_INPUT, lowered, network_model, random_inputs
 from tvm.relax import op
 
-from compiler.errors import BuildError, ConfigError
-from compiler.module import writer
-from compiler.module.loader import load, verify_files
-from compiler.module.manifest import read_manifest, update_measured
-from compiler.module.writer import write_module
+from tinsmith.compiler.errors import BuildError, ConfigError
+from tinsmith.compiler.module import writer
+from tinsmith.compiler.module.loader import load, verify_files
+from tinsmith.compiler.module.manifest import read_manifest, update_measured
+from tinsmith.compiler.module.writer import write_module
 
 ROOT_MAY_WRITE_ANYWHERE = os.geteuid() == 0
 

@@ -7,18 +7,18 @@ import importlib.util
 import numpy as np
 import pytest
 
-from compiler.calibration import Preprocessing, open_calibration
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.augmentation import Augmentation
-from compiler.pruning.batches import batch_of
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.distillation import Distiller
-from compiler.pruning.pruner import Pruner, readable
-from compiler.pruning.report import PruneReport
-from targets.registry import get_target
+from tinsmith.compiler.calibration import Preprocessing, open_calibration
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.augmentation import Augmentation
+from tinsmith.compiler.pruning.batches import batch_of
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.distillation import Distiller
+from tinsmith.compiler.pruning.pruner import Pruner, readable
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.targets.registry import get_target
 
 SIGNATURE = {"image": ((1, 1, 28, 28), "float32")}
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.calibration import open_calibration
-from compiler.demo import IMAGES, MODEL
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.frontier import Arrays, Frontier
-from compiler.pruning.observed import ObservedGraph
-from compiler.pruning.pruner import readable
-from passes.prune.recovery.layers import find_layers
-from targets.registry import get_target
+from tinsmith.compiler.calibration import open_calibration
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.frontier import Arrays, Frontier
+from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.passes.prune.recovery.layers import find_layers
+from tinsmith.targets.registry import get_target
 
 
 def test_arrays_go_to_files_when_there_is_no_room() -> None:

@@ -10,15 +10,15 @@ import pytest
 import tvm_ffi
 from onnx import TensorProto, helper, numpy_helper
 
-import compiler
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.pruner import Pruner
-from compiler.pruning.report import PruneReport
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.pruner import Pruner
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.targets.registry import get_target
 
 SHAPE = {"image": (1, 1, 28, 28)}
 SETTINGS = {"shapes": SHAPE, "runner": False, "static_library": False, "threads": 1}
@@ -41,12 +41,12 @@ def prune(imported, **options) -> tuple[object, PruneReport]:
 @pytest.mark.slow
 def test_the_headline_is_that_of_the_held_out_samples(images: np.ndarray, tmp_path: Path) -> None:
     options = PruneConfig(ratio=0.5, calibration=images[:80])
-    report = compiler.compile_to(MODEL, tmp_path / "pruned", pruning=options, **SETTINGS).pruning
-    compiler.compile_to(MODEL, tmp_path / "whole", **SETTINGS)
+    report = tinsmith.compile_to(MODEL, tmp_path / "pruned", pruning=options, **SETTINGS).pruning
+    tinsmith.compile_to(MODEL, tmp_path / "whole", **SETTINGS)
     held_out = images[3:80:4]
     chosen = []
     for name in ("whole", "pruned"):
-        with compiler.load(tmp_path / name, threads=1) as module:
+        with tinsmith.load(tmp_path / name, threads=1) as module:
             chosen.append([module.run([image[None]])[0].argmax() for image in held_out])
     assert report.agreement == np.mean(np.equal(*chosen))
     assert report.evaluated_samples == 20 and "held-out" in report.evaluated_on

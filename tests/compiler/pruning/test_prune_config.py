@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-import compiler
-from compiler.errors import ConfigError
-from compiler.pruning.config import PruneConfig
-from passes.prune.importance.normalization import NORMALIZATIONS as KNOWN
-from passes.prune.schedule import SCHEDULES as KNOWN_SCHEDULES
+import tinsmith
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.passes.prune.importance.normalization import NORMALIZATIONS as KNOWN
+from tinsmith.passes.prune.schedule import SCHEDULES as KNOWN_SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_auto_depends_on_data() -> None:
 
 
 def test_choices_are_those_that_the_passes_know() -> None:
-    from compiler.pruning.config import NORMALIZATIONS, SCHEDULES
+    from tinsmith.compiler.pruning.config import NORMALIZATIONS, SCHEDULES
 
     assert set(NORMALIZATIONS) == set(KNOWN)
     assert set(SCHEDULES) == set(KNOWN_SCHEDULES)
 
 
 def test_it_is_plain_data_in_the_configuration() -> None:
-    config = compiler.CompileConfig(pruning=PruneConfig(flops=0.5, calibration=[1.0]))
+    config = tinsmith.CompileConfig(pruning=PruneConfig(flops=0.5, calibration=[1.0]))
     assert json.loads(json.dumps(config.to_dict()))["pruning"]["flops"] == 0.5
     assert config.to_dict()["pruning"]["calibration"] == "list"
     with pytest.raises(ConfigError, match="must be a PruneConfig"):
-        compiler.CompileConfig(pruning=0.3)
+        tinsmith.CompileConfig(pruning=0.3)

@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compiler.errors import ConfigError
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning import allocation, latency_table
-from compiler.pruning.allocation import Allocator, Graph
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.pruner import readable
-from compiler.pruning.sensitivity import measure_sensitivity
-from compiler.quantization.evaluation import Verdict
-from passes.prune import find_groups
-from passes.prune.allocation.flops import flops_model
-from passes.prune.allocation.ranking import Ranking, rank
-from targets.registry import get_target
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning import allocation, latency_table
+from tinsmith.compiler.pruning.allocation import Allocator, Graph
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.compiler.pruning.sensitivity import measure_sensitivity
+from tinsmith.compiler.quantization.evaluation import Verdict
+from tinsmith.passes.prune import find_groups
+from tinsmith.passes.prune.allocation.flops import flops_model
+from tinsmith.passes.prune.allocation.ranking import Ranking, rank
+from tinsmith.targets.registry import get_target
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import compiler
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError, InputError, ModelError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.pruner import Pruner
-from compiler.pruning.report import PruneReport
-from passes.prune import find_groups
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError, InputError, ModelError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.pruner import Pruner
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.passes.prune import find_groups
+from tinsmith.targets.registry import get_target
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -60,7 +60,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
         evaluation=images[150:650],
         labels=LabelledImages.read(IMAGES).labels[150:650],
     )
-    return compiler.compile_to(
+    return tinsmith.compile_to(
         MODEL,
         tmp_path_factory.mktemp("pruned") / "module",
         shapes=SHAPE,

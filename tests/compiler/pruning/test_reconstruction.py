@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from compiler.calibration import CalibrationSource
-from compiler.pruning.observed import compile_graph
-from compiler.pruning.reconstruction import Reconstruction
-from passes.graph.tensors import constant
-from passes.prune import find_groups
-from passes.prune.recovery.positions import positions_left
-from passes.prune.shrink import shrink
-from targets.registry import get_target
+from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.pruning.observed import compile_graph
+from tinsmith.compiler.pruning.reconstruction import Reconstruction
+from tinsmith.passes.graph.tensors import constant
+from tinsmith.passes.prune import find_groups
+from tinsmith.passes.prune.recovery.positions import positions_left
+from tinsmith.passes.prune.shrink import shrink
+from tinsmith.targets.registry import get_target
 
 SHAPE = (1, 6, 9, 9)
 

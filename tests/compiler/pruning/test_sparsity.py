@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import compiler
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError, ModelError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.config import PruneConfig
-from compiler.pruning.pruner import Pruner, readable
-from compiler.pruning.report import PruneReport
-from passes.prune.sparsify import zeros_by_layer
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.pruner import Pruner, readable
+from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.passes.prune.sparsify import zeros_by_layer
+from tinsmith.targets.registry import get_target
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -43,7 +43,7 @@ def prune(imported, target: str = "cortex-a76", **options):
 
 
 def compiled(folder: Path, pruning: PruneConfig | None):
-    return compiler.compile_to(
+    return tinsmith.compile_to(
         MODEL, folder, shapes=SHAPE, pruning=pruning, runner=False, static_library=False, threads=1
     )
 
@@ -66,12 +66,12 @@ def test_a_sparse_module_computes_its_graph_and_packs_smaller(
     whole, sparse, tmp_path: Path
 ) -> None:
     assert sparse.differences[0].relative < 1e-4
-    dense_bytes = compiler.pack(whole.path, tmp_path / "whole.tar.zst")
-    sparse_bytes = compiler.pack(sparse.path, tmp_path / "sparse.tar.zst")
+    dense_bytes = tinsmith.pack(whole.path, tmp_path / "whole.tar.zst")
+    sparse_bytes = tinsmith.pack(sparse.path, tmp_path / "sparse.tar.zst")
     weights = sparse.manifest.weights_bytes
     assert dense_bytes > 0.7 * weights
     assert sparse_bytes < 0.5 * weights
-    with compiler.load(tmp_path / "sparse.tar.zst") as module:
+    with tinsmith.load(tmp_path / "sparse.tar.zst") as module:
         golden = module.golden()
         assert golden is not None
         np.testing.assert_allclose(module.run(golden.inputs)[0], golden.outputs[0], atol=1e-4)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.calibration import open_calibration
-from compiler.demo import IMAGES, MODEL
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.pruner import readable
-from compiler.pruning.taylor import taylor_scores
-from passes.prune import find_groups
+from tinsmith.compiler.calibration import open_calibration
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.compiler.pruning.taylor import taylor_scores
+from tinsmith.passes.prune import find_groups
 
 torch = pytest.importorskip("torch")
 
-from passes.prune.autograd.graph import TorchGraph  # noqa: E402
+from tinsmith.passes.prune.autograd.graph import TorchGraph  # noqa: E402
 
 SIGNATURE = {"image": ((1, 1, 28, 28), "float32")}
 

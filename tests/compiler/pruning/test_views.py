@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.calibration import Preprocessing, open_calibration
-from compiler.pruning.views import VIEWS, viewed
+from tinsmith.compiler.calibration import Preprocessing, open_calibration
+from tinsmith.compiler.pruning.views import VIEWS, viewed
 
 PICTURES = {"x": ((1, 3, 28, 28), "float32")}
 

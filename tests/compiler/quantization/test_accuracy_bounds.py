@@ -10,13 +10,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.errors import ConfigError, InputError, ModelError, TinsmithError, VerificationError
-from compiler.quantization.evaluation import Bounds, Verdict
-from compiler.quantization.sensitivity import fewest
-from targets.number_formats import float_precisions
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.errors import (
+    ConfigError,
+    InputError,
+    ModelError,
+    TinsmithError,
+    VerificationError,
+)
+from tinsmith.compiler.quantization.evaluation import Bounds, Verdict
+from tinsmith.compiler.quantization.sensitivity import fewest
+from tinsmith.targets.number_formats import float_precisions
+from tinsmith.targets.registry import get_target
 
 
 def _perceptron(path: Path, outlier: bool = True) -> Path:
@@ -67,8 +73,8 @@ _OPTIONS = {"equalize": False, "observer": "minmax", "fallback": False}
 
 
 def _compiled(model: Path, folder: Path, **options):
-    quantization = compiler.QuantizationConfig(**{**_OPTIONS, **options})
-    return compiler.compile_to(
+    quantization = tinsmith.QuantizationConfig(**{**_OPTIONS, **options})
+    return tinsmith.compile_to(
         model, folder, quantization=quantization, runner=False, static_library=False
     )
 
@@ -87,7 +93,7 @@ def test_the_sensitive_layer_stays_in_float(tmp_path: Path, model: Path, samples
     told = f"1 of 3 layers, the most sensitive ones, compute in {_KEPT}"
     assert any(note.startswith(told) for note in report.notes)
     # The module itself agrees that often, not just a model of it.
-    with compiler.load(tmp_path / "out") as module, compiler.compile(model) as exact:
+    with tinsmith.load(tmp_path / "out") as module, tinsmith.compile(model) as exact:
         same = [
             module.run([x[None]])[0].argmax() == exact.run([x[None]])[0].argmax() for x in samples
         ]
@@ -102,7 +108,7 @@ def test_a_bound_of_one_hundred_percent_can_be_held(tmp_path: Path, model: Path,
 
 
 def test_labels_bound_the_drop(tmp_path: Path, model: Path, samples) -> None:
-    with compiler.compile(model) as exact:
+    with tinsmith.compile(model) as exact:
         right = np.array([exact.run([x[None]])[0].argmax() for x in samples])
     data = tmp_path / "data.npz"
     np.savez(data, x=samples, labels=right)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError
-from compiler.evaluate.accuracy import LabelledImages
-from targets.number_formats import float_precisions
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.targets.number_formats import float_precisions
+from tinsmith.targets.registry import get_target
 
 SHAPE = {"image": (1, 1, 28, 28)}
 needs_bfloat16 = pytest.mark.skipif(
@@ -24,13 +24,13 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> compiler.api.CompileReport:
+def short(tmp_path_factory: pytest.TempPathFactory) -> tinsmith.compiler.api.CompileReport:
     """The network in bfloat16, without calibration."""
-    return compiler.compile_to(
+    return tinsmith.compile_to(
         MODEL,
         tmp_path_factory.mktemp("short") / "module",
         shapes=SHAPE,
-        quantization=compiler.QuantizationConfig(format="bf16"),
+        quantization=tinsmith.QuantizationConfig(format="bf16"),
         runner=False,
         static_library=False,
     )
@@ -54,7 +54,7 @@ def test_all_layers_multiply_in_bfloat16(short) -> None:
 def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
     data = LabelledImages.read(IMAGES)
     images = data.images[:300, None].astype("float32") / np.float32(255)
-    with compiler.load(short.path) as module:
+    with tinsmith.load(short.path) as module:
         scores = np.concatenate([module.run([image[None]])[0] for image in images])
     assert scores.dtype == np.float32
     assert (scores.argmax(1) == data.labels[:300]).mean() > 0.92
@@ -65,12 +65,12 @@ def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
 def test_layers_kept_in_float_are_named_and_unknown_ones_refused(short, tmp_path: Path) -> None:
     first = short.quantization.layers[0].name
 
-    def kept(name: str) -> compiler.api.CompileReport:
-        return compiler.compile_to(
+    def kept(name: str) -> tinsmith.compiler.api.CompileReport:
+        return tinsmith.compile_to(
             MODEL,
             tmp_path / "m",
             shapes=SHAPE,
-            quantization=compiler.QuantizationConfig(format="bf16", keep_float=(name,)),
+            quantization=tinsmith.QuantizationConfig(format="bf16", keep_float=(name,)),
             runner=False,
             static_library=False,
         )
@@ -100,11 +100,11 @@ def test_without_the_instructions_tensors_stay_float32_and_the_report_says_so(
 @pytest.mark.parametrize("target", ["x86-64-v3", "cortex-a76"])
 def test_float16_is_refused_in_one_line(target: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        compiler.compile_to(
+        tinsmith.compile_to(
             MODEL,
             tmp_path / "m",
             target=target,
             shapes=SHAPE,
-            quantization=compiler.QuantizationConfig(format="fp16"),
+            quantization=tinsmith.QuantizationConfig(format="fp16"),
         )
     assert str(refused.value) == (f"--quantize fp16: {target} computes in float32, not in float16")

@@ -9,21 +9,21 @@ import onnx
 import pytest
 from heads import HEADS, network
 
-import compiler
-from compiler.errors import ModelError
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import graph_passes, number_formats
-from compiler.quantization.outputs import OutputNoise, class_output
-from passes.quantize.dataflow import Dataflow, stored_behind
-from passes.quantize.placement import place
-from targets.registry import get_target
+import tinsmith
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import graph_passes, number_formats
+from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
+from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.quantize.placement import place
+from tinsmith.targets.registry import get_target
 
 
 def quantized(model: onnx.ModelProto, folder: Path, format: str, **options: object):
     if format == "int8":
         options |= {"calibration": "random"}
-    config = compiler.QuantizationConfig(format=format, samples=4, fallback=False, **options)
-    return compiler.compile_to(
+    config = tinsmith.QuantizationConfig(format=format, samples=4, fallback=False, **options)
+    return tinsmith.compile_to(
         model, folder / "m", quantization=config, runner=False, static_library=False
     )
 

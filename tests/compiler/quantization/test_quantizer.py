@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError, InputError
-from compiler.evaluate.accuracy import LabelledImages
-from compiler.quantization.report import QuantizationReport
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError, InputError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
+from tinsmith.compiler.quantization.report import QuantizationReport
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -28,8 +28,8 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
     folder = tmp_path_factory.mktemp("quantized") / "module"
-    options = compiler.QuantizationConfig(calibration=images[:64], fallback=False)
-    return compiler.compile_to(
+    options = tinsmith.QuantizationConfig(calibration=images[:64], fallback=False)
+    return tinsmith.compile_to(
         MODEL,
         folder,
         shapes=SHAPE,
@@ -51,7 +51,7 @@ def test_all_layers_compute_in_integers(quantized) -> None:
 
 def test_accuracy_is_kept(quantized, images: np.ndarray) -> None:
     labels = LabelledImages.read(IMAGES).labels
-    module = compiler.load(quantized.path)
+    module = tinsmith.load(quantized.path)
     scores = np.concatenate([module.run([image[None]])[0] for image in images])
     module.close()
     assert (scores.argmax(1) == labels).mean() >= 0.943 - 0.005
@@ -78,8 +78,8 @@ def test_layers_have_bits_and_times(quantized) -> None:
 
 @pytest.mark.slow
 def test_for_another_machine_no_latency_is_told(tmp_path: Path, images: np.ndarray) -> None:
-    options = compiler.QuantizationConfig(calibration=images[:2])
-    report = compiler.compile_to(
+    options = tinsmith.QuantizationConfig(calibration=images[:2])
+    report = tinsmith.compile_to(
         MODEL,
         tmp_path / "out",
         target="cortex-a72",
@@ -119,9 +119,9 @@ def test_a_layer_is_kept_in_float_on_request(tmp_path: Path, quantized, images) 
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path: Path, images: np.ndarray) -> None:
-    options = compiler.QuantizationConfig(calibration=images[:2], keep_float=("stem_relu2",))
+    options = tinsmith.QuantizationConfig(calibration=images[:2], keep_float=("stem_relu2",))
     with pytest.raises(ConfigError, match="no layer stem_relu2"):
-        compiler.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
+        tinsmith.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
 
 
 def test_the_command_line(tmp_path: Path, images: np.ndarray) -> None:
@@ -139,7 +139,7 @@ def test_the_command_line(tmp_path: Path, images: np.ndarray) -> None:
 
 def test_data_are_required() -> None:
     with pytest.raises(ConfigError, match="pass --calibration"):
-        compiler.QuantizationConfig()
+        tinsmith.QuantizationConfig()
 
 
 @pytest.mark.parametrize(
@@ -148,21 +148,21 @@ def test_data_are_required() -> None:
 )
 def test_unknown_choices_are_refused(options, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        compiler.QuantizationConfig(calibration="random", **options)
+        tinsmith.QuantizationConfig(calibration="random", **options)
 
 
 def test_data_of_another_shape_are_refused(tmp_path: Path) -> None:
-    options = compiler.QuantizationConfig(calibration=np.zeros((4, 1, 20, 20), "float32"))
+    options = tinsmith.QuantizationConfig(calibration=np.zeros((4, 1, 20, 20), "float32"))
     with pytest.raises(InputError):
-        compiler.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
+        tinsmith.compile_to(MODEL, tmp_path / "out", shapes=SHAPE, quantization=options)
     assert not (tmp_path / "out").exists()
 
 
 def test_least_squares_rounding_suits_the_data(
     quantized, tmp_path: Path, images: np.ndarray
 ) -> None:
-    options = compiler.QuantizationConfig(calibration=images[:64], rounding="least-squares")
-    report = compiler.compile_to(
+    options = tinsmith.QuantizationConfig(calibration=images[:64], rounding="least-squares")
+    report = tinsmith.compile_to(
         MODEL, tmp_path / "out", shapes=SHAPE, quantization=options, runner=False
     ).quantization
     assert report.integer_layers == quantized.quantization.integer_layers

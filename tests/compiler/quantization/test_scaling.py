@@ -7,10 +7,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.errors import ConfigError
-from compiler.quantization.config import AUTO, parse_choice
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.quantization.config import AUTO, parse_choice
 
 _RANDOM = np.random.default_rng(3)
 
@@ -75,10 +75,10 @@ def separable() -> ModelProto:
 def report(tmp_path, model: ModelProto, **options):
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     samples = np.random.default_rng(0).standard_normal((24, *shape[1:])).astype(np.float32)
-    quantization = compiler.QuantizationConfig(
+    quantization = tinsmith.QuantizationConfig(
         calibration=samples, observer="minmax", fallback=False, **options
     )
-    compiled = compiler.compile_to(
+    compiled = tinsmith.compile_to(
         model, tmp_path / "m", quantization=quantization, runner=False, static_library=False
     )
     return compiled.quantization
@@ -103,7 +103,7 @@ def test_the_better_way_is_chosen_and_told(tmp_path, make, option, told) -> None
 
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="smooth often: expected True, False or auto"):
-        compiler.QuantizationConfig(calibration="random", smooth="often")
+        tinsmith.QuantizationConfig(calibration="random", smooth="often")
 
 
 def test_the_command_line_switches_them(tmp_path) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from compiler.quantization.recipe import Mixture, Prepared
-from compiler.quantization.report import LayerReport
-from compiler.quantization.speed import measured, slower_layers
-from compiler.quantization.timing import Timing, kernel_owners, local_spec, measure
-from passes.graph.fused_groups import KernelCall
-from targets.registry import get_target
+from tinsmith.compiler.quantization.recipe import Mixture, Prepared
+from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.compiler.quantization.speed import measured, slower_layers
+from tinsmith.compiler.quantization.timing import Timing, kernel_owners, local_spec, measure
+from tinsmith.passes.graph.fused_groups import KernelCall
+from tinsmith.targets.registry import get_target
 
 
 def test_a_conversion_belongs_to_the_layer_that_reads_it() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.demo import IMAGES, MODEL
-from compiler.errors import ConfigError, ModelError
-from compiler.evaluate.accuracy import LabelledImages
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.evaluate.accuracy import LabelledImages
 
 SHAPE = {"image": (1, 1, 28, 28)}
 
@@ -24,19 +24,19 @@ def images() -> np.ndarray:
     return LabelledImages.read(IMAGES).images[:300, None].astype("float32") / np.float32(255)
 
 
-def compiled(folder: Path, **options) -> compiler.CompileReport:
-    return compiler.compile_to(
+def compiled(folder: Path, **options) -> tinsmith.CompileReport:
+    return tinsmith.compile_to(
         MODEL,
         folder / "module",
         shapes=SHAPE,
-        quantization=compiler.QuantizationConfig(**options),
+        quantization=tinsmith.QuantizationConfig(**options),
         runner=False,
         static_library=False,
     )
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> compiler.CompileReport:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tinsmith.CompileReport:
     """Weights of 4 bits in groups of 32, without data."""
     folder = tmp_path_factory.mktemp("weights")
     return compiled(folder, format="int4-weights", group_size=32, min_weights=500)
@@ -61,7 +61,7 @@ def test_the_report_says_what_was_compressed(small) -> None:
 
 def test_accuracy_is_kept(small, images: np.ndarray) -> None:
     labels = LabelledImages.read(IMAGES).labels[:300]
-    with compiler.load(small.path) as module:
+    with tinsmith.load(small.path) as module:
         scores = np.concatenate([module.run([image[None]])[0] for image in images])
     assert (scores.argmax(1) == labels).mean() > 0.92
 
@@ -95,6 +95,6 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--group-size 48: choose from 16, 32, 64, 128, 256"):
-        compiler.QuantizationConfig(format="int4-weights", group_size=48)
+        tinsmith.QuantizationConfig(format="int4-weights", group_size=48)
     with pytest.raises(ModelError, match="no convolution or matrix product with 1000000000"):
         compiled(tmp_path, format="int8-weights", min_weights=10**9)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import lower
-from compiler.tuning.tasks import Task, distinct_kernels
-from targets.registry import get_target
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import lower
+from tinsmith.compiler.tuning.tasks import Task, distinct_kernels
+from tinsmith.targets.registry import get_target
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from compiler.tuning.records import Subject, decisions_key
-from compiler.tuning.store import Shelf, Store
+from tinsmith.compiler.tuning.records import Subject, decisions_key
+from tinsmith.compiler.tuning.store import Shelf, Store
 
 
 def the_shelf(log: Path) -> Shelf:

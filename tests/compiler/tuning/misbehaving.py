@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import tirx
 
-from compiler.tuning import batch
+from tinsmith.compiler.tuning import batch
 
 # Of a width that no tile has; a template takes what there is.
 SEGFAULTS, HANGS, EATS_MEMORY, IS_WRONG, CANNOT_BE_SCHEDULED, EXITS = range(101, 107)

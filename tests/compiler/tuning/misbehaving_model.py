@@ -1,4 +1,4 @@
-"""In the place of `compiler.tuning.boosting`: does what MISBEHAVE says."""
+"""In the place of `tinsmith.compiler.tuning.boosting`: does what MISBEHAVE says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from compiler.tuning import boosting
+from tinsmith.compiler.tuning import boosting
 
 
 def misbehave(*_: object, **__: object) -> np.ndarray:

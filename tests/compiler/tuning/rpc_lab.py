@@ -10,8 +10,8 @@ import sys
 import time
 from typing import Any
 
-from compiler.errors import TargetError
-from compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.errors import TargetError
+from tinsmith.compiler.tuning.boards.tracker import Tracker
 
 KEY = "testboard"
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from compiler.errors import BuildError
-from compiler.preparation import Prepared
-from compiler.tuning import acceptance
-from compiler.tuning.acceptance import Verdict, accept
-from compiler.tuning.closing import confirmation, seconds_to_reserve
-from compiler.tuning.lookup import ChosenRecords
-from compiler.tuning.records import Record, Subject
-from compiler.tuning.runner import Runner, starts
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.preparation import Prepared
+from tinsmith.compiler.tuning import acceptance
+from tinsmith.compiler.tuning.acceptance import Verdict, accept
+from tinsmith.compiler.tuning.closing import confirmation, seconds_to_reserve
+from tinsmith.compiler.tuning.lookup import ChosenRecords
+from tinsmith.compiler.tuning.records import Record, Subject
+from tinsmith.compiler.tuning.runner import Runner, starts
 
 RECORDS = tuple(
     Record(Subject("convolution", 1, f"{i:016x}"), {"rows": i}, 1e-3, 2e-3) for i in range(1, 6)

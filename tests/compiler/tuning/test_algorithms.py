@@ -15,29 +15,29 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.config import CompileConfig
-from compiler.module.base import StepTime
-from compiler.preparation import Clock, Prepared, prepare
-from compiler.tuning import algorithms
-from compiler.tuning.algorithms import (
+import tinsmith
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.preparation import Clock, Prepared, prepare
+from tinsmith.compiler.tuning import algorithms
+from tinsmith.compiler.tuning.algorithms import (
     AlgorithmSearch,
     ChosenAlgorithms,
     StoredAlgorithms,
     algorithm_of,
     algorithm_subject,
 )
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.lookup import StoredRecords
-from compiler.tuning.records import Record, decisions_key
-from compiler.tuning.report import TuneOptions
-from compiler.tuning.runner import Runner
-from compiler.tuning.search import Search
-from compiler.tuning.store import Store
-from compiler.tuning.tasks import distinct_kernels
-from targets.cpu.operators.algorithms import WINOGRAD_TILES, AlgorithmLookup
-from targets.registry import get_target
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.lookup import StoredRecords
+from tinsmith.compiler.tuning.records import Record, decisions_key
+from tinsmith.compiler.tuning.report import TuneOptions
+from tinsmith.compiler.tuning.runner import Runner
+from tinsmith.compiler.tuning.search import Search
+from tinsmith.compiler.tuning.store import Store
+from tinsmith.compiler.tuning.tasks import distinct_kernels
+from tinsmith.targets.cpu.operators.algorithms import WINOGRAD_TILES, AlgorithmLookup
+from tinsmith.targets.registry import get_target
 
 SPEC = get_target("x86-64-v4")
 CONFIG = CompileConfig(target="x86-64-v4", golden=False)
@@ -255,13 +255,13 @@ def test_a_job_remembers_algorithms(convolutions: onnx.ModelProto, tmp_path: Pat
     log, path = tmp_path / "log", tmp_path / "convolutions.onnx"
     onnx.save(convolutions, path)
     options = TuneOptions(minutes=20.0, trials=2, log=log)
-    compiler.tune(path, options=options)
-    again = compiler.tune(path, options=replace(options, tasks=9))
+    tinsmith.tune(path, options=options)
+    again = tinsmith.tune(path, options=replace(options, tasks=9))
     assert again.trials == 0
     shown = CliRunner().invoke(app, ["logs", "show", "--log", str(log), "--json"])
     records = json.loads(shown.stdout)["records"]
     (chosen,) = [record for record in records if record["template"] == "algorithm"]
-    made = compiler.compile_to(path, tmp_path / "m", log=log, runner=False, static_library=False)
+    made = tinsmith.compile_to(path, tmp_path / "m", log=log, runner=False, static_library=False)
     assert made.coverage.endswith("; 1 of 1 convolution algorithms from records")
     is_winograd = chosen["decisions"]["tile"] > 0
     used = {kernel["template"] for kernel in made.manifest.kernels}

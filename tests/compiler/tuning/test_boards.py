@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import compiler
-from compiler.config import CompileConfig
-from compiler.errors import TargetError
-from compiler.tuning.boards.board import Findings
-from compiler.tuning.boards.runner import BoardRunner
-from compiler.tuning.records import decisions_key
-from compiler.tuning.report import JobView, TuneOptions
-from compiler.tuning.runner import NoDeviceError
-from compiler.tuning.store import Store
-from compiler.tuning.tasks import Task
-from targets.registry import get_target
+import tinsmith
 from tests.compiler.tuning.rpc_lab import KEY, Lab
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import TargetError
+from tinsmith.compiler.tuning.boards.board import Findings
+from tinsmith.compiler.tuning.boards.runner import BoardRunner
+from tinsmith.compiler.tuning.records import decisions_key
+from tinsmith.compiler.tuning.report import JobView, TuneOptions
+from tinsmith.compiler.tuning.runner import NoDeviceError
+from tinsmith.compiler.tuning.store import Store
+from tinsmith.compiler.tuning.tasks import Task
+from tinsmith.targets.registry import get_target
 
 SPEC = get_target("native")
 # What misbehaving.py does for tiles of these widths.
@@ -59,7 +59,7 @@ def trials(log: Path) -> list[tuple[object, ...]]:
 def test_a_job_on_two_boards(lab: Lab, small_model_file: Path, tmp_path: Path) -> None:
     lab.ensure(2)
     options = TuneOptions(minutes=4, trials=8, log=tmp_path, rpc=str(lab.tracker), key=KEY)
-    report = compiler.tune(small_model_file, options=options)
+    report = tinsmith.tune(small_model_file, options=options)
     assert 0 < report.trials == len(trials(tmp_path)) == len(set(trials(tmp_path)))
     assert all(row.failures == 0 and row.ratio <= 1 for row in report.rows)
     assert not any("board" in note for note in report.notes)
@@ -75,7 +75,7 @@ def test_candidates_that_misbehave_cost_themselves_only(
 ) -> None:
     lab.ensure(2)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr("compiler.tuning.boards.candidates.LIMIT_SECONDS", 3.0)
+    monkeypatch.setattr("tinsmith.compiler.tuning.boards.candidates.LIMIT_SECONDS", 3.0)
     with (
         BoardRunner(lab.tracker, KEY, SPEC, 2, 600) as runner,
         runner.measurer([convolution.kernel], ["misbehaving"], tmp_path) as measurer,
@@ -99,8 +99,8 @@ def test_candidates_that_misbehave_cost_themselves_only(
 def test_a_model_on_a_board(lab: Lab, small_model_file: Path, tmp_path: Path) -> None:
     lab.ensure(2)
     options = {"static_library": False, "runner": False}
-    compiler.compile_to(small_model_file, tmp_path / "right", **options)
-    compiler.compile_to(small_model_file, tmp_path / "wrong", **options)
+    tinsmith.compile_to(small_model_file, tmp_path / "right", **options)
+    tinsmith.compile_to(small_model_file, tmp_path / "wrong", **options)
     golden = tmp_path / "wrong" / "golden.bin"
     content = bytearray(golden.read_bytes())
     content[-8:] = np.full(2, 1e3, np.float32).tobytes()
@@ -110,7 +110,7 @@ def test_a_model_on_a_board(lab: Lab, small_model_file: Path, tmp_path: Path) ->
         assert not runner.agrees(tmp_path / "wrong")
         paths = [tmp_path / "right", tmp_path / "wrong"]
         first, second = runner.step_seconds(paths, 0.1) or ([], [])
-        manifest = compiler.load(tmp_path / "right").manifest
+        manifest = tinsmith.load(tmp_path / "right").manifest
         assert [step.kernel for step in first] == list(manifest.steps)
         assert all(0 < step.seconds < 1 for step in (*first, *second))
         before, after = runner.race(*paths, 60.0)
@@ -127,7 +127,7 @@ def test_a_board_that_dies_leaves_its_candidates_to_the_other(
             lab.boards[0].kill()
 
     options = TuneOptions(minutes=4, trials=12, log=tmp_path, rpc=str(lab.tracker), key=KEY)
-    report = compiler.tune(small_model_file, options=options, progress=kill_one)
+    report = tinsmith.tune(small_model_file, options=options, progress=kill_one)
     lost = [note for note in report.notes if "was lost" in note]
     assert len(lost) == 1 and f":{lab.boards[0].port} " in lost[0]
     assert len(trials(tmp_path)) == len(set(trials(tmp_path))) == report.trials
@@ -148,7 +148,7 @@ def test_a_job_without_a_board_left_ends(lab: Lab, small_model_file: Path, tmp_p
 
     options = TuneOptions(minutes=4, trials=12, log=tmp_path, rpc=str(lab.tracker), key=KEY)
     with pytest.raises(NoDeviceError, match="no board is left"):
-        compiler.tune(small_model_file, options=options, progress=kill_all)
+        tinsmith.tune(small_model_file, options=options, progress=kill_all)
     measured = trials(tmp_path)
     assert measured
     (shelf,) = Store(tmp_path).shelves()
@@ -156,7 +156,7 @@ def test_a_job_without_a_board_left_ends(lab: Lab, small_model_file: Path, tmp_p
     assert not shelf.finished_jobs()
     # With another board the same command goes on.
     lab.ensure(1)
-    again = compiler.tune(small_model_file, options=options)
+    again = tinsmith.tune(small_model_file, options=options)
     everything = trials(tmp_path)
     assert everything[: len(measured)] == measured
     assert len(everything) == len(set(everything)) == len(measured) + again.trials
@@ -167,7 +167,14 @@ def test_a_killed_job_gives_its_boards_back(
     lab: Lab, small_model_file: Path, tmp_path: Path
 ) -> None:
     lab.ensure(2)
-    command = [sys.executable, "-m", "compiler.cli", "tune", str(small_model_file), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "tinsmith.compiler.cli",
+        "tune",
+        str(small_model_file),
+        "--json",
+    ]
     where = ["--rpc", str(lab.tracker), "--key", KEY, "--log", str(tmp_path)]
     job = subprocess.Popen([*command, *where], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -184,17 +191,17 @@ def test_boards_that_cannot_be_used_are_told(lab: Lab, small_model_file: Path) -
     lab.ensure(2)
     options = TuneOptions(rpc=str(lab.tracker), key="unknown")
     with pytest.raises(TargetError, match=f"no such board; it has {KEY}"):
-        compiler.tune(small_model_file, options=options)
+        tinsmith.tune(small_model_file, options=options)
     options = TuneOptions(rpc=str(lab.tracker), key=KEY)
     foreign = CompileConfig(target="cortex-a76")
     with pytest.raises(TargetError, match="for target cortex-a76: it cannot load code"):
-        compiler.tune(small_model_file, config=foreign, options=options)
+        tinsmith.tune(small_model_file, config=foreign, options=options)
     lab.wait_for_free(2, seconds=10)
     with (
         BoardRunner(lab.tracker, KEY, SPEC, 2, 600),
         pytest.raises(TargetError, match=r"all 2 boards .* in use"),
     ):
-        compiler.tune(small_model_file, options=options)
+        tinsmith.tune(small_model_file, options=options)
     lab.wait_for_free(2, seconds=10)
     with BoardRunner(lab.tracker, KEY, SPEC, 2, 600) as runner:
         for board in runner._fleet.boards:

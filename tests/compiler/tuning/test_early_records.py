@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compiler.errors import BuildError
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.closing import Confirmation
-from compiler.tuning.early_records import EarlyRecords
-from compiler.tuning.learner import Learner
-from compiler.tuning.record_maker import RecordMaker
-from compiler.tuning.records import SEARCH, Record, Trial
-from compiler.tuning.store import Shelf, Store
-from targets.registry import get_target
 from tests.compiler.tuning.test_trials import SPACE, MadeUp, loop, state
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.closing import Confirmation
+from tinsmith.compiler.tuning.early_records import EarlyRecords
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.record_maker import RecordMaker
+from tinsmith.compiler.tuning.records import SEARCH, Record, Trial
+from tinsmith.compiler.tuning.store import Shelf, Store
+from tinsmith.targets.registry import get_target
 
 MAKER = RecordMaker("model", "processor")
 

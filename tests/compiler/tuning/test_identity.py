@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler.config import CompileConfig
-from compiler.quantization.config import QuantizationConfig
-from compiler.tuning.identity import job_digest
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.tuning.identity import job_digest
 
 
 def quantized(calibration: object) -> CompileConfig:

@@ -17,20 +17,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.config import CompileConfig
-from compiler.errors import ConfigError, TargetError
-from compiler.tuning import job as job_module
-from compiler.tuning.records import Record, decisions_key
-from compiler.tuning.report import JobView, TuneOptions
-from compiler.tuning.runner import LocalRunner, NoDeviceError
-from compiler.tuning.store import Store
-from compiler.tuning.target_key import describe
-from compiler.tuning.tasks import Task
-from targets.cpu.template import UNFIT
-from targets.registry import get_target
+import tinsmith
 from tests.compiler.tuning.logs import counted, the_shelf
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.errors import ConfigError, TargetError
+from tinsmith.compiler.tuning import job as job_module
+from tinsmith.compiler.tuning.records import Record, decisions_key
+from tinsmith.compiler.tuning.report import JobView, TuneOptions
+from tinsmith.compiler.tuning.runner import LocalRunner, NoDeviceError
+from tinsmith.compiler.tuning.store import Store
+from tinsmith.compiler.tuning.target_key import describe
+from tinsmith.compiler.tuning.tasks import Task
+from tinsmith.targets.cpu.template import UNFIT
+from tinsmith.targets.registry import get_target
 
 RUNNER = CliRunner()
 
@@ -38,17 +38,17 @@ RUNNER = CliRunner()
 @pytest.fixture(scope="module")
 def tuned(
     small_model_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[compiler.TuneReport, Path, list[JobView]]:
+) -> tuple[tinsmith.TuneReport, Path, list[JobView]]:
     """A job of a few trials, its log, and what it showed."""
     log = tmp_path_factory.mktemp("log")
     views: list[JobView] = []
     options = TuneOptions(minutes=4.0, trials=8, log=log)
-    report = compiler.tune(small_model_file, options=options, progress=views.append)
+    report = tinsmith.tune(small_model_file, options=options, progress=views.append)
     return report, log, views
 
 
 def test_a_job_measures_and_remembers(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]],
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]],
 ) -> None:
     report, log, views = tuned
     shelf = the_shelf(log)
@@ -65,18 +65,18 @@ def test_a_job_measures_and_remembers(
 
 
 def test_the_same_job_again_has_nothing_to_do(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]], small_model_file: Path
 ) -> None:
     _, log, _ = tuned
     begin = time.monotonic()
-    again = compiler.tune(small_model_file, options=TuneOptions(trials=8, log=log))
+    again = tinsmith.tune(small_model_file, options=TuneOptions(trials=8, log=log))
     assert again.trials == 0
     assert "nothing to search" in again.summary()
     assert time.monotonic() - begin < 60
 
 
 def test_a_finished_job_is_known_before_the_model_is_lowered(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]],
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]],
     small_model_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -87,17 +87,17 @@ def test_a_finished_job_is_known_before_the_model_is_lowered(
         raise AssertionError("lowered")
 
     monkeypatch.setattr(job_module, "prepare", refuse)
-    assert compiler.tune(small_model_file, options=TuneOptions(log=log)).trials == 0
+    assert tinsmith.tune(small_model_file, options=TuneOptions(log=log)).trials == 0
     with pytest.raises(AssertionError, match="lowered"):
-        compiler.tune(small_model_file, options=TuneOptions(log=tmp_path))
+        tinsmith.tune(small_model_file, options=TuneOptions(log=tmp_path))
 
 
 def test_a_finished_job_searches_on_when_asked(small_model_file: Path, tmp_path: Path) -> None:
-    first = compiler.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
+    first = tinsmith.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
     before = the_shelf(tmp_path).records()
     assert first.trials == len(first.rows) == len(before)
-    assert compiler.tune(small_model_file, options=TuneOptions(log=tmp_path)).trials == 0
-    again = compiler.tune(small_model_file, options=TuneOptions(log=tmp_path, resume=True))
+    assert tinsmith.tune(small_model_file, options=TuneOptions(log=tmp_path)).trials == 0
+    again = tinsmith.tune(small_model_file, options=TuneOptions(log=tmp_path, resume=True))
     assert {row.kernel for row in again.rows} == {row.kernel for row in first.rows}
     assert again.trials > 0
     assert set(counted(the_shelf(tmp_path)).values()) == {1}
@@ -116,35 +116,35 @@ def test_a_kernel_that_no_template_tiles_is_searched_too(tmp_path: Path) -> None
         [numpy_helper.from_array(weights, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), model)
-    report = compiler.tune(model, options=TuneOptions(trials=24, log=tmp_path / "log"))
+    report = tinsmith.tune(model, options=TuneOptions(trials=24, log=tmp_path / "log"))
     assert report.kept
     (record,) = the_shelf(tmp_path / "log").records().values()
     assert record.subject.template == "reduction"
     assert record.decisions["sample"] > 0 and record.ratio < 1
     options = {"static_library": False, "runner": False, "log": tmp_path / "log"}
-    built = compiler.compile_to(model, tmp_path / "module", **options)
+    built = tinsmith.compile_to(model, tmp_path / "module", **options)
     assert built.coverage.startswith("1 of 1 ")
     assert all(difference.relative < 1e-5 for difference in built.differences)
 
 
 def test_a_compilation_takes_the_records(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
 ) -> None:
     report, log, _ = tuned
     options = {"static_library": False, "runner": False}
-    with_log = compiler.compile_to(small_model_file, tmp_path / "a", log=log, **options)
-    without = compiler.compile_to(small_model_file, tmp_path / "b", tuned=False, **options)
+    with_log = tinsmith.compile_to(small_model_file, tmp_path / "a", log=log, **options)
+    without = tinsmith.compile_to(small_model_file, tmp_path / "b", tuned=False, **options)
     assert f"{len(report.rows)} of " in with_log.coverage
     assert without.coverage.startswith("0 of ")
     sources = {entry["source"] for entry in with_log.manifest.kernels if entry["decisions"]}
     assert "record" in sources
     x = np.ones((1, 3, 8, 8), np.float32)
-    with compiler.load(tmp_path / "a") as first, compiler.load(tmp_path / "b") as second:
+    with tinsmith.load(tmp_path / "a") as first, tinsmith.load(tmp_path / "b") as second:
         np.testing.assert_allclose(first(x)["scores"], second(x)["scores"], rtol=1e-4)
 
 
 def test_records_that_no_template_would_choose_are_not_applied(
-    small_model_file: Path, tmp_path: Path, tuned: tuple[compiler.TuneReport, Path, list[JobView]]
+    small_model_file: Path, tmp_path: Path, tuned: tuple[tinsmith.TuneReport, Path, list[JobView]]
 ) -> None:
     _, log, _ = tuned
     source = the_shelf(log)
@@ -155,7 +155,7 @@ def test_records_that_no_template_would_choose_are_not_applied(
         entry["decisions"] = dict.fromkeys(entry["decisions"], 2**30)
     (hostile.folder / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
     options = {"static_library": False, "runner": False}
-    report = compiler.compile_to(small_model_file, tmp_path / "m", log=tmp_path / "log", **options)
+    report = tinsmith.compile_to(small_model_file, tmp_path / "m", log=tmp_path / "log", **options)
     assert report.coverage.startswith("0 of ")
     told = f"ignored: {len(entries)} with decisions that the template does not have (tune again)"
     assert report.coverage.endswith(told)
@@ -164,17 +164,17 @@ def test_records_that_no_template_would_choose_are_not_applied(
     for entry in entries:
         entry["version"] += 1
     (hostile.folder / "records.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    report = compiler.compile_to(small_model_file, tmp_path / "n", log=tmp_path / "log", **options)
+    report = tinsmith.compile_to(small_model_file, tmp_path / "n", log=tmp_path / "log", **options)
     assert f"ignored: {len(entries)} records of other versions (tune again)" in report.coverage
     # Lines that are no records are counted too.
     (hostile.folder / "records.jsonl").write_text("{}\n[\n")
-    report = compiler.compile_to(small_model_file, tmp_path / "o", log=tmp_path / "log", **options)
+    report = tinsmith.compile_to(small_model_file, tmp_path / "o", log=tmp_path / "log", **options)
     assert "ignored: 2 damaged lines of the log" in report.coverage
 
 
 def test_other_machines_cannot_be_tuned_here(small_model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="measured on this machine"):
-        compiler.tune(
+        tinsmith.tune(
             small_model_file,
             config=CompileConfig(target="cortex-a72"),
             options=TuneOptions(log=tmp_path / "log"),
@@ -222,7 +222,7 @@ def test_a_foreign_store_of_the_user_does_not_stop_a_compilation(
     (tmp_path / "tinsmith" / "tuning" / "store.json").write_text('{"format": 99}')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"static_library": False, "runner": False}
-    report = compiler.compile_to(small_model_file, tmp_path / "m", **options)
+    report = tinsmith.compile_to(small_model_file, tmp_path / "m", **options)
     (told,) = (note for note in report.notes if "no tuning records from there" in note)
     assert "format 99" in told
     # A job would write there.
@@ -232,7 +232,7 @@ def test_a_foreign_store_of_the_user_does_not_stop_a_compilation(
 
 
 def test_kernels_of_another_model_have_their_records(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]], small_model_file: Path, tmp_path: Path
 ) -> None:
     import onnx
     from onnx import helper
@@ -243,7 +243,7 @@ def test_kernels_of_another_model_have_their_records(
     model.graph.node.append(helper.make_node("Softmax", ["scores"], ["shares"]))
     model.graph.output[0].name = "shares"
     onnx.save(model, tmp_path / "other.onnx")
-    report = compiler.tune(tmp_path / "other.onnx", options=TuneOptions(log=tmp_path / "log"))
+    report = tinsmith.tune(tmp_path / "other.onnx", options=TuneOptions(log=tmp_path / "log"))
     assert ("fused_convolution_add_relu", "has a record") in [
         (name.split()[0].rstrip("0123456789"), reason) for name, reason in report.left_alone
     ]
@@ -258,7 +258,7 @@ def test_a_job_begins_with_the_records_of_near_machines(
     near = describe(get_target("native")) | {"l2_bytes": 1}
     shelf = Store(tmp_path).make_shelf("near", near)
     shelf.add_records([Record(task.subject, wanted, 1e-6, 2e-6)])
-    compiler.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
+    tinsmith.tune(small_model_file, options=TuneOptions(trials=1, log=tmp_path))
     (own,) = (shelf for shelf in Store(tmp_path).shelves() if shelf.name != "near")
     assert list(own.trials()[task.subject]) == [decisions_key(wanted)]
 
@@ -276,13 +276,13 @@ def test_a_model_with_nothing_to_decide_is_refused(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "add.onnx")
     with pytest.raises(ConfigError, match="nothing can be tuned"):
-        compiler.tune(tmp_path / "add.onnx", options=TuneOptions(log=tmp_path / "log"))
+        tinsmith.tune(tmp_path / "add.onnx", options=TuneOptions(log=tmp_path / "log"))
 
 
 def test_a_second_job_waits_for_nobody(small_model_file: Path, tmp_path: Path) -> None:
     shelf = Store(tmp_path).shelf_to_write(get_target("native"))
     with shelf.exclusive(), pytest.raises(ConfigError, match="another tuning job"):
-        compiler.tune(small_model_file, options=TuneOptions(log=tmp_path))
+        tinsmith.tune(small_model_file, options=TuneOptions(log=tmp_path))
 
 
 def test_a_job_whose_boards_are_lost_fails(
@@ -378,7 +378,7 @@ def test_job_files(small_model_file: Path, tmp_path: Path) -> None:
 
 
 def test_logs_commands(
-    tuned: tuple[compiler.TuneReport, Path, list[JobView]], tmp_path: Path
+    tuned: tuple[tinsmith.TuneReport, Path, list[JobView]], tmp_path: Path
 ) -> None:
     report, log, _ = tuned
     copy = tmp_path / "copy"

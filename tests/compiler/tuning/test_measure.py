@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.errors import BuildError
-from compiler.tuning.batch import Kernel
-from compiler.tuning.measure import Limits, Measurer
-from compiler.tuning.tasks import Task
-from targets.registry import get_target
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.tuning.batch import Kernel
+from tinsmith.compiler.tuning.measure import Limits, Measurer
+from tinsmith.compiler.tuning.tasks import Task
+from tinsmith.targets.registry import get_target
 
 # What tests.compiler.tuning.misbehaving does for tiles of these widths.
 SEGFAULTS, HANGS, EATS_MEMORY, IS_WRONG, CANNOT_BE_SCHEDULED, EXITS = range(101, 107)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.tuning import learner as learner_module
-from compiler.tuning.cost_model import CostModel, Samples
-from compiler.tuning.learner import Learner
-from compiler.tuning.records import decisions_key
-from compiler.tuning.search import Search
+from tinsmith.compiler.tuning import learner as learner_module
+from tinsmith.compiler.tuning.cost_model import CostModel, Samples
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.records import decisions_key
+from tinsmith.compiler.tuning.search import Search
 
 NUMBERS = {"pixels": 49, "channels": 512}
 SPACE = tuple(
@@ -163,7 +163,7 @@ def test_a_model_that_fails_costs_its_ranking_only(
         assert search.propose(16, model) == chance.propose(16, model)
         assert re.fullmatch(f".* at random: 1, because the cost model {told}", learner.note)
         # The next is asked anew.
-        monkeypatch.setattr(learner_module, "MODULE", "compiler.tuning.boosting")
+        monkeypatch.setattr(learner_module, "MODULE", "tinsmith.compiler.tuning.boosting")
         assert model.predict(NUMBERS, SPACE[:4]) is not None
 
 
@@ -172,6 +172,6 @@ def test_a_model_that_fails_again_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     with Learner() as learner:
         model = taught(learner)
         assert [model.predict(NUMBERS, SPACE[:4]) for _ in range(2)] == [None, None]
-        monkeypatch.setattr(learner_module, "MODULE", "compiler.tuning.boosting")
+        monkeypatch.setattr(learner_module, "MODULE", "tinsmith.compiler.tuning.boosting")
         assert model.predict(NUMBERS, SPACE[:4]) is None
         assert "at random: 3" in learner.note and "no_such_module" in learner.note

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from compiler.errors import ConfigError
-from compiler.tuning import journal
-from compiler.tuning.lookup import StoredRecords
-from compiler.tuning.records import Record, Subject, Trial, parse_record, parse_trial
-from compiler.tuning.store import Shelf, Store
-from compiler.tuning.target_key import target_key
-from targets.registry import get_target
+from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.tuning import journal
+from tinsmith.compiler.tuning.lookup import StoredRecords
+from tinsmith.compiler.tuning.records import Record, Subject, Trial, parse_record, parse_trial
+from tinsmith.compiler.tuning.store import Shelf, Store
+from tinsmith.compiler.tuning.target_key import target_key
+from tinsmith.targets.registry import get_target
 
 SPEC = get_target("x86-64-v4")
 SUBJECT = Subject("convolution", 1, "0123456789abcdef")
@@ -75,8 +75,8 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     here = shelf(tmp_path)
     script = f"""
 import sys
-from compiler.tuning.store import Shelf
-from compiler.tuning.records import Subject, Trial
+from tinsmith.compiler.tuning.store import Shelf
+from tinsmith.compiler.tuning.records import Subject, Trial
 from pathlib import Path
 for i in range(40):
     subject = Subject("convolution", 1, f"{{sys.argv[1]}}{{i:015x}}")

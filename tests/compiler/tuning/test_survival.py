@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import compiler
-from compiler.cli import app
-from compiler.tuning.records import Subject
-from compiler.tuning.report import TuneOptions
+import tinsmith
 from tests.compiler.tuning.logs import counted, the_shelf
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.tuning.records import Subject
+from tinsmith.compiler.tuning.report import TuneOptions
 
 RUNNER = CliRunner()
 
 
 def command(model: Path, log: Path) -> list[str]:
     options = ["--minutes", "5", "--trials", "12", "--log", str(log), "--json"]
-    return [sys.executable, "-m", "compiler.cli", "tune", str(model), *options]
+    return [sys.executable, "-m", "tinsmith.compiler.cli", "tune", str(model), *options]
 
 
 def wait_for_a_trial(job: subprocess.Popen[str], log: Path) -> None:
@@ -105,7 +105,7 @@ def test_candidates_that_misbehave_do_not_stop_the_job(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("MISBEHAVE_AT", "rows=4,vectors=1")
     options = TuneOptions(minutes=4.0, trials=6, tasks=1, log=tmp_path, extensions=("misbehaving",))
-    report = compiler.tune(small_model_file, options=options)
+    report = tinsmith.tune(small_model_file, options=options)
     (row,) = report.rows
     assert row.failures >= 1
     assert row.trials > row.failures

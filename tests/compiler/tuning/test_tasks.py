@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.module.base import StepTime
-from compiler.tuning.allocation import BATCH, TaskState, next_task
-from compiler.tuning.features import feature_matrix
-from compiler.tuning.records import Trial, decisions_key
-from compiler.tuning.search import Search
-from compiler.tuning.tasks import Task, with_times
+from tinsmith.compiler.module.base import StepTime
+from tinsmith.compiler.tuning.allocation import BATCH, TaskState, next_task
+from tinsmith.compiler.tuning.features import feature_matrix
+from tinsmith.compiler.tuning.records import Trial, decisions_key
+from tinsmith.compiler.tuning.search import Search
+from tinsmith.compiler.tuning.tasks import Task, with_times
 
 
 def test_tasks_know_what_the_model_calls_kernels_with(small_tasks: tuple[Task, ...]) -> None:
@@ -41,10 +41,10 @@ def test_workload_keys_are_those_of_other_processes(
     small_tasks: tuple[Task, ...], small_model_file: Path
 ) -> None:
     script = f"""
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import lower
-from compiler.tuning.tasks import distinct_kernels
-from targets.registry import get_target
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import lower
+from tinsmith.compiler.tuning.tasks import distinct_kernels
+from tinsmith.targets.registry import get_target
 spec = get_target("native")
 _, report = lower(import_onnx({str(small_model_file)!r}, {{}}, {{}}).module, spec)
 print(*sorted(subject.workload for subject in distinct_kernels(report.fused, spec)))

@@ -16,10 +16,10 @@ import pytest
 from tvm.rpc import base
 from typer.testing import CliRunner
 
-from compiler.cli import app
-from compiler.errors import ConfigError, TargetError
-from compiler.tuning.boards.tracker import Tracker
-from compiler.tuning.report import TuneOptions
+from tinsmith.compiler.cli import app
+from tinsmith.compiler.errors import ConfigError, TargetError
+from tinsmith.compiler.tuning.boards.tracker import Tracker
+from tinsmith.compiler.tuning.report import TuneOptions
 
 SERVERS = [{"key": "server:pi5"}, {"key": "server:pi5"}, {"key": "server:rock"}]
 
@@ -86,7 +86,7 @@ def test_what_is_no_tracker_is_told() -> None:
 
 
 def test_silence_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compiler.tuning.boards.tracker._SECONDS", 0.2)
+    monkeypatch.setattr("tinsmith.compiler.tuning.boards.tracker._SECONDS", 0.2)
     with answering(None) as tracker, pytest.raises(TargetError, match="no answer; start one with"):
         tracker.free_boards("pi5")
 

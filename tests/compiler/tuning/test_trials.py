@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from compiler.errors import BuildError
-from compiler.tuning import learner as learner_module
-from compiler.tuning.allocation import TaskState
-from compiler.tuning.batch import Outcome
-from compiler.tuning.learner import Learner
-from compiler.tuning.learning import Lessons
-from compiler.tuning.measure import Ledger, Measured
-from compiler.tuning.records import Subject
-from compiler.tuning.search import Search
-from compiler.tuning.store import Store
-from compiler.tuning.tasks import Task
-from compiler.tuning.trials import TrialLoop
-from targets.cpu.template import Decisions
-from targets.registry import get_target
+from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.tuning import learner as learner_module
+from tinsmith.compiler.tuning.allocation import TaskState
+from tinsmith.compiler.tuning.batch import Outcome
+from tinsmith.compiler.tuning.learner import Learner
+from tinsmith.compiler.tuning.learning import Lessons
+from tinsmith.compiler.tuning.measure import Ledger, Measured
+from tinsmith.compiler.tuning.records import Subject
+from tinsmith.compiler.tuning.search import Search
+from tinsmith.compiler.tuning.store import Store
+from tinsmith.compiler.tuning.tasks import Task
+from tinsmith.compiler.tuning.trials import TrialLoop
+from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.registry import get_target
 
 SPACE = tuple({"rows": rows, "unroll": unroll} for rows in range(1, 41) for unroll in (1, 2))
 

@@ -8,8 +8,8 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import Canonicalize
-from passes.graph.tensors import operator_name
+from tinsmith.passes.graph import Canonicalize
+from tinsmith.passes.graph.tensors import operator_name
 
 
 def test_joins_and_drops_shape_changes() -> None:

@@ -12,8 +12,8 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import ClampIndices
-from passes.graph.index_bounds import integer_range
+from tinsmith.passes.graph import ClampIndices
+from tinsmith.passes.graph.index_bounds import integer_range
 
 X = np.random.default_rng(0).standard_normal((5, 4, 6)).astype(np.float32)
 

@@ -15,8 +15,8 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import DecomposeConvolutions
-from passes.graph.subpixel import subpixel_axis, subpixel_weights
+from tinsmith.passes.graph import DecomposeConvolutions
+from tinsmith.passes.graph.subpixel import subpixel_axis, subpixel_weights
 
 _RANDOM = np.random.default_rng(0)
 

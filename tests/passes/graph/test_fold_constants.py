@@ -10,8 +10,8 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import FoldConstants
-from passes.graph.tensors import constant
+from tinsmith.passes.graph import FoldConstants
+from tinsmith.passes.graph.tensors import constant
 
 
 def test_folds_shape_changes_and_arithmetic_of_weights() -> None:

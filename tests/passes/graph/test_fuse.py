@@ -7,7 +7,7 @@ import tvm
 from graph_checks import assert_computes_the_same, operators
 from tvm import relax
 
-from passes.graph import Fuse, Legalize
+from tinsmith.passes.graph import Fuse, Legalize
 
 _RANDOM = np.random.default_rng(0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.graph import Fuse, Legalize
-from passes.graph.fused_groups import kernel_calls, unique_names
+from tinsmith.passes.graph import Fuse, Legalize
+from tinsmith.passes.graph.fused_groups import kernel_calls, unique_names
 
 _RANDOM = np.random.default_rng(0)
 

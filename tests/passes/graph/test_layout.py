@@ -16,8 +16,8 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import AbsorbInputTransposes, CancelTransposes, ConvertLayout
-from passes.graph.permutation import Permuted, reshape_stored
+from tinsmith.passes.graph import AbsorbInputTransposes, CancelTransposes, ConvertLayout
+from tinsmith.passes.graph.permutation import Permuted, reshape_stored
 
 _RANDOM = np.random.default_rng(0)
 

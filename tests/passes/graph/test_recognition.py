@@ -15,7 +15,7 @@ from tvm import relax, topi
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import RaisePrimitives, RecognizeComposites
+from tinsmith.passes.graph import RaisePrimitives, RecognizeComposites
 
 _RANDOM = np.random.default_rng(0)
 

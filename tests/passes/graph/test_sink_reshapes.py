@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.graph import CombineConstants, SinkReshapes
+from tinsmith.passes.graph import CombineConstants, SinkReshapes
 
 _RANDOM = np.random.default_rng(0)
 

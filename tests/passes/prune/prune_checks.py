@@ -9,7 +9,7 @@ import tvm
 from graph_checks import assert_same_interface, execute, random_inputs
 from tvm import relax
 
-from passes.prune import Group, Groups, find_groups, shrink, zero
+from tinsmith.passes.prune import Group, Groups, find_groups, shrink, zero
 
 
 class Graph:

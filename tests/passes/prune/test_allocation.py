@@ -7,15 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from passes.prune.allocation.by_sensitivity import by_sensitivity
-from passes.prune.allocation.cost import Axis, CostModel, Term, proportional
-from passes.prune.allocation.global_threshold import below_threshold
-from passes.prune.allocation.parameters import parameter_model
-from passes.prune.allocation.ranking import Ranking, rank
-from passes.prune.allocation.under_budget import BudgetError, under_budget
-from passes.prune.allocation.uniform import uniform
-from passes.prune.groups import Group, Groups, Member
-from passes.prune.schedule import progress_of_steps
+from tinsmith.passes.prune.allocation.by_sensitivity import by_sensitivity
+from tinsmith.passes.prune.allocation.cost import Axis, CostModel, Term, proportional
+from tinsmith.passes.prune.allocation.global_threshold import below_threshold
+from tinsmith.passes.prune.allocation.parameters import parameter_model
+from tinsmith.passes.prune.allocation.ranking import Ranking, rank
+from tinsmith.passes.prune.allocation.under_budget import BudgetError, under_budget
+from tinsmith.passes.prune.allocation.uniform import uniform
+from tinsmith.passes.prune.groups import Group, Groups, Member
+from tinsmith.passes.prune.schedule import progress_of_steps
 
 
 def group(index: int, units: int, block: int = 1) -> Group:

@@ -9,15 +9,17 @@ import pytest
 from graph_checks import execute, random_inputs
 from prune_checks import drop, free
 
-from compiler.frontends.onnx import import_onnx
-from compiler.pruning.pruner import readable
-from passes.graph import DecomposeConvolutions, FoldBatchNorm, FoldConstants
-from passes.prune import find_groups, shrink, zero
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.passes.graph import DecomposeConvolutions, FoldBatchNorm, FoldConstants
+from tinsmith.passes.prune import find_groups, shrink, zero
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["as imported", "folded"])
 def test_removed_is_zeroed(folded: bool) -> None:
-    module = readable(import_onnx(str(files("compiler.demo") / "fashion_resnet.onnx")).module)
+    module = readable(
+        import_onnx(str(files("tinsmith.compiler.demo") / "fashion_resnet.onnx")).module
+    )
     if folded:
         for step in (FoldBatchNorm(), DecomposeConvolutions(), FoldConstants()):
             module = step(module)

@@ -11,15 +11,15 @@ from prune_checks import Graph
 from scipy.special import log_softmax, softmax
 from tvm import relax
 
-from passes.prune import find_groups, shrink
-from passes.prune.recovery.distillation import Batch, DistillationOptions, find_hints
-from passes.prune.recovery.positions import positions_left
+from tinsmith.passes.prune import find_groups, shrink
+from tinsmith.passes.prune.recovery.distillation import Batch, DistillationOptions, find_hints
+from tinsmith.passes.prune.recovery.positions import positions_left
 
 torch = pytest.importorskip("torch")
 
-from passes.prune.autograd.graph import TorchGraph  # noqa: E402
-from passes.prune.autograd.losses import agreement, logits_loss, relative_error  # noqa: E402
-from passes.prune.autograd.training import Distillation  # noqa: E402
+from tinsmith.passes.prune.autograd.graph import TorchGraph  # noqa: E402
+from tinsmith.passes.prune.autograd.losses import agreement, logits_loss, relative_error  # noqa: E402
+from tinsmith.passes.prune.autograd.training import Distillation  # noqa: E402
 
 
 def test_the_loss_is_hintons() -> None:

@@ -11,7 +11,7 @@ from graph_checks import execute, random_inputs
 from prune_checks import Graph, free, members
 from tvm import relax
 
-from passes.prune import find_groups, replace_constants, shrink
+from tinsmith.passes.prune import find_groups, replace_constants, shrink
 
 op, nn = relax.op, relax.op.nn
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.prune.importance.apoz import ActiveShare
-from passes.prune.importance.batch_norm_scale import scale_magnitude
-from passes.prune.importance.geometric_median import distance_to_others
-from passes.prune.importance.l1 import l1_norm
-from passes.prune.importance.l2 import l2_norm
-from passes.prune.importance.mean_activation import MeanActivation
-from passes.prune.importance.normalization import NORMALIZATIONS, normalized
-from passes.prune.importance.random_baseline import random_scores
-from passes.prune.importance.reconstruction_error import Consumer, damping_for, reconstruction_error
-from passes.prune.importance.taylor import taylor_of_activations, taylor_of_weights
+from tinsmith.passes.prune.importance.apoz import ActiveShare
+from tinsmith.passes.prune.importance.batch_norm_scale import scale_magnitude
+from tinsmith.passes.prune.importance.geometric_median import distance_to_others
+from tinsmith.passes.prune.importance.l1 import l1_norm
+from tinsmith.passes.prune.importance.l2 import l2_norm
+from tinsmith.passes.prune.importance.mean_activation import MeanActivation
+from tinsmith.passes.prune.importance.normalization import NORMALIZATIONS, normalized
+from tinsmith.passes.prune.importance.random_baseline import random_scores
+from tinsmith.passes.prune.importance.reconstruction_error import (
+    Consumer,
+    damping_for,
+    reconstruction_error,
+)
+from tinsmith.passes.prune.importance.taylor import taylor_of_activations, taylor_of_weights
 
 FIRST = np.array([[3.0, -4.0], [0.0, 1.0], [-1.0, -1.0]], np.float32)
 SECOND = np.array([[1.0], [-2.0], [0.0]], np.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prune_checks import Graph, drop, free
 from tvm import relax
 
-from passes.prune import shrink, zero
+from tinsmith.passes.prune import shrink, zero
 
 op, nn = relax.op, relax.op.nn
 

@@ -10,20 +10,20 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.graph.tensors import constant, constant_array
-from passes.prune import find_groups
-from passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
-from passes.prune.recovery.layers import Layer, find_layers
-from passes.prune.recovery.least_squares import (
+from tinsmith.passes.graph.tensors import constant, constant_array
+from tinsmith.passes.prune import find_groups
+from tinsmith.passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
+from tinsmith.passes.prune.recovery.layers import Layer, find_layers
+from tinsmith.passes.prune.recovery.least_squares import (
     Moments,
     choose_solution,
     error_of,
     solve_layer,
 )
-from passes.prune.recovery.positions import composed, positions_left
-from passes.prune.recovery.replace_operands import ReplaceOperands
-from passes.quantize.dataflow import Dataflow
-from passes.quantize.windows import Windows
+from tinsmith.passes.prune.recovery.positions import composed, positions_left
+from tinsmith.passes.prune.recovery.replace_operands import ReplaceOperands
+from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.quantize.windows import Windows
 
 
 def rows(groups: int, count: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.graph.tensors import constant
-from passes.prune.recovery.segment import Segment, segment
+from tinsmith.passes.graph.tensors import constant
+from tinsmith.passes.prune.recovery.segment import Segment, segment
 
 
 def chain() -> tvm.IRModule:

@@ -10,7 +10,7 @@ import tvm
 from prune_checks import Graph, assert_equivalent, drop, free
 from tvm import relax
 
-from passes.prune import Shrink, find_groups, shrink, zero
+from tinsmith.passes.prune import Shrink, find_groups, shrink, zero
 
 op, nn = relax.op, relax.op.nn
 

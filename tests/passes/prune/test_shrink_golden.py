@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
-from passes.prune import Shrink, ZeroChannels
+from tinsmith.passes.prune import Shrink, ZeroChannels
 
 _RANDOM = np.random.default_rng(0)
 

@@ -7,9 +7,15 @@ import pytest
 import tvm
 from tvm import relax
 
-from passes.graph.tensors import constant, constant_array
-from passes.prune.sparsify import SparsifyWeights, below, largest_of, smallest, zeros_by_layer
-from passes.quantize.dataflow import Dataflow
+from tinsmith.passes.graph.tensors import constant, constant_array
+from tinsmith.passes.prune.sparsify import (
+    SparsifyWeights,
+    below,
+    largest_of,
+    smallest,
+    zeros_by_layer,
+)
+from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 def network(layout: str = "OIHW") -> tvm.IRModule:

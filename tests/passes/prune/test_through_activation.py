@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.prune.recovery.least_squares import Moments, Solution, choose_solution
-from passes.prune.recovery.through_activation import Part, solve_through
+from tinsmith.passes.prune.recovery.least_squares import Moments, Solution, choose_solution
+from tinsmith.passes.prune.recovery.through_activation import Part, solve_through
 
 INPUTS, OUTPUTS = 12, 6
 

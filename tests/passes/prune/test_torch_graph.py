@@ -10,12 +10,12 @@ from graph_checks import execute, random_inputs
 from prune_checks import Graph
 from tvm import relax
 
-from passes.graph import FoldBatchNorm
+from tinsmith.passes.graph import FoldBatchNorm
 
 torch = pytest.importorskip("torch")
 
-from passes.prune.autograd.graph import NoCounterpartError, TorchGraph, scores_name  # noqa: E402
-from passes.prune.constants import constant_reads  # noqa: E402
+from tinsmith.passes.prune.autograd.graph import NoCounterpartError, TorchGraph, scores_name  # noqa: E402
+from tinsmith.passes.prune.constants import constant_reads  # noqa: E402
 
 op, nn = relax.op, relax.op.nn
 Build = Callable[[Graph, relax.Expr], relax.Expr]

@@ -6,15 +6,20 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
-from passes.quantize.lower_integers import LowerIntegers
-from passes.quantize.numbers import NARROW_INT8, UINT8, affine_parameters, symmetric_parameters
-from passes.quantize.numbers import dequantize as decode
-from passes.quantize.numbers import quantize as encode
-from passes.quantize.placement import observed_tensors
-from passes.quantize.simplify_quantization import SimplifyQuantization
-from passes.quantize.store_integers import StoreIntegers
-from targets.number_formats import X86
+from tinsmith.passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
+from tinsmith.passes.quantize.lower_integers import LowerIntegers
+from tinsmith.passes.quantize.numbers import (
+    NARROW_INT8,
+    UINT8,
+    affine_parameters,
+    symmetric_parameters,
+)
+from tinsmith.passes.quantize.numbers import dequantize as decode
+from tinsmith.passes.quantize.numbers import quantize as encode
+from tinsmith.passes.quantize.placement import observed_tensors
+from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
+from tinsmith.passes.quantize.store_integers import StoreIntegers
+from tinsmith.targets.number_formats import X86
 
 _RANDOM = np.random.default_rng(3)
 

@@ -26,16 +26,16 @@ from graph_checks import (
     random_inputs,
 )
 
-from passes.quantize.bias_correction import (
+from tinsmith.passes.quantize.bias_correction import (
     ChannelMeanObserver,
     CorrectBias,
     operand_tensors,
 )
-from passes.quantize.cross_layer_equalization import (
+from tinsmith.passes.quantize.cross_layer_equalization import (
     CrossLayerEqualization,
     equalizable_tensors,
 )
-from targets.number_formats import X86
+from tinsmith.targets.number_formats import X86
 
 
 def _uneven(*shape: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.quantize.adaptive_rounding import GramObserver, adaptively_rounded
-from passes.quantize.numbers import integer_range, quantize, symmetric_parameters
+from tinsmith.passes.quantize.adaptive_rounding import GramObserver, adaptively_rounded
+from tinsmith.passes.quantize.numbers import integer_range, quantize, symmetric_parameters
 
 _RANDOM = np.random.default_rng(11)
 _CODES = integer_range(4, signed=True, narrow=True)

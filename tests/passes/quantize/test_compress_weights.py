@@ -8,13 +8,13 @@ import tvm
 from quantize_checks import Graph, array
 from tvm import relax
 
-from compiler.pipeline import lower
-from passes.graph import FoldConstants
-from passes.graph.tensors import operator_name
-from passes.quantize.compress_weights import CompressWeights, products
-from passes.quantize.weight_compression import Method, compress
-from targets.compressed_weights import compressed_weights
-from targets.x86.specs import X86_64_V3
+from tinsmith.compiler.pipeline import lower
+from tinsmith.passes.graph import FoldConstants
+from tinsmith.passes.graph.tensors import operator_name
+from tinsmith.passes.quantize.compress_weights import CompressWeights, products
+from tinsmith.passes.quantize.weight_compression import Method, compress
+from tinsmith.targets.compressed_weights import compressed_weights
+from tinsmith.targets.x86.specs import X86_64_V3
 
 
 def network() -> tvm.IRModule:

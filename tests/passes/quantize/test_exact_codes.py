@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.quantize.exact_codes import exact_codes
+from tinsmith.passes.quantize.exact_codes import exact_codes
 
 _RANDOM = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ from tvm.script import relax as R  # noqa: N812
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import assert_becomes, assert_left_alone, execute, operators
 
-from passes.quantize.fold_requantization import FoldRequantization
+from tinsmith.passes.quantize.fold_requantization import FoldRequantization
 
 
 def _assert_codes_agree(before: tvm.IRModule, count: int = 1) -> tvm.IRModule:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.cluster.vq import kmeans2
 
-from passes.quantize.formats import (
+from tinsmith.passes.quantize.formats import (
     BFLOAT16,
     FLOAT16,
     Binary,

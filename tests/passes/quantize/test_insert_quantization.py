@@ -19,8 +19,8 @@ from quantize_checks import (
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import assert_same_interface, execute, operators, random_inputs
 
-from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
-from targets.number_formats import X86
+from tinsmith.passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
+from tinsmith.targets.number_formats import X86
 
 
 def test_values_are_those_of_rounded_operands() -> None:

@@ -15,13 +15,13 @@ from tvm import relax
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute
 
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import graph_passes, integer_passes, kernel_passes
-from passes.graph.tensors import element_type, operator_name
-from passes.quantize.lower_integers import LowerIntegers
-from targets.cpu.schedule import schedule_module
-from targets.number_formats import ARM
-from targets.registry import get_target
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import graph_passes, integer_passes, kernel_passes
+from tinsmith.passes.graph.tensors import element_type, operator_name
+from tinsmith.passes.quantize.lower_integers import LowerIntegers
+from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.number_formats import ARM
+from tinsmith.targets.registry import get_target
 
 _RANDOM = np.random.default_rng(11)
 _SPEC = get_target("x86-64-v3")

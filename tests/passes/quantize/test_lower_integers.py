@@ -25,11 +25,11 @@ from tvm.script import relax as R  # noqa: N812
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import assert_becomes, assert_left_alone, execute, operators
 
-from passes.quantize.lower_integers import LowerIntegers
-from passes.quantize.match_signedness import MatchSignedness
-from passes.quantize.placement import place
-from passes.quantize.simplify_quantization import SimplifyQuantization
-from targets.number_formats import ARM, X86
+from tinsmith.passes.quantize.lower_integers import LowerIntegers
+from tinsmith.passes.quantize.match_signedness import MatchSignedness
+from tinsmith.passes.quantize.placement import place
+from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
+from tinsmith.targets.number_formats import ARM, X86
 
 
 def _assert_lowering_keeps_values(before: tvm.IRModule) -> tvm.IRModule:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.quantize.numbers import (
+from tinsmith.passes.quantize.numbers import (
     INT8,
     NARROW_INT8,
     UINT8,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.quantize.numbers import UINT8, affine_parameters, dequantize, quantize
-from passes.quantize.observers import (
+from tinsmith.passes.quantize.numbers import UINT8, affine_parameters, dequantize, quantize
+from tinsmith.passes.quantize.observers import (
     OBSERVERS,
     ChannelMinMaxObserver,
     EntropyObserver,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.quantize.formats import FormatError, pack, unpack
+from tinsmith.passes.quantize.formats import FormatError, pack, unpack
 
 
 @given(

@@ -7,8 +7,8 @@ from dataclasses import replace
 from quantize_checks import Graph, array, attention, two_convolutions
 from tvm import relax
 
-from passes.quantize.placement import StoredTensor, observed_tensors, place
-from targets.number_formats import ARM, X86
+from tinsmith.passes.quantize.placement import StoredTensor, observed_tensors, place
+from tinsmith.targets.number_formats import ARM, X86
 
 
 def test_between_two_convolutions_one_tensor_is_stored() -> None:

@@ -24,10 +24,10 @@ from tvm import relax
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute, operators, random_inputs
 
-from passes.quantize.bias_correction import CorrectBias
-from passes.quantize.insert_quantization import QuantizationOptions
-from passes.quantize.probe_quantization import ProbeQuantization, probed_operators
-from targets.number_formats import X86
+from tinsmith.passes.quantize.bias_correction import CorrectBias
+from tinsmith.passes.quantize.insert_quantization import QuantizationOptions
+from tinsmith.passes.quantize.probe_quantization import ProbeQuantization, probed_operators
+from tinsmith.targets.number_formats import X86
 
 _ON, _OFF = np.ones(1, np.float32), np.zeros(1, np.float32)
 

@@ -15,9 +15,9 @@ from quantize_checks import dtypes
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute
 
-from compiler.frontends.onnx import import_onnx
-from compiler.pipeline import graph_passes, integer_passes, kernel_passes
-from targets.registry import get_target
+from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.pipeline import graph_passes, integer_passes, kernel_passes
+from tinsmith.targets.registry import get_target
 
 _SHAPE = (1, 3, 8, 8)
 _SPEC = get_target("x86-64-v3")

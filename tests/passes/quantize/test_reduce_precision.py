@@ -24,11 +24,11 @@ from graph_checks import (
     random_inputs,
 )
 
-from passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
-from passes.quantize.precision_placement import place_precision
-from passes.quantize.reduce_precision import ReducePrecision
-from passes.quantize.store_integers import StoreIntegers
-from targets.number_formats import X86
+from tinsmith.passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
+from tinsmith.passes.quantize.precision_placement import place_precision
+from tinsmith.passes.quantize.reduce_precision import ReducePrecision
+from tinsmith.passes.quantize.store_integers import StoreIntegers
+from tinsmith.targets.number_formats import X86
 
 BFLOAT16 = ml_dtypes.bfloat16
 

@@ -13,7 +13,7 @@ from tvm import relax
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import assert_computes_the_same, assert_left_alone
 
-from passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
+from tinsmith.passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
 
 
 def _square() -> relax.Expr:

@@ -9,9 +9,9 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from compiler.evaluate.stages import run_stage
-from passes.quantize.store_exact_codes import StoreExactCodes
-from targets.registry import get_target
+from tinsmith.compiler.evaluate.stages import run_stage
+from tinsmith.passes.quantize.store_exact_codes import StoreExactCodes
+from tinsmith.targets.registry import get_target
 
 _RANDOM = np.random.default_rng(0)
 _CODES = _RANDOM.integers(-127, 128, (96, 64)).astype("float32")

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.quantize.weight_compression import Method, can_be_scaled, compress
-from targets.compressed_weights import EVEN_LEVELS, Grouping, compressed_weights, decompress_call
+from tinsmith.passes.quantize.weight_compression import Method, can_be_scaled, compress
+from tinsmith.targets.compressed_weights import (
+    EVEN_LEVELS,
+    Grouping,
+    compressed_weights,
+    decompress_call,
+)
 
 _RANDOM = np.random.default_rng(5)
 

@@ -15,10 +15,10 @@ from scipy import special
 from tvm import tirx
 from tvm.ir import Expr
 
-from targets.cpu import loops
-from targets.cpu.elementary_functions import lower_elementary_functions
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.elementary_functions import lower_elementary_functions
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3
 
 Array = npt.NDArray[Any]
 LANES = 8

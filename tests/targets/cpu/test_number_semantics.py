@@ -8,12 +8,12 @@ import tvm
 from test_elementary_functions import LANES, compiled
 from tvm import relax, te, tirx, topi
 
-from passes.quantize.numbers import fused_multiply_add
-from targets.cpu import loops
-from targets.cpu.fused_sums import fuse_products
-from targets.cpu.nan_propagation import beginning, propagate_nan
-from targets.cpu.reproducible import is_reproducible
-from targets.x86.specs import X86_64_V3
+from tinsmith.passes.quantize.numbers import fused_multiply_add
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.fused_sums import fuse_products
+from tinsmith.targets.cpu.nan_propagation import beginning, propagate_nan
+from tinsmith.targets.cpu.reproducible import is_reproducible
+from tinsmith.targets.x86.specs import X86_64_V3
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -7.0, 1e-40]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from targets.cpu.winograd_matrices import TILES, winograd_matrices
+from tinsmith.targets.cpu.winograd_matrices import TILES, winograd_matrices
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from targets.x86 import detect
-from targets.x86.detect import DetectionError, detect_native
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.x86 import detect
+from tinsmith.targets.x86.detect import DetectionError, detect_native
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 
 def _machine(folder: Path, flags: frozenset[str]) -> tuple[Path, Path]:

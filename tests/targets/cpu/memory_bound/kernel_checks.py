@@ -11,10 +11,10 @@ import numpy.typing as npt
 import tvm
 from tvm import relax, tirx
 
-from targets.cpu.schedule import schedule_module
-from targets.cpu.template import KernelReport
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3
+from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.cpu.template import KernelReport
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3
 
 Array = npt.NDArray[Any]
 Emit = Callable[..., relax.Expr]

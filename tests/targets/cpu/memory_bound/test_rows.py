@@ -13,8 +13,8 @@ from scipy import special
 from tvm import relax, te, topi
 from tvm.relax import op
 
-from targets.cpu.schedule import schedule_module
-from targets.x86.specs import X86_64_V4
+from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.x86.specs import X86_64_V4
 
 REDUCTIONS = {
     "sum": (op.sum, np.sum),

@@ -12,9 +12,9 @@ from kernel_checks import SPEC, check, floats, fused, kernels, number, run, text
 from tvm import relax, tirx
 from tvm.relax import op
 
-from targets.cpu import loops
-from targets.cpu.schedule import TEMPLATES, match_template, schedule_module
-from targets.cpu.schedules.injective import Injective
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.schedule import TEMPLATES, match_template, schedule_module
+from tinsmith.targets.cpu.schedules.injective import Injective
 
 
 def softmax(_emit: Any, x: relax.Expr) -> relax.Expr:

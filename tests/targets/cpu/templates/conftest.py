@@ -8,9 +8,9 @@ import pytest
 from template_checks import cpu_flags
 from tvm import tirx
 
-from targets.cpu.template import Template
-from targets.spec import TargetSpec
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.cpu.template import Template
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 
 @pytest.fixture(params=[X86_64_V3, X86_64_V4], ids=lambda spec: spec.name)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from compiler.build import build_kernels
-from compiler.module.linker import link_executable
-from compiler.module.stages import KernelCode
-from targets.spec import TargetSpec
+from tinsmith.compiler.build import build_kernels
+from tinsmith.compiler.module.linker import link_executable
+from tinsmith.compiler.module.stages import KernelCode
+from tinsmith.targets.spec import TargetSpec
 
 _PROLOGUE = """
 #include <stdint.h>

@@ -13,11 +13,11 @@ from tvm import relax, tirx
 from tvm.ir import Call
 from tvm.sym import Analyzer
 
-from passes.graph import Legalize
-from targets.cpu.operators import legalize_map
-from targets.cpu.operators.algorithms import AlgorithmLookup
-from targets.cpu.operators.quantization import quantization_legalizers
-from targets.spec import TargetSpec
+from tinsmith.passes.graph import Legalize
+from tinsmith.targets.cpu.operators import legalize_map
+from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
+from tinsmith.targets.spec import TargetSpec
 
 Array = npt.NDArray[np.floating[Any]]
 Emit = Callable[[relax.BlockBuilder, Sequence[relax.Var]], relax.Expr]

@@ -20,14 +20,14 @@ from template_checks import cpu_flags, fuse_module, run
 from test_integers import convolution, extremes, sums
 from tvm import relax, tirx
 
-from targets.cpu.arithmetic import arithmetic_named
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedule import match_template
-from targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
-from targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
-from targets.x86 import tile_instructions
-from targets.x86.specs import SAPPHIRE_RAPIDS, X86_64_V3, X86_64_V4
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedule import match_template
+from tinsmith.targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
+from tinsmith.targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
+from tinsmith.targets.x86 import tile_instructions
+from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS, X86_64_V3, X86_64_V4
 
 EMULATOR = Path(__file__).parent / "tile_emulator.c"
 

@@ -11,13 +11,13 @@ from template_checks import fuse_module
 from test_integers import SHAPES, convolution, extremes, sums
 from tvm import relax
 
-from targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedules.channelwise import ChannelwiseTemplate
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.cpu.schedules.matmul import MatmulTemplate
-from targets.registry import get_target
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.registry import get_target
 
 EMULATORS = {"aarch64": ["qemu-aarch64-static", "-cpu", "max"], "arm": ["qemu-arm-static"]}
 EXPECTED = {

@@ -12,11 +12,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import cpu_flags, fuse_module, run
 from tvm import relax, tirx
 
-from targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedule import match_template, schedule_function
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedule import match_template, schedule_function
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 BFLOAT16 = ml_dtypes.bfloat16
 SPEC = replace(

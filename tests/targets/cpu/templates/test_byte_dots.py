@@ -11,13 +11,13 @@ import tvm
 from foreign_checks import run_foreign
 from tvm import tirx
 
-from compiler.build import lower_kernels
-from compiler.module.machine import cpu_features
-from compiler.module.stages import split_kernel
-from targets.cpu import loops
-from targets.cpu.byte_dots import multiply_add, selected, use_byte_dots
-from targets.registry import get_target
-from targets.spec import TargetSpec
+from tinsmith.compiler.build import lower_kernels
+from tinsmith.compiler.module.machine import cpu_features
+from tinsmith.compiler.module.stages import split_kernel
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.byte_dots import multiply_add, selected, use_byte_dots
+from tinsmith.targets.registry import get_target
+from tinsmith.targets.spec import TargetSpec
 
 LANES, STEPS = 16, 9
 INSTRUCTIONS = {

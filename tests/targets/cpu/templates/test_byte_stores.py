@@ -8,12 +8,12 @@ from template_checks import cpu_flags, fuse_module, run
 from test_integers import convolution, extended, extremes, sums
 from tvm import relax
 
-from passes.quantize import numbers
-from passes.quantize.operators import Parameters, quantize_call
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.schedules.channelwise import ChannelwiseTemplate
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.x86.specs import X86_64_V4
+from tinsmith.passes.quantize import numbers
+from tinsmith.passes.quantize.operators import Parameters, quantize_call
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.x86.specs import X86_64_V4
 
 VNNI = extended(X86_64_V4, "avx512vnni", "avx512_vnni")
 DOTS = extended(VNNI, "avx512vbmi", "avx512vbmi")

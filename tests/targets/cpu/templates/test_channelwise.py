@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import fuse, run
 from tvm import relax
 
-from targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
 
 # batch, height, width, channels, kernel, stride, padding, dilation
 SHAPES = [

@@ -11,15 +11,20 @@ from template_checks import fuse, run
 from test_convolution import pair, reference
 from tvm import relax
 
-from targets.arm.specs import CORTEX_A7, CORTEX_A72
-from targets.compressed_weights import EVEN_LEVELS, CompressedWeights, Grouping, decompress_call
-from targets.cpu.operators import legalize_map
-from targets.cpu.operators.compressed_weights import stored_operands
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedule import match_template, schedule_function
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.arm.specs import CORTEX_A7, CORTEX_A72
+from tinsmith.targets.compressed_weights import (
+    EVEN_LEVELS,
+    CompressedWeights,
+    Grouping,
+    decompress_call,
+)
+from tinsmith.targets.cpu.operators import legalize_map
+from tinsmith.targets.cpu.operators.compressed_weights import stored_operands
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedule import match_template, schedule_function
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
 
 KINDS = ("int8", "int4", "codebook")
 EXACT_KINDS = ("int8 with offsets", "int4 with offsets", "int4 in float32")

@@ -10,11 +10,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import fuse, prefetched, run
 from tvm import relax
 
-from targets.cpu.operators.algorithms import DirectOnly
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.cpu.schedules.register_tile import choose_tile
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.cpu.operators.algorithms import DirectOnly
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.cpu.schedules.register_tile import choose_tile
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 
 def pair(value):

@@ -10,14 +10,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import cpu_flags, fuse_module, run
 from tvm import relax
 
-from targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
-from targets.cpu.operators.convolution import pack_weights
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedules.channelwise import ChannelwiseTemplate
-from targets.cpu.schedules.convolution import ConvolutionTemplate
-from targets.cpu.schedules.injective import Injective
-from targets.cpu.schedules.matmul import MatmulTemplate
-from targets.x86.specs import X86_64_V3, X86_64_V4
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
+from tinsmith.targets.cpu.operators.convolution import pack_weights
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
+from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.cpu.schedules.injective import Injective
+from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 
 def extended(level, llvm, linux):

@@ -9,8 +9,8 @@ import pytest
 from template_checks import fuse, run
 from tvm import relax
 
-from targets.cpu.operators.matmul import pack_columns
-from targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.cpu.operators.matmul import pack_columns
+from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
 
 # left shape, right shape, whether the right operand is constant
 PROBLEMS = [

@@ -7,11 +7,11 @@ import pytest
 from template_checks import run
 from tvm import relax, tirx
 
-from passes.graph import Legalize
-from passes.quantize import numbers
-from passes.quantize.operators import Parameters, quantize_call
-from targets.cpu.operators.quantization import quantization_legalizers
-from targets.cpu.schedules.injective import Injective
+from tinsmith.passes.graph import Legalize
+from tinsmith.passes.quantize import numbers
+from tinsmith.passes.quantize.operators import Parameters, quantize_call
+from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
+from tinsmith.targets.cpu.schedules.injective import Injective
 
 
 def values(scale):
