@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # What a user installs, with the peers that verify and bench compare with.
-$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[verify,bench]'
 	@touch $@
 
@@ -25,7 +25,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: $(VENV)/.installed ## compile, verify, evaluate and benchmark the embedded network
 	$(BIN)/tinsmith demo -o out/demo
 
-lint: $(VENV)/.installed-test ## ruff and mypy
+# The package as it is installed, for mypy, which does not ask setuptools where its parts lie.
+$(VENV)/typing/tinsmith: | $(BIN)/python
+	mkdir -p $@
+	ln -sf $(addprefix ../../../,tinsmith/__init__.py compiler passes targets tuning_logs) $@
+
+lint: $(VENV)/.installed-test $(VENV)/typing/tinsmith ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

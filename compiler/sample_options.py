@@ -12,8 +12,8 @@ _IN_MEMORY = ("calibration", "evaluation", "labels")
 class SampleOptions:
     """Samples to learn from, and samples to judge by.
 
-    calibration: what `tinsmith.compiler.calibration.open_calibration` takes: a folder of pictures, an
-        .npz or .npy file, arrays, an iterable of samples, or "random"; None without data.
+    calibration: what `tinsmith.compiler.calibration.open_calibration` takes: a folder of pictures,
+        an .npz or .npy file, arrays, an iterable of samples, or "random"; None without data.
     samples: how many samples are read at most; None reads all.
     mean, std, pixel_range, layout, resize: how pixels become input, see
         `tinsmith.compiler.calibration.Preprocessing`.

@@ -1,4 +1,4 @@
-"""The packages import one way, targets <- passes <- compiler, and loading a module needs no TVM."""
+"""Imports run one way, targets <- passes <- compiler, and loading a module needs no TVM."""
 
 from __future__ import annotations
 
@@ -13,30 +13,52 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "targets": {"targets"},
     "passes": {"targets", "passes"},
-    "compiler": {"targets", "passes", "compiler"},
+    "compiler": {"targets", "passes", "compiler", "tuning_logs"},
 }
+ROOMS = {"compiler", "passes", "targets", "tuning_logs"}
 SOURCES = sorted(
     path.relative_to(ROOT) for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")
 )
+OTHERS = sorted(
+    path.relative_to(ROOT)
+    for folder in ("tinsmith", "tests", "benchmarks", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+)
 
 
-def imported_packages(source: str, filename: str = "<text>") -> set[str]:
-    """Top-level names of every import in `source`, also of those inside functions."""
+def imported_modules(source: str, filename: str = "<text>") -> set[str]:
+    """Names of every import in `source`, also of those inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source, filename)):
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 names.add("<relative>")
+            elif node.module == "tinsmith":
+                names.update(f"tinsmith.{alias.name}" for alias in node.names)
             elif node.module:
-                names.add(node.module.split(".")[0])
+                names.add(node.module)
     return names
 
 
+def top_level(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def rooms(modules: set[str]) -> set[str]:
+    """The second word of what is imported from tinsmith; of its public face, the name."""
+    return {name.split(".")[1] for name in modules if name.startswith("tinsmith.")}
+
+
 def test_the_check_sees_every_form_of_import() -> None:
-    source = "def f():\n    import tinsmith.api as a\n    from tinsmith.passes import graph\nfrom . import b\n"
-    assert imported_packages(source) == {"compiler", "passes", "<relative>"}
+    source = (
+        "def f():\n    import tinsmith.compiler.api as a\n    from tinsmith.passes import graph\n"
+        "from . import b\nfrom tinsmith import targets\nimport numpy\n"
+    )
+    found = imported_modules(source)
+    assert rooms(found) == {"compiler", "passes", "targets"}
+    assert top_level(found) == {"tinsmith", "<relative>", "numpy"}
 
 
 def test_the_three_packages_have_sources() -> None:
@@ -46,11 +68,18 @@ def test_the_three_packages_have_sources() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_imports_run_one_way(path: Path) -> None:
     package = path.parts[0]
-    found = imported_packages((ROOT / path).read_text(), str(path))
-    foreign = (found & set(MAY_IMPORT)) - MAY_IMPORT[package]
+    found = imported_modules((ROOT / path).read_text(), str(path))
+    foreign = rooms(found) - MAY_IMPORT[package]
     assert not foreign, f"{package} must not import {', '.join(sorted(foreign))}"
+    assert "tinsmith" not in found, "the public face is for users; it imports the compiler"
     assert "<relative>" not in found, "imports are absolute, so that the direction can be read"
-    assert not found & {"tests", "benchmarks", "examples"}
+    assert not top_level(found) & {"tests", "benchmarks", "examples"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OTHERS], ids=str)
+def test_nothing_is_imported_from_outside_the_one_package(path: Path) -> None:
+    """`import targets` may be a user's own file."""
+    assert not top_level(imported_modules((ROOT / path).read_text(), str(path))) & ROOMS
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import configparser
 import fnmatch
+import runpy
 from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("compiler", "passes", "targets", "tuning_logs")
+SHIPPED = ("tinsmith", "compiler", "passes", "targets", "tuning_logs")
+
+
+def package_data() -> dict[str, list[str]]:
+    """The globs of `options.package_data`, for each package."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    section = parser["options.package_data"]
+    return {package: patterns.split() for package, patterns in section.items()}
 
 
 def declared_patterns() -> list[str]:
-    """Globs relative to the repository, from `options.package_data`."""
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg")
+    """The same relative to the repository."""
     return [
-        f"{package.replace('.', '/')}/{pattern}"
-        for package, patterns in parser["options.package_data"].items()
-        for pattern in patterns.split()
+        f"{package.removeprefix('tinsmith.').replace('.', '/')}/{pattern}"
+        for package, patterns in package_data().items()
+        for pattern in patterns
     ]
 
 
@@ -34,11 +45,22 @@ def test_every_data_file_is_declared() -> None:
     assert not missing
 
 
-def test_every_package_with_data_is_a_package() -> None:
-    """`find:` leaves folders without `__init__.py` out, and their data with them."""
-    for pattern in declared_patterns():
-        folder = ROOT / pattern.split("/*", 1)[0].removesuffix("/runtime")
-        assert (folder / "__init__.py").is_file(), folder
+def test_everything_is_installed_inside_one_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own `targets.py` must not come in between."""
+    declared: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", declared.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert {package.partition(".")[0] for package in declared["packages"]} == {"tinsmith"}
+    folders = {folder: package for package, folder in declared["package_dir"].items()}
+    sources = {
+        path.relative_to(ROOT).parent.parts
+        for room in SHIPPED
+        for path in (ROOT / room).rglob("*.py")
+    }
+    expected = {".".join((folders[room], *inside)) for room, *inside in sources}
+    assert set(declared["packages"]) == expected
+    assert set(package_data()) <= expected
 
 
 def test_every_declared_pattern_finds_a_file() -> None:

@@ -51,7 +51,7 @@ def test_public_name_resolves_and_is_documented(name: str) -> None:
 
 def test_other_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="import_onnx"):
-        compiler.import_onnx  # noqa: B018
+        tinsmith.import_onnx  # noqa: B018
 
 
 def test_every_error_is_public_and_has_one_base() -> None:

@@ -157,7 +157,7 @@ def test_the_check_sees_every_form(line: str) -> None:
         "def test(x: Expr, many: list[Expr], known: bool):\n"
         f"    maybe: Expr | None = None\n    {line}\n"
     )
-    assert len(offences(tree, {"targets.elsewhere": frozenset({"other"})})) == 1
+    assert len(offences(tree, {"tinsmith.targets.elsewhere": frozenset({"other"})})) == 1
 
 
 def test_the_check_leaves_what_is_right() -> None:
@@ -179,7 +179,7 @@ def test_no_truth_value_of_an_expression() -> None:
         for path in sorted((ROOT / package).rglob("*.py"))
     }
     elsewhere = {
-        ".".join(path.with_suffix("").parts): returning_expressions(tree)
+        ".".join(("tinsmith", *path.with_suffix("").parts)): returning_expressions(tree)
         for path, tree in trees.items()
     }
     found = {str(path): offences(tree, elsewhere) for path, tree in trees.items()}

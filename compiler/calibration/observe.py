@@ -172,7 +172,7 @@ def calibrate(
     """The range (low, high) of each of `tensors` over the samples of `source`.
 
     `module` is the float graph after the graph passes, `tensors` the names that
-    `tinsmith.passes.quantize.placement.observed_tensors` lists; `spec` describes the machine at hand.
+    `tinsmith.passes.quantize.placement.observed_tensors` lists; `spec` describes the machine.
     Errors are those of `observe_tensors`.
     """
     found = observe_tensors(

@@ -1,8 +1,8 @@
 """ONNX nodes whose results have a shape that only the data tell, or for which there is no kernel.
 
 Such a node is not translated: the graph calls it as it is (`tinsmith.evaluate`, which the VM
-form provides, see `tinsmith.compiler.module.vm_functions`), and a `match_cast` names the extents of its
-results. Elementwise operators that follow become kernels with these extents; all others that
+form provides, see `tinsmith.compiler.module.vm_functions`), and a `match_cast` names the extents
+of its results. Elementwise operators that follow become kernels with these extents; all others that
 read such tensors are called in the same way, since no template tiles what has no size.
 """
 

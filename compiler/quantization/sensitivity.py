@@ -25,8 +25,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """Noise power over signal power with only that layer quantised, at the output it hurts most.
 
-    `probe` comes from `tinsmith.passes.quantize.probe_quantization`, with a switch behind the model's
-    inputs for each of `names`: one compilation, and a run for each layer and sample.
+    `probe` comes from `tinsmith.passes.quantize.probe_quantization`, with a switch behind the
+    model's inputs for each of `names`: one compilation, and a run for each layer and sample.
     """
     noise = {name: OutputNoise() for name in names}
     off = np.zeros((len(names), 1, 1), np.float32)

@@ -22,6 +22,7 @@ from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
 
 _END_SECONDS = 5.0
+_WORKER = (sys.executable, "-m", "tinsmith.compiler.tuning.worker")
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,7 @@ class Measurer:
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tinsmith.compiler.tuning.worker",
-                self._folder.name,
-                *self._extensions,
-            ],
+            [*_WORKER, self._folder.name, *self._extensions],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

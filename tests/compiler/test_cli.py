@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -317,34 +316,31 @@ def test_targets_lists_native_and_the_levels() -> None:
 def test_a_bug_gets_one_line_and_the_way_to_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import tinsmith.targets.registry
+    from tinsmith.targets import registry
 
     def broken() -> tuple[str, ...]:
         raise RuntimeError("flux capacitor\nsecond line")
 
-    monkeypatch.setattr(tinsmith.targets.registry, "target_names", broken)
+    monkeypatch.setattr(registry, "target_names", broken)
     fails(["targets"], "RuntimeError: flux capacitor", "--debug", code=70)
     monkeypatch.setenv(output.DEBUG_VARIABLE, "1")
     assert "Traceback" in tinsmith("targets").stderr
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tinsmith.targets.registry
+    from tinsmith.targets import registry
 
     def full() -> tuple[str, ...]:
         raise OSError(28, "No space left on device", "out/model.so")
 
-    monkeypatch.setattr(tinsmith.targets.registry, "target_names", full)
+    monkeypatch.setattr(registry, "target_names", full)
     fails(["targets"], "out/model.so: No space left on device")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "targets"], ["targets", "--debug"]])
 def test_debug_may_stand_anywhere(arguments: list[str]) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(
         [sys.executable, "-m", "tinsmith.compiler.cli", *arguments],
-        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -353,11 +349,9 @@ def test_debug_may_stand_anywhere(arguments: list[str]) -> None:
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         f"{sys.executable} -m tinsmith.compiler.cli targets --json | true",
         shell=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,

@@ -87,10 +87,37 @@ def test_a_module_that_computes_something_else_is_reported(
         tinsmith.compile(small_model_file)
 
 
+def test_files_of_the_user_do_not_come_in_between(
+    small_module: Path, small_model_file: Path, tmp_path: Path
+) -> None:
+    """Files that are named like rooms of this package, in the folder where the user works."""
+    for name in ("compiler", "passes", "targets", "tuning_logs"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')\n")
+    code = (
+        "import numpy, tinsmith\n"
+        f"module = tinsmith.load({str(small_module)!r})\n"
+        "assert module(numpy.ones((1, 3, 8, 8), numpy.float32))['scores'].shape == (1, 5)\n"
+        "from tinsmith.compiler.cli import main\n"
+        "main()\n"
+    )
+    for arguments in (
+        ["bench", str(small_module), "--model", str(small_model_file), "--runs", "1"],
+        ["tune", str(small_model_file), "--trials", "1", "--log", "log"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_running_a_module_needs_no_tvm(small_module: Path) -> None:
     code = (
         "import sys; sys.modules['tvm'] = None; sys.modules['onnx'] = None\n"
-        "import compiler, numpy\n"
+        "import numpy, tinsmith\n"
         f"module = tinsmith.load({str(small_module)!r})\n"
         "print(module(numpy.ones((1, 3, 8, 8), numpy.float32))['scores'].shape)\n"
     )

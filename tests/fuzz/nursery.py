@@ -38,9 +38,9 @@ def main() -> None:
     os.dup2(null, 2)
     import onnxruntime  # noqa: F401  (before the fork: it takes half a second)
 
+    import tinsmith.compiler.api  # noqa: F401
     from tinsmith.compiler.frontends.model import import_model  # noqa: F401
 
-    del compiler
     answers.write("{}\n")
     answers.flush()
     for line in sys.stdin:

@@ -12,8 +12,8 @@ from tinsmith.passes.prune.allocation.ranking import Ranking
 def below_threshold(rankings: Sequence[Ranking], ratio: float) -> dict[int, int]:
     """Widths such that about `ratio` of all units goes, by what the loss of each adds.
 
-    Scores have to be on one scale, see `tinsmith.passes.prune.importance.normalization`. The threshold
-    is the quantile of the scores of all groups; widths are rounded to the nearest that a
+    Scores have to be on one scale, see `tinsmith.passes.prune.importance.normalization`. The
+    threshold is the quantile of the scores of all groups; widths are rounded to the nearest that a
     group may have, so it never loses all units. Source: Liu et al. 2017, "Learning
     Efficient Convolutional Networks through Network Slimming", section 3 (arXiv:1708.06519).
     """

@@ -1,6 +1,6 @@
-"""What distillation is asked for and answers; the training itself is in `tinsmith.passes.prune.autograd`.
+"""What distillation is asked for and answers; without torch, which is an extra.
 
-Without torch, which is an extra.
+The training itself is in `tinsmith.passes.prune.autograd`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ needs_bfloat16 = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> tinsmith.compiler.api.CompileReport:
+def short(tmp_path_factory: pytest.TempPathFactory) -> tinsmith.CompileReport:
     """The network in bfloat16, without calibration."""
     return tinsmith.compile_to(
         MODEL,
@@ -65,7 +65,7 @@ def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
 def test_layers_kept_in_float_are_named_and_unknown_ones_refused(short, tmp_path: Path) -> None:
     first = short.quantization.layers[0].name
 
-    def kept(name: str) -> tinsmith.compiler.api.CompileReport:
+    def kept(name: str) -> tinsmith.CompileReport:
         return tinsmith.compile_to(
             MODEL,
             tmp_path / "m",

@@ -167,14 +167,8 @@ def test_a_killed_job_gives_its_boards_back(
     lab: Lab, small_model_file: Path, tmp_path: Path
 ) -> None:
     lab.ensure(2)
-    command = [
-        sys.executable,
-        "-m",
-        "tinsmith.compiler.cli",
-        "tune",
-        str(small_model_file),
-        "--json",
-    ]
+    tune = [sys.executable, "-m", "tinsmith.compiler.cli", "tune"]
+    command = [*tune, str(small_model_file), "--json"]
     where = ["--rpc", str(lab.tracker), "--key", KEY, "--log", str(tmp_path)]
     job = subprocess.Popen([*command, *where], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

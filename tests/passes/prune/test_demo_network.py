@@ -17,9 +17,8 @@ from tinsmith.passes.prune import find_groups, shrink, zero
 
 @pytest.mark.parametrize("folded", [False, True], ids=["as imported", "folded"])
 def test_removed_is_zeroed(folded: bool) -> None:
-    module = readable(
-        import_onnx(str(files("tinsmith.compiler.demo") / "fashion_resnet.onnx")).module
-    )
+    model = files("tinsmith.compiler.demo") / "fashion_resnet.onnx"
+    module = readable(import_onnx(str(model)).module)
     if folded:
         for step in (FoldBatchNorm(), DecomposeConvolutions(), FoldConstants()):
             module = step(module)
