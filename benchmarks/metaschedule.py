@@ -35,8 +35,8 @@ from zoo import CACHE
 
 from tinsmith import CompileConfig, TuneOptions, compile_to, tune
 from tinsmith.compiler.evaluate.bench import bench
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.targets.registry import get_target
 from tinsmith.targets.spec import TargetSpec
 

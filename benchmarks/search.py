@@ -44,8 +44,8 @@ from tinsmith.compiler.tuning.records import Subject, Trial, decisions_key
 from tinsmith.compiler.tuning.search import STRATEGIES, Search
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
 from tinsmith.compiler.tuning.variants import step_seconds
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 Table = dict[str, dict[str, Any]]
 # Model, strategy with seed, workload: the fastest candidates.

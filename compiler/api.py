@@ -24,7 +24,7 @@ from tinsmith.compiler.module.folder import set_aside
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import Module, load
 from tinsmith.compiler.module.manifest import Manifest, update_measured
-from tinsmith.compiler.module.writer import new_module, replace_golden
+from tinsmith.compiler.module.write.writer import new_module, replace_golden
 from tinsmith.compiler.preparation import Clock, Progress, prepare, target_of
 from tinsmith.compiler.processes import at_end
 from tinsmith.compiler.pruning.report import PruneReport
@@ -32,7 +32,7 @@ from tinsmith.compiler.quantization.report import QuantizationReport
 from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.compiler.tuning.algorithms import StoredAlgorithms
 from tinsmith.compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
-from tinsmith.targets.cpu.template import UNFIT, KernelReport
+from tinsmith.targets.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -39,9 +39,9 @@ from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.operators.legalize import legalize_map
 from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
 from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
-from tinsmith.targets.cpu.template import KernelReport
 from tinsmith.targets.number_formats import number_formats
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import KernelReport
 
 Step = tuple[str, tvm.transform.Pass]
 Progress = Callable[[str, float], None]

@@ -18,19 +18,19 @@ from tinsmith.compiler.errors import ModelError, TargetError
 from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from tinsmith.compiler.evaluate.float_model import measure
 from tinsmith.compiler.evaluate.inputs import random_inputs
+from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.module.golden import GoldenVectors
-from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.pipeline import PipelineReport, lower
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
 from tinsmith.compiler.quantization.quantizer import Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
-from tinsmith.compiler.quantization.timing import local_spec
 from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
 from tinsmith.targets.cpu.reproducible import is_reproducible
 from tinsmith.targets.cpu.schedule import RecordLookup

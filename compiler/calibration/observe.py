@@ -12,18 +12,18 @@ from tinsmith.compiler.calibration.source import CalibrationSource
 from tinsmith.compiler.errors import InputError, ModelError
 from tinsmith.compiler.module.base import Context
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import PassRunner, integer_passes, kernel_passes
 from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.passes.graph.dataflow import Dataflow
+from tinsmith.passes.graph.expose_tensors import ExposeTensors
 from tinsmith.passes.graph.fused_groups import kernel_calls
-from tinsmith.passes.quantize.dataflow import Dataflow
-from tinsmith.passes.quantize.expose_tensors import ExposeTensors
 from tinsmith.passes.quantize.observers import ObservationError, Observer, ObserverFactory
 from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
-from tinsmith.targets.cpu.template import KernelReport
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import KernelReport
 
 Progress = Callable[[str, float], None]
 
@@ -58,7 +58,7 @@ class ObservedModule:
     ) -> None:
         """Compile `module`, a graph after the graph passes, float or quantised.
 
-        `tensors` are names as `tinsmith.passes.quantize.dataflow.Dataflow` gives them, parameters
+        `tensors` are names as `tinsmith.passes.graph.dataflow.Dataflow` gives them, parameters
         included. `spec` must describe the machine at hand; `name` is that of the module,
         `records` and `algorithms` are the decisions of earlier searches.
         Raises ModelError for an unknown name, PassError and BuildError as a compilation does.

@@ -27,8 +27,8 @@ from tinsmith.compiler.evaluate.stages import Tensor, expose_tensors, run_all_te
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import PassRunner, graph_passes, kernel_passes
 from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module.linker import run_zig
+from tinsmith.compiler.module.write.linker import run_zig
 from tinsmith.compiler.scratch import ScratchFolder, replacing
 from tinsmith.compiler.user_folders import cache_folder
 

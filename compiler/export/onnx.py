@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from tvm import relax
 
 from tinsmith.compiler.errors import ModelError
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, element_type, integers, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 _OPSET = 17
 _IR_VERSION = 8

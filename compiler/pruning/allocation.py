@@ -9,11 +9,11 @@ import numpy as np
 import tvm
 
 from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.judge import Judge
 from tinsmith.compiler.pruning.latency_table import latencies, latency_model
 from tinsmith.compiler.pruning.sensitivity import Sensitivity, measure_sensitivity
-from tinsmith.compiler.quantization.timing import local_spec
 from tinsmith.passes.prune.allocation.by_sensitivity import by_sensitivity
 from tinsmith.passes.prune.allocation.cost import CostModel
 from tinsmith.passes.prune.allocation.flops import flops_model

@@ -11,9 +11,9 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import static_shape
 from tinsmith.passes.prune.recovery.segment import between, segment
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.targets.spec import TargetSpec
 
 # Arrays of so many bytes stay in memory, further ones go to files.

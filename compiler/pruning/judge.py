@@ -8,8 +8,8 @@ import numpy as np
 import tvm
 
 from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.evaluate.classes import Evaluation, Verdict
 from tinsmith.compiler.pruning.observed import compile_graph
-from tinsmith.compiler.quantization.evaluation import Evaluation, Verdict
 from tinsmith.targets.registry import get_target
 
 Progress = Callable[[str, float], None]

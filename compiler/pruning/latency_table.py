@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import tvm
 
+from tinsmith.compiler.evaluate.layer_timing import measure
 from tinsmith.compiler.module.version import tinsmith_version
 from tinsmith.compiler.pruning.observed import compile_graph
-from tinsmith.compiler.quantization.timing import measure
-from tinsmith.compiler.tuning.target_key import describe
 from tinsmith.compiler.user_folders import cache_folder
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.prune.allocation.cost import Axis, CostModel, Term
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.ranking import Ranking
 from tinsmith.passes.prune.groups import Groups
 from tinsmith.passes.prune.shrink import shrink
-from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.targets.key import describe
 from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tinsmith.compiler.calibration import CalibrationSource, RandomSource
 from tinsmith.compiler.calibration.folds import told_of_samples
+from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.pruning.reconstruction import LayerError
-from tinsmith.compiler.quantization.evaluation import Verdict
 from tinsmith.passes.prune import Groups
 from tinsmith.passes.prune.allocation.ranking import Ranking
 

@@ -10,8 +10,8 @@ import tvm
 from tinsmith.compiler.calibration import ObservedModule
 from tinsmith.compiler.calibration.source import Sample
 from tinsmith.compiler.pipeline import PassRunner, graph_passes
-from tinsmith.passes.quantize.dataflow import Dataflow
-from tinsmith.passes.quantize.expose_tensors import ExposeTensors
+from tinsmith.passes.graph.dataflow import Dataflow
+from tinsmith.passes.graph.expose_tensors import ExposeTensors
 from tinsmith.targets.spec import TargetSpec
 
 

@@ -11,7 +11,9 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource, Preprocessing, RandomSource
 from tinsmith.compiler.calibration.plausibility import warnings
 from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.evaluate.inputs import Domains, random_inputs
+from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.pipeline import PassRunner, graph_passes
 from tinsmith.compiler.pruning import notes
 from tinsmith.compiler.pruning.allocation import Allocator, Graph
@@ -26,8 +28,6 @@ from tinsmith.compiler.pruning.scoring import Scores, Scoring
 from tinsmith.compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from tinsmith.compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
 from tinsmith.compiler.pruning.views import viewed
-from tinsmith.compiler.quantization.evaluation import Verdict
-from tinsmith.compiler.quantization.timing import local_spec
 from tinsmith.passes.prune import Groups, find_groups
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.parameters import parameter_model

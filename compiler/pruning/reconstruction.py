@@ -21,12 +21,12 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.pruning.frontier import Arrays, Frontier
 from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, static_shape
 from tinsmith.passes.prune.recovery.layers import Layer, find_layers
 from tinsmith.passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
 from tinsmith.passes.prune.recovery.replace_operands import replace_operands
 from tinsmith.passes.prune.recovery.through_activation import Part, solve_through
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]

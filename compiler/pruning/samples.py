@@ -15,9 +15,9 @@ from tinsmith.compiler.calibration import (
 )
 from tinsmith.compiler.calibration.folds import labels_for
 from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.classes import Evaluation, judging_samples
 from tinsmith.compiler.evaluate.inputs import Domains
 from tinsmith.compiler.pruning.config import PruneConfig
-from tinsmith.compiler.quantization.evaluation import Evaluation, judging_samples
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 

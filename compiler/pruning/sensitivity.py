@@ -9,8 +9,8 @@ from typing import Any
 import tvm
 
 from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.pruning.judge import Judge
-from tinsmith.compiler.quantization.evaluation import Verdict
 from tinsmith.passes.prune.allocation.ranking import Ranking
 from tinsmith.passes.prune.groups import Groups
 from tinsmith.passes.prune.shrink import shrink

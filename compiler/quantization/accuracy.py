@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.errors import VerificationError
-from tinsmith.compiler.quantization.evaluation import Bounds, Evaluation, Verdict
+from tinsmith.compiler.evaluate.classes import Bounds, Evaluation, Verdict
 from tinsmith.compiler.quantization.recipe import Mixture
 from tinsmith.compiler.quantization.sensitivity import fewest, sensitivities
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench

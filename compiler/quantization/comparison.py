@@ -11,7 +11,7 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
 from tinsmith.compiler.quantization.noise import SignalToNoise
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
-from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.targets.registry import get_target
 
 Progress = Callable[[str, float], None]

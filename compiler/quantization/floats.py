@@ -7,7 +7,7 @@ import tvm
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from tinsmith.compiler.quantization.report import LayerReport
-from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.precision_placement import PRODUCTS, place_precision
 from tinsmith.passes.quantize.reduce_precision import ReducePrecision
 from tinsmith.targets.number_formats import float_precisions

@@ -16,6 +16,7 @@ from tinsmith.compiler.quantization.recipe import Mixture, Prepared, Recipe, Tas
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
 from tinsmith.compiler.quantization.weights import gram_batches, is_grouped, layer_grams
+from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.adaptive_rounding import adaptively_rounded
 from tinsmith.passes.quantize.bias_correction import (
     ChannelMeanObserver,
@@ -23,7 +24,6 @@ from tinsmith.passes.quantize.bias_correction import (
     operand_tensors,
 )
 from tinsmith.passes.quantize.compress_weights import products
-from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.insert_quantization import (
     QuantizationOptions,
     weight_range,

@@ -10,8 +10,8 @@ import tvm
 from tvm import relax
 
 from tinsmith.compiler.quantization.noise import SignalToNoise
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import element_type, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,21 @@ from tinsmith.compiler.calibration import (
 )
 from tinsmith.compiler.calibration.folds import told_of_samples
 from tinsmith.compiler.calibration.plausibility import warnings
+from tinsmith.compiler.evaluate.classes import SEEN, Bounds, Verdict, open_evaluation
 from tinsmith.compiler.evaluate.inputs import Domains
+from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.accuracy import Accuracy, AccuracyKeeper
 from tinsmith.compiler.quantization.comparison import Comparison, Sample, compare_graphs
 from tinsmith.compiler.quantization.config import CALIBRATED, WEIGHT_FORMATS, QuantizationConfig
-from tinsmith.compiler.quantization.evaluation import SEEN, Bounds, Verdict, open_evaluation
 from tinsmith.compiler.quantization.floats import FloatRecipe
 from tinsmith.compiler.quantization.integers import IntegerRecipe
 from tinsmith.compiler.quantization.recipe import Recipe, Task
 from tinsmith.compiler.quantization.report import LayerReport, QuantizationReport
 from tinsmith.compiler.quantization.speed import Speed, measured
-from tinsmith.compiler.quantization.timing import local_spec
 from tinsmith.compiler.quantization.weights import WeightRecipe
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench
-from tinsmith.passes.quantize.dataflow import Dataflow, model_name
+from tinsmith.passes.graph.dataflow import Dataflow, model_name
 from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.schedule import RecordLookup
 from tinsmith.targets.registry import get_target

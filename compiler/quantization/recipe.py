@@ -14,7 +14,7 @@ from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.report import LayerReport
-from tinsmith.passes.quantize.dataflow import Dataflow, model_name
+from tinsmith.passes.graph.dataflow import Dataflow, model_name
 from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]

@@ -14,12 +14,12 @@ from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.config import AUTO
 from tinsmith.compiler.quantization.outputs import OutputNoise
 from tinsmith.compiler.quantization.recipe import Prepared, Task
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant_array
 from tinsmith.passes.quantize.cross_layer_equalization import (
     CrossLayerEqualization,
     equalizable_tensors,
 )
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.observers import ChannelMinMaxObserver
 from tinsmith.passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
 from tinsmith.targets.registry import get_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tinsmith.compiler.quantization.timing import Timing
+from tinsmith.compiler.evaluate.layer_timing import Timing
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench
 
 # A layer is slower in integers beyond both of these: clocks and other load are not steady.

@@ -13,10 +13,10 @@ from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.quantization.noise import SignalToNoise
 from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.graph.tensors import integers
 from tinsmith.passes.quantize.adaptive_rounding import GramObserver
 from tinsmith.passes.quantize.compress_weights import CompressWeights, Product, products
-from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.fusion_preview import kept_in_memory
 from tinsmith.passes.quantize.precision_placement import PRODUCTS
 from tinsmith.passes.quantize.weight_compression import Method, compress

@@ -8,10 +8,10 @@ import numpy as np
 import tvm
 
 from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
+from tinsmith.compiler.evaluate.layer_timing import Timing, measure
 from tinsmith.compiler.quantization.comparison import Sample
 from tinsmith.compiler.quantization.recipe import Prepared
-from tinsmith.compiler.quantization.timing import Timing, measure
-from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec

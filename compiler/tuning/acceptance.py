@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.preparation import Prepared
 from tinsmith.compiler.tuning.lookup import ChosenRecords
 from tinsmith.compiler.tuning.records import Record

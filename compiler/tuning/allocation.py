@@ -9,7 +9,7 @@ from tinsmith.compiler.tuning.records import Record, Trial, decisions_key
 from tinsmith.compiler.tuning.report import TaskRow
 from tinsmith.compiler.tuning.search import Search
 from tinsmith.compiler.tuning.tasks import Task
-from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.template import Decisions
 
 BATCH = 24
 FIRST_BATCH = 4

@@ -25,15 +25,15 @@ from tvm.tirx import PrimFunc
 from tinsmith.compiler.evaluate.compare import compare
 from tinsmith.compiler.evaluate.inputs import Domain, random_inputs
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
 from tinsmith.compiler.module.selfcontained import SelfContainedModule
 from tinsmith.compiler.module.signature import numpy_dtype
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.tuning.records import decisions_key
 from tinsmith.targets.cpu.program import buffer_shape
 from tinsmith.targets.cpu.schedule import match_template, schedule_function
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 # Other load only ever adds time: the lower quartile of the rounds is steadier than the median.
 _QUANTILE = 0.25

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinsmith.compiler.tuning.features import feature_matrix
 from tinsmith.compiler.tuning.learner import Learner
-from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.template import Decisions
 
 # With fewer samples predictions are worse than chance.
 _FEWEST = 12

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.template import Decisions
 
 
 def feature_matrix(

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
+from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.module.base import StepTime
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.preparation import Clock, Prepared, model_name, prepare, target_of
-from tinsmith.compiler.quantization.timing import local_spec
 from tinsmith.compiler.tuning.acceptance import Verdict, accept, build
 from tinsmith.compiler.tuning.algorithms import AlgorithmSearch, Choice, StoredAlgorithms
 from tinsmith.compiler.tuning.allocation import TaskState

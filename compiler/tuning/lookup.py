@@ -12,8 +12,8 @@ from tinsmith.compiler.tuning.folders import packaged_folder, user_folder
 from tinsmith.compiler.tuning.records import Record, Subject, workload_key
 from tinsmith.compiler.tuning.store import Store
 from tinsmith.targets.cpu.schedule import RecordLookup
-from tinsmith.targets.cpu.template import Decisions, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Template
 
 
 def stores(log: Path | None) -> tuple[tuple[Store, ...], tuple[str, ...]]:

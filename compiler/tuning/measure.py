@@ -18,8 +18,8 @@ from tinsmith.compiler.errors import BuildError
 from tinsmith.compiler.processes import child_environment
 from tinsmith.compiler.tuning.batch import Kernel, Outcome
 from tinsmith.compiler.tuning.worker import write_kernels
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 _END_SECONDS = 5.0
 _WORKER = (sys.executable, "-m", "tinsmith.compiler.tuning.worker")

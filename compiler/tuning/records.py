@@ -18,7 +18,7 @@ from typing import Any
 import tvm_ffi
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.template import Decisions
 
 # What the provenance of a record tells of a search that is not over.
 SEARCH, UNFINISHED = "search", "unfinished"

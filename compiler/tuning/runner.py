@@ -15,8 +15,8 @@ from tinsmith.compiler.module.base import StepTime
 from tinsmith.compiler.tuning import variants
 from tinsmith.compiler.tuning.batch import Kernel
 from tinsmith.compiler.tuning.measure import Ledger, Measured, Measurer
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 # How often both contestants of a race start anew: where their memory lies decides by several
 # percent, once for all runs of a process. Of the medians of all starts the least counts.

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinsmith.compiler.tuning.cost_model import CostModel
 from tinsmith.compiler.tuning.records import decisions_key
-from tinsmith.targets.cpu.template import Decisions
+from tinsmith.targets.template import Decisions
 
 # Shares of a batch: neighbours of the best, and chance.
 _NEIGHBOURS, _CHANCE = 0.5, 0.1

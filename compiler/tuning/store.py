@@ -32,7 +32,7 @@ from tinsmith.compiler.tuning.records import (
     parse_trial,
     parse_workload,
 )
-from tinsmith.compiler.tuning.target_key import describe, is_near, target_key
+from tinsmith.targets.key import describe, is_near, target_key
 from tinsmith.targets.spec import TargetSpec
 
 # 1 (2026-11): records and trials as JSON lines.

@@ -22,8 +22,8 @@ from tinsmith.compiler.tuning.batch import Kernel
 from tinsmith.compiler.tuning.records import Subject, decisions_key, workload_key
 from tinsmith.passes.graph.tensors import operator_name
 from tinsmith.targets.cpu.schedule import match_template
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 # A kernel with less than this share of the time cannot matter.
 LEAST_SHARE = 0.002

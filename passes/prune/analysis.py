@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import MADE_UP
 from tinsmith.passes.prune.constants import constant_reads
 from tinsmith.passes.prune.groups import Channels, Group, Groups, Member
 from tinsmith.passes.prune.labels import FIXED, Traced
 from tinsmith.passes.prune.rules import RULES
 from tinsmith.passes.prune.tracer import Tracer, Use
-from tinsmith.passes.quantize.dataflow import MADE_UP
 
 
 def find_groups(module: tvm.IRModule) -> Groups:

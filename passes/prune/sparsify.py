@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant_array
 from tinsmith.passes.prune.recovery.replace_operands import replace_operands
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 # Weights `[K, OC]` to a mask of those that stay.
 Mask = Callable[[np.ndarray], np.ndarray]

@@ -7,8 +7,8 @@ from collections import defaultdict
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.prune.groups import Group, Groups
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 # What leaves a tensor linear in the layers that produce it.
 _LINEAR = {"relax.nn.conv2d", "relax.matmul", "relax.add", "relax.nn.batch_norm", None}

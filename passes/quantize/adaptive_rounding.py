@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 
+from tinsmith.passes.graph.windows import Windows
 from tinsmith.passes.quantize.numbers import IntegerRange
-from tinsmith.passes.quantize.windows import Windows
 
 # Inputs whose errors are carried to the far ones by one matrix product, as in the paper.
 _BLOCK = 128

@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.insert_quantization import QuantizationOptions, rounded_weights
 from tinsmith.passes.quantize.observers import Observer
 from tinsmith.passes.quantize.placement import place

@@ -10,9 +10,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, element_type, operator_name, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.passes.quantize.weight_compression import can_be_scaled
 from tinsmith.targets.compressed_weights import CompressedWeights, decompress_call
 

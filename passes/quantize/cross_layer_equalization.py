@@ -10,9 +10,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 _PRODUCTS = frozenset({"relax.nn.conv2d", "relax.matmul"})
 # f(s * x) = s * f(x) for these and any s > 0.

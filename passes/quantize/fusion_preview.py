@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.permutation_rules import BROADCASTING, ELEMENTWISE
 from tinsmith.passes.graph.tensors import element_count, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 # Kernels that take elementwise operators behind them into their epilogue.
 _WITH_EPILOGUE = frozenset({"relax.nn.conv2d", "relax.matmul"})

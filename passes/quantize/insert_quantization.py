@@ -10,9 +10,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, operator_name
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.numbers import (
     IntegerRange,
     affine_parameters,

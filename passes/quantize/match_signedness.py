@@ -8,9 +8,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import operator_name
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.passes.quantize.operators import (
     dequantize_call,
     moves_elements,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import (
     constant_array,
     element_count,
     element_type,
     static_shape,
 )
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.passes.quantize.fusion_preview import is_elementwise, kept_in_memory
 from tinsmith.passes.quantize.numbers import NARROW_INT8, UINT8, largest_accumulation
 from tinsmith.passes.quantize.operators import moves_elements

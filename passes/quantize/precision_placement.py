@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, element_count, element_type, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 from tinsmith.passes.quantize.fusion_preview import is_elementwise, kept_in_memory
 from tinsmith.passes.quantize.placement import FloatOperator
 

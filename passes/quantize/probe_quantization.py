@@ -10,10 +10,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, static_shape
 from tinsmith.passes.quantize.bias_correction import mean_errors
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.insert_quantization import (
     QuantizationOptions,
     Range,

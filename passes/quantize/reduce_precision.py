@@ -9,9 +9,9 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, operator_name
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.formats.floating import BFLOAT16
 from tinsmith.passes.quantize.precision_placement import (
     ON_STORED,

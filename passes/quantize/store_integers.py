@@ -5,9 +5,9 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import element_type, operator_name, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow
 from tinsmith.passes.quantize.fusion_preview import kept_in_memory
 
 _WIDENING = frozenset({"relax.astype", "relax.dequantize"})

@@ -23,7 +23,7 @@ from tvm.s_tir import SBlock, Schedule
 from tvm.tirx import PrimFunc, Var
 
 from tinsmith.targets.cpu.loops import Index, index
-from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import ClassVar
 from tvm import tirx
 from tvm.ir import Expr
 
-from tinsmith.targets.cpu.bfloat16 import dot
 from tinsmith.targets.number_formats import has_bfloat16
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.bfloat16 import dot
 
 
 class Arithmetic(ABC):

@@ -11,12 +11,9 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.cpu.bfloat16 import use_bfloat16_instructions
 from tinsmith.targets.cpu.elementary_functions import lower_elementary_functions
 from tinsmith.targets.cpu.fused_sums import fuse_products
 from tinsmith.targets.cpu.nan_propagation import propagate_nan
-from tinsmith.targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
-from tinsmith.targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
 from tinsmith.targets.cpu.schedules.forest import ForestTemplate
@@ -28,8 +25,11 @@ from tinsmith.targets.cpu.schedules.recurrent import Recurrent
 from tinsmith.targets.cpu.schedules.reduction import RowReduction
 from tinsmith.targets.cpu.schedules.softmax import Softmax
 from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
-from tinsmith.targets.cpu.template import UNFIT, Decisions, KernelReport, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import UNFIT, Decisions, KernelReport, Match, Template
+from tinsmith.targets.x86.bfloat16 import use_bfloat16_instructions
+from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
+from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 
 # The first match wins: the specific families stand before the general ones.
 TEMPLATES: tuple[Template, ...] = (

@@ -10,8 +10,8 @@ import pytest
 from tinsmith.compiler.calibration.arrays import stored_arrays
 from tinsmith.compiler.cli import output
 from tinsmith.compiler.errors import ConfigError, InputError, ModelError, UnsupportedOpError
-from tinsmith.compiler.module.driver import generate_header
-from tinsmith.compiler.module.plan import Plan, TensorSpec
+from tinsmith.compiler.module.write.driver import generate_header
+from tinsmith.compiler.module.write.plan import Plan, TensorSpec
 from tinsmith.compiler.plain_text import comment_text, is_plain, plain_line
 from tinsmith.compiler.tuning import journal
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import tvm_ffi.libinfo
 
-from tinsmith.compiler.module.driver import RUNTIME_FOLDER
-from tinsmith.compiler.module.linker import link_shared
 from tinsmith.compiler.module.manifest import digest_file
+from tinsmith.compiler.module.write.driver import RUNTIME_FOLDER
+from tinsmith.compiler.module.write.linker import link_shared
 from tinsmith.compiler.processes import child_environment, describe_exit
 from tinsmith.compiler.tuning.boards.tracker import Tracker
 from tinsmith.targets.spec import TargetSpec

@@ -11,8 +11,8 @@ import numpy as np
 from tinsmith.compiler.module.manifest import digest_bytes
 from tinsmith.compiler.tuning.batch import ROUNDS, Kernel, Outcome, build_batch, judge, tolerance_of
 from tinsmith.compiler.tuning.boards.board import Findings, Order
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 LIMIT_SECONDS = 60.0
 # Integers of more bits are counts or indices, and equal or wrong.

@@ -18,8 +18,8 @@ from tinsmith.compiler.tuning.boards.board import Board, BoardLostError
 from tinsmith.compiler.tuning.boards.candidates import judge_findings, order_for
 from tinsmith.compiler.tuning.boards.fleet import Fleet
 from tinsmith.compiler.tuning.measure import Ledger, Measured, Measurer
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions
 
 # Most candidates of one module: while one board measures its part, another one's is built.
 _MOST_OF_A_PART = 12

@@ -7,10 +7,10 @@ from typing import Any
 
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, element_count, static_shape
 from tinsmith.passes.prune.allocation.cost import Axis, CostModel, Term, axes_of, proportional
 from tinsmith.passes.prune.groups import Channels, Groups, Member
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 
 def flops_model(module: tvm.IRModule, groups: Groups) -> CostModel:

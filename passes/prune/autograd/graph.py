@@ -13,10 +13,10 @@ from torch import Tensor
 from tvm import relax
 from tvm.ir import GenericConst
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, static_shape
 from tinsmith.passes.prune.autograd.operators import OPERATORS
 from tinsmith.passes.prune.constants import constant_reads, replace_constants
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
 
 # Which operands are weights, biases or factors; others (statistics, bounds) stay as they are.
 _TRAINED: dict[str, tuple[int, ...]] = {

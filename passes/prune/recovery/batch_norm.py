@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant_array
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 # Positions of the mean and of the variance among the operands.
 _MEAN, _VARIANCE = 3, 4

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import static_shape
 from tinsmith.passes.prune.recovery.layers import find_layers
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 @dataclass(frozen=True)

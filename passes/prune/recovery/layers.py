@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, integers, static_shape
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
-from tinsmith.passes.quantize.windows import Windows
+from tinsmith.passes.graph.windows import Windows
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import tvm
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import static_shape
 from tinsmith.passes.prune.groups import Groups
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 # By tensor and axis (from 0), int64: positions of the whole tensor, in order.
 Positions = Mapping[tuple[str, int], np.ndarray]

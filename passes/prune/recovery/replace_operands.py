@@ -9,9 +9,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 @tvm.transform.module_pass(opt_level=0, name="ReplaceOperands")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import tvm
 from tvm import relax
 
-from tinsmith.passes.quantize.dataflow import Dataflow, Node
+from tinsmith.passes.graph.dataflow import Dataflow, Node
 
 
 @tvm.transform.module_pass(opt_level=0, name="Segment")

@@ -17,7 +17,7 @@ from tvm import te, tirx
 
 from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm, weight_at
-from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)

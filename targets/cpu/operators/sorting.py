@@ -1,7 +1,7 @@
 """Sorting, and sums and products that run along an axis: TVM defines them, but names no lowering.
 
 Running sums and products are plain loops; sorting is a call that a module's own runtime takes over
-(`tinsmith.compiler.module.sort_kernels`).
+(`tinsmith.compiler.module.write.sort_kernels`).
 """
 
 from __future__ import annotations

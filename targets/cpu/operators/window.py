@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from tvm import te, tirx
 
 from tinsmith.targets.cpu.nan_propagation import lowest
-from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
+from tinsmith.targets.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from tvm import te, tirx
 
 from tinsmith.targets.cpu.arithmetic import Float32, arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
-from tinsmith.targets.cpu.template import WORKLOAD_ATTRIBUTE
 from tinsmith.targets.cpu.winograd_matrices import winograd_matrices
+from tinsmith.targets.template import WORKLOAD_ATTRIBUTE
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from tinsmith.targets.cpu.arithmetic import vector as vector_type
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.nan_propagation import lowest
 from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload, reciprocal_count
-from tinsmith.targets.cpu.schedules.depthwise_dots import DotEmitter, has_dots
 from tinsmith.targets.cpu.schedules.register_tile import least_sizes
 from tinsmith.targets.cpu.schedules.window import Window
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
+from tinsmith.targets.x86.schedules.depthwise_dots import DotEmitter, has_dots
 
 # The tile of dot products; the loads of a column are shared by all pixels.
 _DOT_PIXELS, _DOT_VECTORS = 8, 2

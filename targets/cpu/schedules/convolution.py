@@ -33,8 +33,8 @@ from tinsmith.targets.cpu.schedules.register_tile import (
 )
 from tinsmith.targets.cpu.schedules.widening import widen
 from tinsmith.targets.cpu.schedules.window import Window
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 # So few input channels are unrolled: a loop over them would not pay for itself.
 _FEW_CHANNELS = 4

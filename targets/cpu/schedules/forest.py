@@ -9,8 +9,8 @@ from tvm.tirx import PrimFunc
 
 from tinsmith.targets.cpu.program import static_bytes
 from tinsmith.targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from tinsmith.targets.cpu.schedules.stagewise import (
     flat_views,
     stage_assignment,
 )
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tvm.tirx import PrimFunc
 from tinsmith.targets.cpu.inlining import inline
 from tinsmith.targets.cpu.program import Program, parse
 from tinsmith.targets.cpu.schedules.stagewise import emit_stages
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 
 @dataclass(frozen=True)

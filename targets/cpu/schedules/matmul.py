@@ -36,8 +36,8 @@ from tinsmith.targets.cpu.schedules.register_tile import (
     tile_choices,
 )
 from tinsmith.targets.cpu.schedules.widening import widen
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 _LEAST_ROW_TILES = 4
 

@@ -15,8 +15,8 @@ from tvm.tirx import PrimFunc
 
 from tinsmith.targets.cpu.byte_dots import use_byte_dots
 from tinsmith.targets.cpu.program import static_bytes
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 # How an operator definition names the template of a function that has loops already.
 TEMPLATE_ATTRIBUTE = "tinsmith.template"

@@ -12,8 +12,8 @@ from tinsmith.targets.cpu.schedules.samples import (
     sample_numbers,
     sampled,
 )
-from tinsmith.targets.cpu.template import Decisions, Match
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match
 
 
 class RowReduction(RowTemplate):

@@ -14,8 +14,8 @@ import tvm
 from tvm.s_tir import meta_schedule
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.cpu.template import Decisions, Match
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match
 
 SAMPLE = "sample"
 _COUNT = 256

@@ -30,10 +30,10 @@ from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
 from tinsmith.targets.cpu.schedules.both_axes import transform_both_axes
 from tinsmith.targets.cpu.schedules.register_tile import RegisterTile, fills_registers, least_sizes
 from tinsmith.targets.cpu.schedules.winograd_taps import ProductSize, TapProducts
-from tinsmith.targets.cpu.template import Decisions, Match, Template
 from tinsmith.targets.cpu.winograd_matrices import winograd_matrices
 from tinsmith.targets.cpu.winograd_plan import MOST_TILES, MOST_VECTORS, best_plan
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
 
 
 class WinogradTemplate(Template):

@@ -8,7 +8,7 @@ import pytest
 from small_networks import NETWORK_INPUT, network_model, random_inputs, reference
 
 from tinsmith.compiler.module.golden import GoldenVectors
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tinsmith.compiler.module.lowered import LoweredModel
+from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.x86.specs import X86_64_V3
 

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 F = "float32"
 CASES: dict[str, tuple[Callable[..., relax.Expr], tuple, int]] = {

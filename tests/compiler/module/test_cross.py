@@ -15,7 +15,7 @@ from small_networks import NETWORK_INPUT, network_model, random_inputs, referenc
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.targets.registry import get_target
 
 EMULATORS = {

@@ -15,8 +15,8 @@ from tvm import tirx
 from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import lower, quantization_passes
 from tinsmith.passes.quantize.placement import observed_tensors
 from tinsmith.targets.cpu.reproducible import is_reproducible

@@ -22,7 +22,7 @@ from tinsmith.compiler.errors import ArtifactError, BuildError, TinsmithError
 from tinsmith.compiler.module.archive import pack
 from tinsmith.compiler.module.loader import load, verify_files
 from tinsmith.compiler.module.manifest import update_measured
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 # For each line that it reads, forks a child that writes a module and its archive again and again,
 # so that it is killed while it does, and tells its number. Importing takes seconds: once will do.
@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv[2])
 from small_networks import network_model
 from tinsmith.compiler.module.archive import pack
 from tinsmith.compiler.module.manifest import update_measured
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 folder = pathlib.Path(sys.argv[1])
 

@@ -15,7 +15,7 @@ from small_networks import NETWORK_INPUT, lowered, random_inputs
 from tvm import relax
 
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 
 def _run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinsmith.compiler.module.driver import RUNTIME_FOLDER
+from tinsmith.compiler.module.write.driver import RUNTIME_FOLDER
 
 _COMPILER = next(filter(shutil.which, ("gcc", "clang")), None)
 # ThreadSanitizer knows no threads after a fork, AddressSanitizer's own locks stay taken there.

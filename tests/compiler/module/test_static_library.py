@@ -9,7 +9,7 @@ from pathlib import Path
 from small_networks import lowered
 from tvm.relax import op
 
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 PROGRAM = r"""
 #include <stdio.h>

@@ -14,10 +14,10 @@ from small_networks import lowered
 from tvm.relax import const, op
 
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module import linker
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write import linker
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 
 
 def _biased(bias: float) -> LoweredModel:

@@ -12,7 +12,7 @@ from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.module import machine
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS
 from tinsmith.targets.x86.tile_permission import request_tiles
 

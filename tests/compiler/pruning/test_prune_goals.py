@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tinsmith.compiler.errors import ConfigError
+from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning import allocation, latency_table
 from tinsmith.compiler.pruning.allocation import Allocator, Graph
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.compiler.pruning.sensitivity import measure_sensitivity
-from tinsmith.compiler.quantization.evaluation import Verdict
 from tinsmith.passes.prune import find_groups
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.ranking import Ranking, rank

@@ -19,7 +19,7 @@ from tinsmith.compiler.errors import (
     TinsmithError,
     VerificationError,
 )
-from tinsmith.compiler.quantization.evaluation import Bounds, Verdict
+from tinsmith.compiler.evaluate.classes import Bounds, Verdict
 from tinsmith.compiler.quantization.sensitivity import fewest
 from tinsmith.targets.number_formats import float_precisions
 from tinsmith.targets.registry import get_target

@@ -14,7 +14,7 @@ from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pipeline import graph_passes, number_formats
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
-from tinsmith.passes.quantize.dataflow import Dataflow, stored_behind
+from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.placement import place
 from tinsmith.targets.registry import get_target
 

@@ -27,10 +27,10 @@ from tinsmith.compiler.tuning.records import Record, decisions_key
 from tinsmith.compiler.tuning.report import JobView, TuneOptions
 from tinsmith.compiler.tuning.runner import LocalRunner, NoDeviceError
 from tinsmith.compiler.tuning.store import Store
-from tinsmith.compiler.tuning.target_key import describe
 from tinsmith.compiler.tuning.tasks import Task
-from tinsmith.targets.cpu.template import UNFIT
+from tinsmith.targets.key import describe
 from tinsmith.targets.registry import get_target
+from tinsmith.targets.template import UNFIT
 
 RUNNER = CliRunner()
 

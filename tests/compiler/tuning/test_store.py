@@ -16,7 +16,7 @@ from tinsmith.compiler.tuning import journal
 from tinsmith.compiler.tuning.lookup import StoredRecords
 from tinsmith.compiler.tuning.records import Record, Subject, Trial, parse_record, parse_trial
 from tinsmith.compiler.tuning.store import Shelf, Store
-from tinsmith.compiler.tuning.target_key import target_key
+from tinsmith.targets.key import target_key
 from tinsmith.targets.registry import get_target
 
 SPEC = get_target("x86-64-v4")

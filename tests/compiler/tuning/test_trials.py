@@ -21,8 +21,8 @@ from tinsmith.compiler.tuning.search import Search
 from tinsmith.compiler.tuning.store import Store
 from tinsmith.compiler.tuning.tasks import Task
 from tinsmith.compiler.tuning.trials import TrialLoop
-from tinsmith.targets.cpu.template import Decisions
 from tinsmith.targets.registry import get_target
+from tinsmith.targets.template import Decisions
 
 SPACE = tuple({"rows": rows, "unroll": unroll} for rows in range(1, 41) for unroll in (1, 2))
 

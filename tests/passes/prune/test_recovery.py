@@ -10,7 +10,9 @@ import pytest
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant, constant_array
+from tinsmith.passes.graph.windows import Windows
 from tinsmith.passes.prune import find_groups
 from tinsmith.passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from tinsmith.passes.prune.recovery.layers import Layer, find_layers
@@ -22,8 +24,6 @@ from tinsmith.passes.prune.recovery.least_squares import (
 )
 from tinsmith.passes.prune.recovery.positions import composed, positions_left
 from tinsmith.passes.prune.recovery.replace_operands import ReplaceOperands
-from tinsmith.passes.quantize.dataflow import Dataflow
-from tinsmith.passes.quantize.windows import Windows
 
 
 def rows(groups: int, count: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant, constant_array
 from tinsmith.passes.prune.sparsify import (
     SparsifyWeights,
@@ -15,7 +16,6 @@ from tinsmith.passes.prune.sparsify import (
     smallest,
     zeros_by_layer,
 )
-from tinsmith.passes.quantize.dataflow import Dataflow
 
 
 def network(layout: str = "OIHW") -> tvm.IRModule:

@@ -8,8 +8,8 @@ import pytest
 from template_checks import cpu_flags
 from tvm import tirx
 
-from tinsmith.targets.cpu.template import Template
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Template
 from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from tinsmith.compiler.build import build_kernels
-from tinsmith.compiler.module.linker import link_executable
-from tinsmith.compiler.module.stages import KernelCode
+from tinsmith.compiler.module.write.build import build_kernels
+from tinsmith.compiler.module.write.linker import link_executable
+from tinsmith.compiler.module.write.stages import KernelCode
 from tinsmith.targets.spec import TargetSpec
 
 _PROLOGUE = """

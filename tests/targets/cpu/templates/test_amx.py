@@ -24,9 +24,9 @@ from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
 from tinsmith.targets.cpu.schedule import match_template
-from tinsmith.targets.cpu.schedules.amx_convolution import AmxConvolutionTemplate
-from tinsmith.targets.cpu.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86 import tile_instructions
+from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
+from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS, X86_64_V3, X86_64_V4
 
 EMULATOR = Path(__file__).parent / "tile_emulator.c"

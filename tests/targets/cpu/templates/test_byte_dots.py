@@ -11,9 +11,9 @@ import tvm
 from foreign_checks import run_foreign
 from tvm import tirx
 
-from tinsmith.compiler.build import lower_kernels
 from tinsmith.compiler.module.machine import cpu_features
-from tinsmith.compiler.module.stages import split_kernel
+from tinsmith.compiler.module.write.build import lower_kernels
+from tinsmith.compiler.module.write.stages import split_kernel
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.byte_dots import multiply_add, selected, use_byte_dots
 from tinsmith.targets.registry import get_target

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.ir import Call, StringImm
 from tvm.tirx import IntImm
 
-from tinsmith.compiler.module.stages import KernelCode, Stage, align_up
+from tinsmith.compiler.module.write.stages import KernelCode, Stage, align_up
 
 # The types of runtime/sort.c, in the order of its enumeration.
 _DTYPES = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tvm
 from tvm import relax
 
-from tinsmith.passes.quantize.dataflow import Dataflow
+from tinsmith.passes.graph.dataflow import Dataflow
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExposeTensors")

@@ -1,7 +1,7 @@
 """Object code for any LLVM target from scheduled kernels.
 
 The lowering is TVM's own for scheduled TIR up to the point where it would wrap
-each kernel in a packed function; there `tinsmith.compiler.module.stages` takes over and
+each kernel in a packed function; there `tinsmith.compiler.module.write.stages` takes over and
 makes plain C functions of it.
 """
 
@@ -17,11 +17,11 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module.sort_kernels import SortCall, match_sort
-from tinsmith.compiler.module.stages import KernelCode, UnsupportedKernelError, split_kernel
-from tinsmith.targets.cpu.bfloat16 import spread_bfloat16
+from tinsmith.compiler.module.write.sort_kernels import SortCall, match_sort
+from tinsmith.compiler.module.write.stages import KernelCode, UnsupportedKernelError, split_kernel
 from tinsmith.targets.cpu.nan_propagation import expand_maxima
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.x86.bfloat16 import spread_bfloat16
 
 # Builds that are kept; each is some hundred kilobytes.
 _REMEMBERED = 4

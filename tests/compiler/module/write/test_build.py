@@ -7,9 +7,9 @@ import struct
 import pytest
 from tvm.script import tirx as T  # noqa: N812
 
-from tinsmith.compiler.build import build_kernels
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module.stages import UnsupportedKernelError
+from tinsmith.compiler.module.write.build import build_kernels
+from tinsmith.compiler.module.write.stages import UnsupportedKernelError
 from tinsmith.targets.registry import get_target
 
 # ELF machine numbers and the ARM flag for the hard-float calling convention.
@@ -70,7 +70,9 @@ def test_an_unknown_cpu_feature_is_a_build_error(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise RuntimeError("first line\nLLVM ERROR: cannot select")
 
-    monkeypatch.setattr("tinsmith.compiler.build.tvm.get_global_func", lambda _: broken)
+    monkeypatch.setattr(
+        "tinsmith.compiler.module.write.build.tvm.get_global_func", lambda _: broken
+    )
     with pytest.raises(BuildError, match="x86-64-v3: LLVM ERROR: cannot select"):
         build_kernels({"double": double}, get_target("x86-64-v3"))
 

@@ -12,15 +12,15 @@ from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, w
 from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.loops import Index, index, unravel
 from tinsmith.targets.cpu.operators.matmul import MatmulWorkload
-from tinsmith.targets.cpu.schedules.amx_tiles import (
+from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match, Template
+from tinsmith.targets.x86.schedules.amx_tiles import (
     TileEmitter,
     TileOperands,
     TileProduct,
     decision_space,
     default_decisions,
 )
-from tinsmith.targets.cpu.template import Decisions, Match, Template
-from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.x86.tile_instructions import ROW_BYTES, tile_arithmetic
 
 

@@ -13,11 +13,11 @@ from tvm import relax, tirx
 from tvm.ir import PrimType
 from tvm.script import tirx as T  # noqa: N812
 
-from tinsmith.compiler.build import lower_kernels
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
-from tinsmith.compiler.module.stages import STACK_BYTES, split_kernel
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.build import lower_kernels
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.stages import STACK_BYTES, split_kernel
+from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.x86.specs import X86_64_V3
 

@@ -19,8 +19,8 @@ from tvm.ir import GlobalVar, IRModule, Op
 from tvm.ir.transform import Sequential
 from tvm.tirx import IntImm
 
-from tinsmith.compiler.module.arena import Lifetime, place_buffers
-from tinsmith.compiler.module.stages import ALIGNMENT, KernelCode, align_up
+from tinsmith.compiler.module.write.arena import Lifetime, place_buffers
+from tinsmith.compiler.module.write.stages import ALIGNMENT, KernelCode, align_up
 
 # Operators that name the same memory with another shape.
 _VIEWS = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tinsmith.compiler.module.manifest import MAP_FROM_BYTES, digest_file
-from tinsmith.compiler.module.plan import Place, Plan, TensorSpec
-from tinsmith.compiler.module.sort_kernels import SortCall
-from tinsmith.compiler.module.stages import KernelCode
+from tinsmith.compiler.module.write.plan import Place, Plan, TensorSpec
+from tinsmith.compiler.module.write.sort_kernels import SortCall
+from tinsmith.compiler.module.write.stages import KernelCode
 from tinsmith.compiler.plain_text import comment_text
 from tinsmith.targets.spec import TargetSpec
 

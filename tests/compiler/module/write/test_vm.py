@@ -15,9 +15,9 @@ from tvm.script import tirx as T  # noqa: N812
 
 from tinsmith.compiler.errors import ArtifactError, BuildError, InputError
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.lowered import LoweredModel
 from tinsmith.compiler.module.manifest import read_manifest
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.writer import write_module
 
 
 @I.ir_module

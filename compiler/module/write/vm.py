@@ -16,13 +16,13 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
-from tinsmith.compiler.build import tvm_target
 from tinsmith.compiler.errors import BuildError
 from tinsmith.compiler.frontends.imported import result_types
-from tinsmith.compiler.module.linker import link_objects
-from tinsmith.compiler.module.lowered import LoweredModel
 from tinsmith.compiler.module.manifest import TensorEntry
 from tinsmith.compiler.module.vm_loader import LIBRARY_NAME
+from tinsmith.compiler.module.write.build import tvm_target
+from tinsmith.compiler.module.write.linker import link_objects
+from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.targets.spec import TargetSpec
 
 # The object files of an executable: its kernels, and its bytecode with the constants.

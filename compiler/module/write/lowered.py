@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tvm.ir import IRModule
 
-from tinsmith.targets.cpu.template import KernelReport
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import KernelReport
 
 
 @dataclass(frozen=True)

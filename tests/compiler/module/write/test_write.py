@@ -13,10 +13,10 @@ from small_networks import NETWORK_INPUT, lowered, network_model, random_inputs
 from tvm.relax import op
 
 from tinsmith.compiler.errors import BuildError, ConfigError
-from tinsmith.compiler.module import writer
 from tinsmith.compiler.module.loader import load, verify_files
 from tinsmith.compiler.module.manifest import read_manifest, update_measured
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write import writer
+from tinsmith.compiler.module.write.writer import write_module
 
 ROOT_MAY_WRITE_ANYWHERE = os.geteuid() == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinsmith.compiler.module.arena import ALIGNMENT, Lifetime, live_peak, place_buffers
+from tinsmith.compiler.module.write.arena import ALIGNMENT, Lifetime, live_peak, place_buffers
 
 lifetimes = st.lists(
     st.builds(

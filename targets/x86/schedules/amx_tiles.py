@@ -22,8 +22,8 @@ from tinsmith.targets.cpu.anchor import Epilogue
 from tinsmith.targets.cpu.arithmetic import Arithmetic
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.schedules.register_tile import RegisterTile
-from tinsmith.targets.cpu.template import Decisions, Match
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match
 from tinsmith.targets.x86 import tile_instructions as amx
 
 # Accumulators share the registers with data and weights.

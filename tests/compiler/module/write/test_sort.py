@@ -14,7 +14,7 @@ from tvm.relax import op
 
 import tinsmith
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.module.writer import write_module
+from tinsmith.compiler.module.write.writer import write_module
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 

@@ -29,19 +29,10 @@ from typing import TypeVar
 import numpy as np
 import tvm
 
-from tinsmith.compiler.build import BuiltKernels, build_kernels
 from tinsmith.compiler.errors import BuildError, ConfigError
-from tinsmith.compiler.module.driver import (
-    RUNTIME_FOLDER,
-    generate_driver,
-    generate_header,
-    symbol_prefix,
-)
 from tinsmith.compiler.module.folder import replace_folder, scratch_folder
 from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
 from tinsmith.compiler.module.golden import GoldenVectors
-from tinsmith.compiler.module.linker import compile_c, link_executable, link_shared, make_archive
-from tinsmith.compiler.module.lowered import LoweredModel
 from tinsmith.compiler.module.manifest import (
     FILE_NAME as MANIFEST_NAME,
 )
@@ -54,7 +45,22 @@ from tinsmith.compiler.module.manifest import (
     read_manifest,
     write_atomically,
 )
-from tinsmith.compiler.module.plan import (
+from tinsmith.compiler.module.version import tinsmith_version
+from tinsmith.compiler.module.write.build import BuiltKernels, build_kernels
+from tinsmith.compiler.module.write.driver import (
+    RUNTIME_FOLDER,
+    generate_driver,
+    generate_header,
+    symbol_prefix,
+)
+from tinsmith.compiler.module.write.linker import (
+    compile_c,
+    link_executable,
+    link_shared,
+    make_archive,
+)
+from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.plan import (
     Graph,
     NeedsVirtualMachineError,
     Plan,
@@ -63,8 +69,7 @@ from tinsmith.compiler.module.plan import (
     place_tensors,
     read_graph,
 )
-from tinsmith.compiler.module.stages import UnsupportedKernelError
-from tinsmith.compiler.module.version import tinsmith_version
+from tinsmith.compiler.module.write.stages import UnsupportedKernelError
 
 FORMS = ("shared", "static", "runner")
 # Below this, weights are part of every library; above it they are stored once, in a file.
@@ -178,7 +183,7 @@ def _write_into(
         reason = str(error)
         graph = None
     if graph is None:
-        from tinsmith.compiler.module.vm import kernel_calls, write_vm_module
+        from tinsmith.compiler.module.write.vm import kernel_calls, write_vm_module
 
         fields = watch.measure("virtual machine", lambda: write_vm_module(folder, lowered, reason))
         calls = kernel_calls(lowered.module)

@@ -28,8 +28,8 @@ from tinsmith.targets.cpu.byte_stores import Results, store_results
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload
 from tinsmith.targets.cpu.schedules.window import Window
-from tinsmith.targets.cpu.template import Decisions, Match
 from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.template import Decisions, Match
 
 _LANES, _ROWS = 16, Vnni.depth
 
