@@ -85,7 +85,8 @@ class Outcome:
 _FORKS = """
 import json, os, sys
 import onnxruntime
-import tinsmith.compiler.api, tinsmith.compiler.cli, tinsmith.compiler.pruning, tinsmith.compiler.tuning.job
+import tinsmith.compiler.api, tinsmith.compiler.cli
+import tinsmith.compiler.pruning, tinsmith.compiler.tuning.job
 
 print(flush=True)
 for line in sys.stdin:

@@ -35,11 +35,9 @@ from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
 from tinsmith.passes.quantize.store_exact_codes import Report as StoredReport
 from tinsmith.passes.quantize.store_exact_codes import StoreExactCodes
 from tinsmith.passes.quantize.store_integers import StoreIntegers
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
-from tinsmith.targets.cpu.operators.legalize import legalize_map
-from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
-from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
-from tinsmith.targets.number_formats import number_formats
+from tinsmith.targets.algorithms import AlgorithmLookup
+from tinsmith.targets.registry import backend_of
+from tinsmith.targets.schedule import RecordLookup, schedule_module
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import KernelReport
 
@@ -126,12 +124,12 @@ def quantization_passes(
     `ranges` has the smallest and largest value of each tensor that
     `tinsmith.passes.quantize.placement.observed_tensors` names in the graph after `graph_passes`.
     """
-    return (("quantize", InsertQuantization(ranges, number_formats(spec), options)),)
+    return (("quantize", InsertQuantization(ranges, backend_of(spec).formats, options)),)
 
 
 def integer_passes(spec: TargetSpec) -> tuple[Step, ...]:
     """The passes that make a quantised graph compute in integers; others they leave alone."""
-    table = number_formats(spec)
+    table = backend_of(spec).formats
     return (
         ("match_signedness", MatchSignedness(table)),
         ("simplify_quantization", SimplifyQuantization(table)),
@@ -156,11 +154,12 @@ def kernel_passes(
 
     `stored` is told what weights take that are stored in few bits.
     """
-    own = legalize_map(spec, algorithms)
+    backend = backend_of(spec)
+    own = backend.legalizers(spec, algorithms)
     return (
         # Last on the graph: weights that have become float constants are what kernels read.
         ("store_exact_codes", StoreExactCodes(stored)),
-        ("legalize", Legalize({**own, **quantization_legalizers()}, first=own)),
+        ("legalize", Legalize({**own, **backend.conversions()}, first=own)),
         # Definitions of the target may leave shape arithmetic on weights behind.
         ("fold_legalized", FoldConstants()),
         ("fuse", Fuse()),

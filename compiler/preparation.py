@@ -31,10 +31,9 @@ from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
 from tinsmith.compiler.quantization.quantizer import Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
-from tinsmith.targets.cpu.reproducible import is_reproducible
-from tinsmith.targets.cpu.schedule import RecordLookup
-from tinsmith.targets.registry import get_target
+from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.targets.registry import backend_of, get_target
+from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 
 if TYPE_CHECKING:
@@ -290,7 +289,8 @@ def _same_bits(pipeline: PipelineReport, spec: TargetSpec, final: bool) -> bool:
     if final and local_spec(spec) is not None:
         return True
     kernels = pipeline.fused.functions.values()
-    return all(is_reproducible(f) for f in kernels if isinstance(f, tirx.PrimFunc))
+    backend = backend_of(spec)
+    return all(backend.is_reproducible(f) for f in kernels if isinstance(f, tirx.PrimFunc))
 
 
 def _golden(

@@ -76,7 +76,8 @@ _SAME_SCALE = frozenset(
 )
 
 
-def _formats(family: str, activation: str) -> NumberFormats:
+def byte_formats(family: str, activation: str) -> NumberFormats:
+    """The table of a family whose products take `activation` (uint8 or int8) by int8."""
     product = IntegerFormat(activation, "int8")
     return NumberFormats(
         family=family,
@@ -87,29 +88,9 @@ def _formats(family: str, activation: str) -> NumberFormats:
     )
 
 
-# VNNI and AMX multiply unsigned by signed bytes.
-X86 = _formats("x86", "uint8")
-# sdot, smmla and dp4a multiply signed by signed bytes.
-ARM = _formats("arm", "int8")
-CUDA = _formats("cuda", "int8")
-
-
-def number_formats(spec: TargetSpec) -> NumberFormats:
-    """The table for a target, by its architecture; raises ValueError if there is none."""
-    for prefix, formats in (("x86", X86), ("aarch64", ARM), ("arm", ARM), ("nvptx", CUDA)):
-        if spec.architecture.startswith(prefix):
-            return formats
-    raise ValueError(f"no integer kernels are known for the architecture {spec.architecture}")
-
-
-def has_bfloat16(spec: TargetSpec) -> bool:
-    """Whether the machine has AVX512-BF16 and code for it uses 512-bit registers."""
-    return spec.vector_bits == 512 and "avx512_bf16" in spec.cpu_features
-
-
 def float_precisions(spec: TargetSpec) -> tuple[str, ...]:
     """The floats in which kernels for `spec` multiply; all of them add in float32.
 
     No kernel multiplies float16.
     """
-    return ("float32", "bfloat16") if has_bfloat16(spec) else ("float32",)
+    return ("float32", "bfloat16") if spec.bfloat16 else ("float32",)

@@ -1,16 +1,22 @@
-"""All targets by name."""
+"""All targets by name, and the backend of each: one line for each family."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from tinsmith.targets.arm.specs import SPECS as ARM_SPECS
-from tinsmith.targets.spec import TargetSpec, UnknownTargetError
-from tinsmith.targets.x86.detect import DetectionError, detect_native
-from tinsmith.targets.x86.specs import SPECS as X86_SPECS
+from tinsmith.targets.arm.family import ARM
+from tinsmith.targets.family import Family
+from tinsmith.targets.spec import DetectionError, TargetSpec, UnknownTargetError
+from tinsmith.targets.x86.family import X86
 
-_SPECS = {spec.name: spec for spec in (*X86_SPECS, *ARM_SPECS)}
+if TYPE_CHECKING:
+    from tinsmith.targets.backend import Backend
+
+FAMILIES: tuple[Family, ...] = (X86, ARM)
 NATIVE = "native"
 # How names of graphics processors begin: they deserve a better answer than a similar name.
 _GPU = re.compile(r"(cuda|gpu|nvptx|nvidia|rocm|opencl|vulkan|metal|sm_?\d)", re.IGNORECASE)
@@ -24,7 +30,7 @@ def get_target(name: str) -> TargetSpec:
     """
     if name == NATIVE:
         try:
-            return detect_native()
+            return _detect()
         except DetectionError as error:
             raise UnknownTargetError(f"target 'native': {error}") from error
     if _GPU.match(name):
@@ -32,19 +38,56 @@ def get_target(name: str) -> TargetSpec:
             f"target {name!r}: there are no kernels for GPUs, whether this machine has one or not; "
             f"take a CPU as target: {', '.join(target_names())}"
         )
-    if name not in _SPECS:
+    specs = _specs()
+    if name not in specs:
         close = difflib.get_close_matches(name, target_names(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UnknownTargetError(
             f"unknown target {name!r}{hint} (known: {', '.join(target_names())})"
         )
-    return _SPECS[name]
+    return specs[name]
 
 
 def target_names() -> tuple[str, ...]:
     """Names that `get_target` knows; "native" first where this machine can be described."""
     try:
-        detect_native()
+        _detect()
     except DetectionError:
-        return tuple(_SPECS)
-    return (NATIVE, *_SPECS)
+        return tuple(_specs())
+    return (NATIVE, *_specs())
+
+
+def family_of(spec: TargetSpec) -> Family:
+    """The family of a machine; raises `UnknownTargetError` if no family has its architecture."""
+    for family in FAMILIES:
+        if spec.architecture in family.architectures:
+            return family
+    raise UnknownTargetError(f"no family has the architecture {spec.architecture!r}")
+
+
+def backend_of(spec: TargetSpec) -> Backend:
+    """What makes kernels for a machine; imports TVM. Raises as `family_of` does."""
+    return _backend(family_of(spec).backend)
+
+
+def backends() -> tuple[Backend, ...]:
+    """Those of all families; imports TVM."""
+    return tuple(_backend(family.backend) for family in FAMILIES)
+
+
+@cache
+def _backend(module: str) -> Backend:
+    backend: Backend = import_module(module).BACKEND
+    return backend
+
+
+def _specs() -> dict[str, TargetSpec]:
+    return {spec.name: spec for family in FAMILIES for spec in family.specs}
+
+
+def _detect() -> TargetSpec:
+    for family in FAMILIES:
+        found = family.detect()
+        if found is not None:
+            return found
+    raise DetectionError("this machine is of no family that kernels are made for")

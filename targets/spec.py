@@ -16,7 +16,9 @@ class TargetSpec:
     Sizes are in bytes, widths in bits. `cpu_features` are the names (as the
     Linux kernel prints them) that the machine running the module must have.
     `llvm_attributes` refine `llvm_cpu`; `link_triple` is what the linker is
-    given, `libc` apart (`gnu` for shared libraries, `musl` for static ones).
+    given, `libc` apart (`gnu` for shared libraries, `musl` for static ones) and what follows it,
+    `link_abi`.
+    `bfloat16` says that vectors are rounded to it and multiplied in it.
     """
 
     name: str
@@ -32,7 +34,9 @@ class TargetSpec:
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 512 * 1024
     l3_bytes: int = 0
+    link_abi: str = ""
     pointer_bits: int = 64
+    bfloat16: bool = False
     description: str = ""
 
     @property
@@ -54,6 +58,10 @@ class TargetSpec:
             # TVM does not take it from the triple: expf and its like would get soft-float calls.
             config["mfloat-abi"] = "hard"
         return config
+
+
+class DetectionError(ValueError):
+    """The machine cannot be described, or is older than the oldest supported level."""
 
 
 class UnknownTargetError(ValueError):

@@ -20,8 +20,8 @@ from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.expose_tensors import ExposeTensors
 from tinsmith.passes.graph.fused_groups import kernel_calls
 from tinsmith.passes.quantize.observers import ObservationError, Observer, ObserverFactory
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
-from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
+from tinsmith.targets.algorithms import AlgorithmLookup
+from tinsmith.targets.schedule import RecordLookup, schedule_module
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import KernelReport
 

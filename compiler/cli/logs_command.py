@@ -127,17 +127,20 @@ def _existing(folder: Path) -> Store:
 
 
 @lru_cache(maxsize=1)
-def _versions() -> dict[str, int]:
+def _versions() -> dict[str, set[int]]:
     from tinsmith.compiler.tuning.algorithms import TEMPLATE
-    from tinsmith.targets.cpu.operators.algorithms import ALGORITHMS_VERSION
-    from tinsmith.targets.cpu.schedule import TEMPLATES
+    from tinsmith.targets.registry import backends
 
-    versions = {template.name: template.version for template in TEMPLATES}
-    return {**versions, TEMPLATE: ALGORITHMS_VERSION}
+    found: dict[str, set[int]] = {}
+    for backend in backends():
+        for template in backend.templates:
+            found.setdefault(template.name, set()).add(template.version)
+        found.setdefault(TEMPLATE, set()).add(backend.algorithms.version)
+    return found
 
 
 def _is_stale(subject: Subject) -> bool:
-    return _versions().get(subject.template) != subject.version
+    return subject.version not in _versions().get(subject.template, ())
 
 
 def _copy(source: Store, destination: Path, *, trials: bool) -> None:

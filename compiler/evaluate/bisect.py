@@ -31,9 +31,9 @@ from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import PassRunner, graph_passes, kernel_passes
 from tinsmith.compiler.scratch import ScratchFolder
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, DirectOnly
-from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly
 from tinsmith.targets.registry import get_target
+from tinsmith.targets.schedule import schedule_module
 from tinsmith.targets.spec import TargetSpec
 
 IMPORT = "import"

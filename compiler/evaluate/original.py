@@ -22,8 +22,8 @@ from tinsmith.compiler.module.manifest import Manifest
 class OriginalModel:
     """`model` has the module's input shapes and constants; `content` is it serialised.
 
-    `domains` says what its inputs may be (see `tinsmith.compiler.evaluate.domains`). `untouched` is the
-    model as it is in the file, with open dimensions, and `constants` as inputs.
+    `domains` says what its inputs may be (see `tinsmith.compiler.evaluate.domains`).
+    `untouched` is the model as it is in the file, with open dimensions, and `constants` as inputs.
     """
 
     model: onnx.ModelProto

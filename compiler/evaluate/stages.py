@@ -10,19 +10,19 @@ import tvm
 from tvm import relax
 
 from tinsmith.passes.graph import Legalize
-from tinsmith.targets.cpu.nan_propagation import propagate_nan_in_kernels
-from tinsmith.targets.cpu.operators.algorithms import DirectOnly
-from tinsmith.targets.cpu.operators.legalize import legalize_map
+from tinsmith.targets.algorithms import DirectOnly
+from tinsmith.targets.registry import backend_of
 from tinsmith.targets.spec import TargetSpec
 
 # TVM's lowering for its virtual machine without the search for reshapes among the
 # kernels, which cannot look into scheduled ones, and without optimisation.
-_LOWERING = tvm.transform.Sequential(
+_TO_KERNELS = (
+    relax.backend.DispatchSampling(),
+    relax.backend.DispatchSortScan(),
+    relax.transform.LegalizeOps(),
+)
+_TO_INSTRUCTIONS = tvm.transform.Sequential(
     [
-        relax.backend.DispatchSampling(),
-        relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(),
-        propagate_nan_in_kernels,
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
@@ -53,8 +53,10 @@ def run_stage(
     target = target.with_host(target)
     with target:
         # Some layouts that the passes choose only this project's definitions know.
-        legalize = Legalize(legalize_map(spec, DirectOnly()))
-        module = tvm.transform.Sequential([legalize, _LOWERING])(module)
+        backend = backend_of(spec)
+        legalize = Legalize(backend.legalizers(spec, DirectOnly()))
+        kernels = (legalize, *_TO_KERNELS, *backend.lowering().unscheduled)
+        module = _TO_INSTRUCTIONS(tvm.transform.Sequential(list(kernels))(module))
     executable = tvm.compile(module, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.array(array)) for array in inputs))

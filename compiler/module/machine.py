@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.compiler.errors import ArtifactError
-from tinsmith.targets.x86.tile_permission import request_tiles
+from tinsmith.targets.registry import FAMILIES
 
 _ARCHITECTURES = {
     "amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",
@@ -50,8 +50,10 @@ def check_machine(name: str, target: Mapping[str, Any]) -> None:
             f"{name}: compiled for {target.get('name')}, this CPU lacks {', '.join(missing)}; "
             "compile it with another --target"
         )
-    if "amx_tile" in target.get("cpu_features", ()) and not request_tiles():
-        raise ArtifactError(
-            f"{name}: compiled for {target.get('name')}, this system does not permit AMX tiles; "
-            "compile it with another --target"
-        )
+    for family in FAMILIES:
+        refused = family.refused(target.get("cpu_features", ()))
+        if architecture() in family.architectures and refused:
+            raise ArtifactError(
+                f"{name}: compiled for {target.get('name')}, this system does not permit "
+                f"{refused}; compile it with another --target"
+            )

@@ -31,7 +31,6 @@ from tinsmith.passes.prune.recovery.distillation import (
     DistillationResult,
     find_hints,
 )
-from tinsmith.targets.number_formats import has_bfloat16
 from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]
@@ -112,7 +111,7 @@ class Distiller:
                 student,
                 options,
                 find_hints(pruned, positions),
-                low_precision=has_bfloat16(self._spec),
+                low_precision=self._spec.bfloat16,
             )
             result = distillation.run(self._epoch, held_out, self._told, self._length())
         finally:

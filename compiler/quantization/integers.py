@@ -11,7 +11,7 @@ import tvm
 
 from tinsmith.compiler.calibration import observe_tensors
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.pipeline import Step, number_formats, quantization_passes
+from tinsmith.compiler.pipeline import Step, quantization_passes
 from tinsmith.compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
@@ -35,7 +35,7 @@ from tinsmith.passes.quantize.precision_placement import place_precision
 from tinsmith.passes.quantize.probe_quantization import ProbeQuantization, probed_operators
 from tinsmith.passes.quantize.reduce_precision import ReducePrecision
 from tinsmith.targets.number_formats import NumberFormats, float_precisions
-from tinsmith.targets.registry import get_target
+from tinsmith.targets.registry import backend_of, get_target
 
 
 class _ValuesAndChannels:
@@ -54,7 +54,7 @@ class IntegerRecipe(Recipe):
     """Equalises, calibrates ranges, corrects biases and stores tensors in integers."""
 
     def prepare(self, graph: tvm.IRModule, task: Task) -> Prepared:
-        table = number_formats(task.spec)
+        table = backend_of(task.spec).formats
         keep_float = known_layers(graph, task.config.keep_float, table.integer_operators)
         placement = place(graph, table, keep_float)
         if not placement.integer_operators:
@@ -78,7 +78,7 @@ def _calibrated(
     """Ranges and means of the graph with its channels scaled."""
     for _, step in scaling:
         graph = step(graph)
-    table = number_formats(task.spec)
+    table = backend_of(task.spec).formats
     placement = place(graph, table, keep_float)
     axes = operand_tensors(graph, table, keep_float)
     results = _results(graph, placement)
@@ -103,7 +103,7 @@ def _rounded(found: _Calibrated) -> _Calibrated:
     task = found.task
     if task.config.rounding == "nearest":
         return found
-    table = number_formats(task.spec)
+    table = backend_of(task.spec).formats
     options = QuantizationOptions(keep_float=found.keep_float)
     levels = weight_range(options, table)
     integer = set(place(found.exact, table, found.keep_float).integer_operators)
@@ -145,7 +145,7 @@ class _Calibrated(Mixture):
         return ("bfloat16", "float")
 
     def keeping(self, kept: Mapping[str, str]) -> Prepared:
-        table = number_formats(self.task.spec)
+        table = backend_of(self.task.spec).formats
         keep_float = self.keep_float | set(kept)
         reduced = [name for name, precision in kept.items() if precision == "bfloat16"]
         reduced = list(place_precision(self.exact, reduced).operators)
@@ -160,7 +160,7 @@ class _Calibrated(Mixture):
         return Prepared(tuple(steps), self.exact, self.observed, layers, self, self.notes)
 
     def probe(self) -> tuple[tuple[str, ...], tvm.IRModule]:
-        table = number_formats(self.task.spec)
+        table = backend_of(self.task.spec).formats
         options = QuantizationOptions(keep_float=self.keep_float)
         step: tvm.transform.Pass = ProbeQuantization(self.ranges, table, options, self.means)
         return probed_operators(self.exact, table, options), step(self.exact)

@@ -32,9 +32,9 @@ from tinsmith.compiler.quantization.speed import Speed, measured
 from tinsmith.compiler.quantization.weights import WeightRecipe
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench
 from tinsmith.passes.graph.dataflow import Dataflow, model_name
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
-from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.registry import get_target
+from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec
 
 Progress = Callable[[str, float], None]

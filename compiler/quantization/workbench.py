@@ -12,8 +12,8 @@ from tinsmith.compiler.evaluate.layer_timing import Timing, measure
 from tinsmith.compiler.quantization.comparison import Sample
 from tinsmith.compiler.quantization.recipe import Prepared
 from tinsmith.passes.graph.dataflow import Dataflow
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
-from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.algorithms import AlgorithmLookup
+from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec
 
 

@@ -19,7 +19,7 @@ from tinsmith.compiler.preparation import Prepared
 from tinsmith.compiler.tuning.lookup import ChosenRecords
 from tinsmith.compiler.tuning.records import Record
 from tinsmith.compiler.tuning.runner import Runner
-from tinsmith.targets.cpu.schedule import RecordLookup, schedule_module
+from tinsmith.targets.schedule import RecordLookup, schedule_module
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tinsmith.compiler.preparation import Prepared
 from tinsmith.compiler.tuning.acceptance import build
@@ -26,34 +27,27 @@ from tinsmith.compiler.tuning.lookup import ChosenRecords, StoredRecords
 from tinsmith.compiler.tuning.records import Record, Subject
 from tinsmith.compiler.tuning.runner import Runner
 from tinsmith.compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
-from tinsmith.targets.cpu.operators.algorithms import (
-    ALGORITHMS,
-    ALGORITHMS_VERSION,
-    DIRECT,
-    FEWEST_CHANNELS,
-    WINOGRAD_TILES,
-    AlgorithmLookup,
-)
-from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
-from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
-from tinsmith.targets.cpu.schedule import RecordLookup, match_template
+from tinsmith.targets.algorithms import DIRECT, AlgorithmLookup
+from tinsmith.targets.registry import backend_of
+from tinsmith.targets.schedule import RecordLookup, match_template
 from tinsmith.targets.spec import TargetSpec
 
 TEMPLATE = "algorithm"
-_TILES = {DIRECT: 0, **WINOGRAD_TILES}
 # An algorithm that takes this much longer than the best, untuned, is not searched.
 _NEAR = 1.35
 # What another algorithm than the rule's must gain.
 _LEAST_GAIN = 0.02
 _SECONDS = 4.0
 
-Seconds = dict[ConvolutionWorkload, dict[str, float]]
+Seconds = dict[Hashable, dict[str, float]]
 
 
-def algorithm_subject(workload: ConvolutionWorkload) -> Subject:
+def algorithm_subject(workload: Any, spec: TargetSpec) -> Subject:
     """What the algorithm of a convolution is remembered by; `workload` is the direct one's."""
     content = json.dumps(asdict(workload), sort_keys=True).encode()
-    return Subject(TEMPLATE, ALGORITHMS_VERSION, hashlib.sha256(content).hexdigest()[:16])
+    return Subject(
+        TEMPLATE, backend_of(spec).algorithms.version, hashlib.sha256(content).hexdigest()[:16]
+    )
 
 
 class StoredAlgorithms:
@@ -64,19 +58,20 @@ class StoredAlgorithms:
 
     def __init__(self, records: StoredRecords | None = None) -> None:
         self._records = records
-        self.asked: dict[ConvolutionWorkload, str | None] = {}
+        self.asked: dict[Hashable, str | None] = {}
 
-    def find(self, workload: ConvolutionWorkload, spec: TargetSpec) -> str | None:
+    def find(self, workload: Hashable, spec: TargetSpec) -> str | None:
         """The algorithm of the first record for this convolution and version.
 
         Few channels leave no choice: the rule computes them directly.
         """
-        if min(workload.in_channels, workload.out_channels) < FEWEST_CHANNELS:
+        algorithms = backend_of(spec).algorithms
+        if not algorithms.have_choice(workload):
             return None
         record = None
         if self._records is not None:
-            record = self._records.record(algorithm_subject(workload))
-        names = {tile: name for name, tile in _TILES.items()}
+            record = self._records.record(algorithm_subject(workload, spec))
+        names = {code: name for name, code in algorithms.codes.items()}
         known = record is not None and set(record.decisions) == {"tile"}
         self.asked[workload] = names.get(record.decisions["tile"]) if record and known else None
         return self.asked[workload]
@@ -87,30 +82,25 @@ class StoredAlgorithms:
         return f"{found} of {len(self.asked)} convolution algorithms from records"
 
     def switched_on(self) -> int:
-        """How many convolutions use Winograd's algorithm because of a record."""
-        return sum(answer in WINOGRAD_TILES for answer in self.asked.values())
+        """How many convolutions use another than the direct algorithm because of a record."""
+        return sum(answer not in (None, DIRECT) for answer in self.asked.values())
 
 
 class ChosenAlgorithms:
     """The `AlgorithmLookup` of given choices; `otherwise` knows of other convolutions."""
 
-    def __init__(
-        self, chosen: Mapping[ConvolutionWorkload, str], otherwise: AlgorithmLookup
-    ) -> None:
+    def __init__(self, chosen: Mapping[Hashable, str], otherwise: AlgorithmLookup) -> None:
         self._chosen, self._otherwise = chosen, otherwise
 
-    def find(self, workload: ConvolutionWorkload, spec: TargetSpec) -> str | None:
+    def find(self, workload: Hashable, spec: TargetSpec) -> str | None:
         """The choice for this convolution."""
         return self._chosen.get(workload) or self._otherwise.find(workload, spec)
 
 
-def algorithm_of(task: Task, spec: TargetSpec) -> tuple[ConvolutionWorkload, str] | None:
+def algorithm_of(task: Task, spec: TargetSpec) -> tuple[Hashable, str] | None:
     """The convolution that a kernel computes, as the direct algorithm has it, and by which."""
     workload = match_template(task.kernel.function, spec)[1].workload
-    if isinstance(workload, WinogradWorkload):
-        names = {tile: name for name, tile in WINOGRAD_TILES.items()}
-        return workload.convolution, names[workload.tile]
-    return (workload, DIRECT) if isinstance(workload, ConvolutionWorkload) else None
+    return backend_of(spec).algorithms.computed_by(workload)
 
 
 @dataclass(frozen=True)
@@ -183,7 +173,7 @@ class AlgorithmSearch:
 
     def measure(self) -> bool:
         """Lower and time the model with each algorithm; False if it crashes."""
-        for name in ALGORITHMS:
+        for name in backend_of(self._spec).algorithms.codes:
             chosen = ChosenAlgorithms(dict.fromkeys(self._open, name), self._known)
             prepared = self._lower(chosen)
             kernels = distinct_kernels(prepared.pipeline.fused, self._spec)
@@ -212,10 +202,11 @@ class AlgorithmSearch:
             self._time(ChosenRecords(faster, self._old))
         kernels = distinct_kernels(self._rule.pipeline.fused, self._spec).values()
         current = dict(filter(None, (algorithm_of(task, self._spec) for task in kernels)))
-        chosen: dict[ConvolutionWorkload, str] = {}
+        chosen: dict[Hashable, str] = {}
         records: list[Record] = []
         rejected: list[Record] = []
         trials = sum(state.trials + state.known for state in states)
+        algorithms = backend_of(self._spec).algorithms
         for workload, seconds in self._seconds.items():
             ours = current[workload]
             name = min(seconds, key=lambda n: seconds[n])
@@ -223,9 +214,9 @@ class AlgorithmSearch:
                 name = ours
             chosen[workload] = name
             for which, found in ((name, records), (ours, rejected)):
-                told = {**provenance, "kernel": described(workload), "algorithm": which}
-                decisions = {"tile": _TILES[which]}
-                subject = algorithm_subject(workload)
+                told = {**provenance, "kernel": algorithms.described(workload), "algorithm": which}
+                decisions = {"tile": algorithms.codes[which]}
+                subject = algorithm_subject(workload, self._spec)
                 times = seconds[which], seconds[ours]
                 found.append(Record(subject, decisions, *times, trials, told))
         is_new = any(name != current[workload] for workload, name in chosen.items())
@@ -247,7 +238,7 @@ class AlgorithmSearch:
         for (name, variant), own in zip(self._variants.items(), steps, strict=True):
             tasks = tuple(with_times(variant.tasks, own))
             self._variants[name] = replace(variant, tasks=tasks)
-            totals: dict[ConvolutionWorkload, float] = {}
+            totals: dict[Hashable, float] = {}
             for task in tasks:
                 found = algorithm_of(task, self._spec)
                 if found is not None and found[0] in self._open:
@@ -256,9 +247,3 @@ class AlgorithmSearch:
                 known = self._seconds.setdefault(workload, {})
                 known[name] = min(seconds, known.get(name, seconds))
         return True
-
-
-def described(w: ConvolutionWorkload) -> str:
-    """A convolution in a few words: kernel, channels and size of the result."""
-    size = f"{w.out_height}x{w.out_width}"
-    return f"{w.kernel_height}x{w.kernel_width} {w.in_channels}->{w.out_channels} on {size}"

@@ -30,8 +30,8 @@ from tinsmith.compiler.module.signature import numpy_dtype
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.tuning.records import decisions_key
-from tinsmith.targets.cpu.program import buffer_shape
-from tinsmith.targets.cpu.schedule import match_template, schedule_function
+from tinsmith.targets.buffers import buffer_shape
+from tinsmith.targets.schedule import match_template, schedule_function
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions
 

@@ -14,7 +14,7 @@ from tinsmith.compiler.tuning.closing import Confirmation
 from tinsmith.compiler.tuning.lookup import ChosenRecords
 from tinsmith.compiler.tuning.records import Record, decisions_key
 from tinsmith.compiler.tuning.runner import Runner
-from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.template import Decisions
 
 # A kernel must gain that much when it is measured in the model.

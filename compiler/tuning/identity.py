@@ -14,8 +14,7 @@ from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
 from tinsmith.compiler.frontends.onnx_files import read_model
 from tinsmith.compiler.frontends.onnx_tensors import all_tensors
 from tinsmith.compiler.module.version import tinsmith_version
-from tinsmith.targets.cpu.operators.algorithms import ALGORITHMS_VERSION
-from tinsmith.targets.cpu.schedule import TEMPLATES
+from tinsmith.targets.registry import backend_of, get_target
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -33,9 +32,10 @@ def job_digest(model: str | Path | ModelProto, config: CompileConfig, tasks: int
     data = _data_files(config)
     if data is None:
         return None
+    backend = backend_of(get_target(config.target))
     known = {
-        "templates": sorted((t.name, t.version) for t in TEMPLATES),
-        "algorithms": ALGORITHMS_VERSION,
+        "templates": sorted((t.name, t.version) for t in backend.templates),
+        "algorithms": backend.algorithms.version,
     }
     options = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT}
     said = [tinsmith_version(), known, options, data, tasks]

@@ -45,7 +45,7 @@ from tinsmith.compiler.tuning.selection import select
 from tinsmith.compiler.tuning.store import Shelf, Store
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
 from tinsmith.compiler.tuning.trials import TrialLoop
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
+from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.spec import TargetSpec
 
 if TYPE_CHECKING:

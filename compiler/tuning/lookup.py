@@ -11,7 +11,7 @@ from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.tuning.folders import packaged_folder, user_folder
 from tinsmith.compiler.tuning.records import Record, Subject, workload_key
 from tinsmith.compiler.tuning.store import Store
-from tinsmith.targets.cpu.schedule import RecordLookup
+from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Template
 

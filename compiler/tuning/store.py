@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,17 @@ class Shelf:
             )
         return len(better)
 
-    def prune(self, versions: Mapping[str, int], *, trials: bool = False) -> tuple[int, int]:
+    def prune(
+        self, versions: Mapping[str, Collection[int]], *, trials: bool = False
+    ) -> tuple[int, int]:
         """Rewrite the files without what does not count any more.
 
-        Left out are superseded and damaged lines, what is not of the template `versions` in
-        use, and with `trials` all trials. Answers the lines before and after.
+        Left out are superseded and damaged lines, what is not of one of the template
+        `versions` in use, and with `trials` all trials. Answers the lines before and after.
         """
 
         def is_current(subject: Subject) -> bool:
-            return versions.get(subject.template) == subject.version
+            return subject.version in versions.get(subject.template, ())
 
         with self._locked():
             before = self._lines()

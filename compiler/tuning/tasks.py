@@ -21,7 +21,7 @@ from tinsmith.compiler.module.signature import numpy_dtype
 from tinsmith.compiler.tuning.batch import Kernel
 from tinsmith.compiler.tuning.records import Subject, decisions_key, workload_key
 from tinsmith.passes.graph.tensors import operator_name
-from tinsmith.targets.cpu.schedule import match_template
+from tinsmith.targets.schedule import match_template
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match, Template
 

@@ -86,6 +86,7 @@ CORTEX_A7 = TargetSpec(
     llvm_cpu="cortex-a7",
     llvm_attributes=("+neon", "+vfp4"),
     link_triple="arm-linux",
+    link_abi="eabihf",
     vector_bits=128,
     vector_registers=16,
     cpu_features=_V7_FEATURES,

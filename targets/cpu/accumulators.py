@@ -9,11 +9,12 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import ForKind, Stmt, Var
 
+from tinsmith.targets.buffers import buffer_dtype
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.domain import Assignment
 from tinsmith.targets.cpu.elementwise_loops import for_loop
 from tinsmith.targets.cpu.expressions import int32
-from tinsmith.targets.cpu.program import Axis, Reduction, Stage, buffer_dtype
+from tinsmith.targets.cpu.program import Axis, Reduction, Stage
 
 
 @dataclass

@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Var
 
+from tinsmith.targets.buffers import buffer_shape
 from tinsmith.targets.cpu.expressions import (
     Linear,
     Simplifier,
@@ -29,7 +30,7 @@ from tinsmith.targets.cpu.expressions import (
     substitute,
     variables,
 )
-from tinsmith.targets.cpu.program import Axis, buffer_shape
+from tinsmith.targets.cpu.program import Axis
 
 _COMPARE = {
     tirx.LT: lambda x: x < 0,

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import ForKind, Stmt, Var
 
+from tinsmith.targets.buffers import element_bytes
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.domain import (
     Assignment,
@@ -35,7 +36,7 @@ from tinsmith.targets.cpu.expressions import (
     variables,
 )
 from tinsmith.targets.cpu.interleave_loops import interleaved_blocks, plan_interleave
-from tinsmith.targets.cpu.program import Axis, element_bytes
+from tinsmith.targets.cpu.program import Axis
 from tinsmith.targets.cpu.transpose_loops import plan_transpose, transposed_tiles
 from tinsmith.targets.cpu.word_loops import plan_words, word_blocks
 from tinsmith.targets.spec import TargetSpec

@@ -10,13 +10,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.tirx import PrimFunc, Stmt, Var
 
+from tinsmith.targets.buffers import (
+    buffer_dtype,
+    buffer_shape,
+    buffer_size,
+    element_bytes,
+    is_static,
+)
 from tinsmith.targets.cpu.expressions import (
     WideIndexError,
     cost,
@@ -104,32 +110,6 @@ class Program:
         return sum(buffer_size(p) * element_bytes(p) for p in self.function.params)
 
 
-def buffer_shape(buffer: Var) -> tuple[int, ...]:
-    """The static shape of a buffer."""
-    return tuple(int(extent) for extent in buffer.ty.shape)
-
-
-def buffer_size(buffer: Var) -> int:
-    """Number of elements of a buffer."""
-    return math.prod(buffer_shape(buffer))
-
-
-def buffer_dtype(buffer: Var) -> str:
-    """The element type of a buffer."""
-    return str(buffer.ty.dtype)
-
-
-def element_bytes(buffer: Var) -> int:
-    """Bytes of one element (a bool takes one)."""
-    return max(1, tvm.DataType(buffer_dtype(buffer)).bits // 8)
-
-
-def static_bytes(function: PrimFunc) -> int:
-    """Bytes of all parameters whose shapes are static."""
-    buffers = [p for p in function.params if _is_static(p)]
-    return sum(buffer_size(b) * element_bytes(b) for b in buffers)
-
-
 def intermediate(name: str, shape: Sequence[int], dtype: str) -> Var:
     """A new intermediate buffer."""
     return tirx.decl_buffer(tuple(shape), dtype, name)
@@ -142,7 +122,7 @@ class _NotAProgramError(Exception):
 def parse(function: PrimFunc) -> Program | None:
     """The stages of a fused function with static shapes, or None if it has other constructs."""
     try:
-        if any(not _is_static(p) or buffer_size(p) > _LARGEST_INDEX for p in function.params):
+        if any(not is_static(p) or buffer_size(p) > _LARGEST_INDEX for p in function.params):
             return None
         stages: list[Stage] = []
         for statement in _top_level(function):
@@ -156,17 +136,12 @@ def parse(function: PrimFunc) -> Program | None:
     return program
 
 
-def _is_static(parameter: Var) -> bool:
-    shape = getattr(parameter.ty, "shape", None)
-    return shape is not None and all(isinstance(extent, tirx.IntImm) for extent in shape)
-
-
 def _top_level(function: PrimFunc) -> list[Stmt]:
     body = function.body
     if not isinstance(body, SBlockRealize) or body.iter_values or body.block.match_buffers:
         raise _NotAProgramError
     for buffer in body.block.alloc_buffers:
-        if not _is_static(buffer) or buffer_size(buffer) > _LARGEST_INDEX:
+        if not is_static(buffer) or buffer_size(buffer) > _LARGEST_INDEX:
             raise _NotAProgramError
     inner = body.block.body
     return list(inner.seq) if isinstance(inner, tirx.SeqStmt) else [inner]

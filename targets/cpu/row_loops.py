@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import ForKind, Stmt, Var
 
+from tinsmith.targets.buffers import buffer_dtype, buffer_shape
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.accumulators import Accumulators, Pass, Step
 from tinsmith.targets.cpu.domain import (
@@ -40,7 +41,7 @@ from tinsmith.targets.cpu.expressions import (
     replace_loads,
     substitute,
 )
-from tinsmith.targets.cpu.program import Axis, Stage, buffer_dtype, buffer_shape
+from tinsmith.targets.cpu.program import Axis, Stage
 from tinsmith.targets.cpu.row_program import RowProgram
 from tinsmith.targets.spec import TargetSpec
 

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.tirx import Var
 
+from tinsmith.targets.buffers import buffer_dtype, buffer_shape
 from tinsmith.targets.cpu.domain import flat_offset, split_axis, split_extents
 from tinsmith.targets.cpu.expressions import (
     Simplifier,
@@ -29,15 +30,7 @@ from tinsmith.targets.cpu.expressions import (
     substitute,
     variables,
 )
-from tinsmith.targets.cpu.program import (
-    Axis,
-    Program,
-    Stage,
-    buffer_dtype,
-    buffer_shape,
-    identity_axes,
-    intermediate,
-)
+from tinsmith.targets.cpu.program import Axis, Program, Stage, identity_axes, intermediate
 
 # What a read along the vector lanes is worth, by its stride: one load, one broadcast, or a
 # load for each lane.

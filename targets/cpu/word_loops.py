@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr
 from tvm.tirx import ForKind, Stmt, Var
 
+from tinsmith.targets.buffers import buffer_dtype, element_bytes
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.domain import Box
 from tinsmith.targets.cpu.expressions import (
@@ -26,8 +27,7 @@ from tinsmith.targets.cpu.expressions import (
     loads,
     substitute,
 )
-from tinsmith.targets.cpu.program import Axis, buffer_dtype, element_bytes
-from tinsmith.targets.number_formats import has_bfloat16
+from tinsmith.targets.cpu.program import Axis
 from tinsmith.targets.spec import TargetSpec
 
 # Elements of a dtype that make up words of 32 or 64 bits.
@@ -51,7 +51,7 @@ def plan_words(box: Box, spec: TargetSpec) -> WordPlan | None:
     if len(box.assignments) != 1 or len(box.axes) < 2:
         return None
     (assignment,) = box.assignments
-    if buffer_dtype(assignment.buffer) == "bfloat16" and not has_bfloat16(spec):
+    if buffer_dtype(assignment.buffer) == "bfloat16" and not spec.bfloat16:
         # TVM's BF16ComputeLegalize takes the bits of the unrounded value.
         return None
     lanes = spec.float_lanes

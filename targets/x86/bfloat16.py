@@ -22,7 +22,6 @@ from tvm import tirx
 from tvm.ir import Call, Expr, StringImm, register_op_attr
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.number_formats import has_bfloat16
 from tinsmith.targets.spec import TargetSpec
 
 _ROUND = "tinsmith.round_to_bfloat16"
@@ -65,7 +64,7 @@ def use_bfloat16_instructions(function: PrimFunc, spec: TargetSpec) -> PrimFunc:
 
     What the operators of this file become is defined in the result.
     """
-    if not has_bfloat16(spec):
+    if not spec.bfloat16:
         return function
 
     def convert(cast: tirx.Cast, mutator: Any) -> Expr:

@@ -7,17 +7,20 @@ features that its model has. AMX tiles count only if the kernel permits them.
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import replace
 from pathlib import Path
 
-from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.machine_at_hand import (
+    CACHES,
+    CPUINFO,
+    cache_sizes,
+    first_processor,
+    usable_cores,
+)
+from tinsmith.targets.spec import DetectionError, TargetSpec
 from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 from tinsmith.targets.x86.tile_permission import request_tiles
-
-_CPUINFO = Path("/proc/cpuinfo")
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 # Linux's name of a feature -> LLVM's, for those beyond the level that code generation can use.
 _BEYOND_V3 = {
@@ -41,11 +44,7 @@ _BEYOND_V4 = {
 }
 
 
-class DetectionError(ValueError):
-    """The machine cannot be described, or is older than the oldest supported level."""
-
-
-def detect_native(cpuinfo: Path = _CPUINFO, caches: Path = _CACHES) -> TargetSpec:
+def detect_native(cpuinfo: Path = CPUINFO, caches: Path = CACHES) -> TargetSpec:
     """The specification of this machine, named "native".
 
     Raises `DetectionError` when it is not x86-64 or has no AVX2.
@@ -53,7 +52,9 @@ def detect_native(cpuinfo: Path = _CPUINFO, caches: Path = _CACHES) -> TargetSpe
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         raise DetectionError(f"this machine is {machine}; name its target instead of 'native'")
-    flags, model = _read_cpuinfo(cpuinfo)
+    processor = first_processor(cpuinfo)
+    flags = frozenset(processor.get("flags", "").split())
+    model = processor.get("model name", "unknown processor")
     if flags >= X86_64_V4.cpu_features:
         level, beyond = X86_64_V4, _BEYOND_V4
     elif flags >= X86_64_V3.cpu_features:
@@ -64,48 +65,18 @@ def detect_native(cpuinfo: Path = _CPUINFO, caches: Path = _CACHES) -> TargetSpe
     present = sorted(name for name in beyond if name in flags)
     if "amx_tile" in present and not request_tiles():
         present = [name for name in present if not name.startswith("amx_")]
-    sizes = _cache_sizes(caches)
+    sizes = cache_sizes(caches)
     extra = f" with {', '.join(present)}" if present else ""
     return replace(
         level,
         name="native",
         llvm_attributes=(*level.llvm_attributes, *(f"+{beyond[name]}" for name in present)),
         cpu_features=level.cpu_features | frozenset(present),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         l1_bytes=sizes.get(1, level.l1_bytes),
         l2_bytes=sizes.get(2, level.l2_bytes),
         l3_bytes=sizes.get(3, level.l3_bytes),
+        # The instructions for it are used on whole registers of 512 bits.
+        bfloat16="avx512_bf16" in present,
         description=f"{model}: {level.name}{extra}",
     )
-
-
-def _read_cpuinfo(path: Path) -> tuple[frozenset[str], str]:
-    flags: frozenset[str] = frozenset()
-    model = "unknown processor"
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DetectionError(f"{path}: cannot be read: {error.strerror}") from error
-    for line in text.split("\n\n", 1)[0].splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            flags = frozenset(value.split())
-        elif key.strip() == "model name":
-            model = value.strip()
-    return flags, model
-
-
-def _cache_sizes(folder: Path) -> dict[int, int]:
-    """Bytes of the first core's data or unified cache, by level."""
-    sizes: dict[int, int] = {}
-    for index in sorted(folder.glob("index*")):
-        try:
-            kind = (index / "type").read_text().strip()
-            level = int((index / "level").read_text())
-            size = (index / "size").read_text().strip()
-        except (OSError, ValueError):
-            continue
-        scale = {"K": 1024, "M": 1024 * 1024}.get(size[-1:], 1)
-        if kind != "Instruction" and size.rstrip("KM").isdigit():
-            sizes[level] = int(size.rstrip("KM")) * scale
-    return sizes

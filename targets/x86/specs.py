@@ -70,6 +70,7 @@ SAPPHIRE_RAPIDS = TargetSpec(
     cores=4,
     l1_bytes=48 * 1024,
     l2_bytes=2 * 1024 * 1024,
+    bfloat16=True,
     description="AVX-512 with VNNI, BF16 and FP16, AMX tiles of int8 and bfloat16",
 )
 

@@ -62,6 +62,11 @@ def whole_groups(groups: int, taps: int) -> int:
     return min(range(groups, groups + ROWS), key=lambda g: (reduction_chunks(taps * g), g))
 
 
+def whole_tile_steps(name: str, steps: int, taps: int, spec: TargetSpec) -> int:
+    """`whole_groups` of the steps of the arithmetic `name`, where tiles compute it."""
+    return steps if tile_arithmetic(name, spec) is None else whole_groups(steps, taps)
+
+
 def configure(shapes: Sequence[tuple[int, int]]) -> Stmt:
     """Gives tile register `i` the shape `shapes[i]`: rows, and bytes of a row."""
     if len(shapes) > TILES:

@@ -19,9 +19,8 @@ from tvm import s_tir, tirx
 from tinsmith.compiler.errors import BuildError
 from tinsmith.compiler.module.write.sort_kernels import SortCall, match_sort
 from tinsmith.compiler.module.write.stages import KernelCode, UnsupportedKernelError, split_kernel
-from tinsmith.targets.cpu.nan_propagation import expand_maxima
+from tinsmith.targets.registry import backend_of
 from tinsmith.targets.spec import TargetSpec
-from tinsmith.targets.x86.bfloat16 import spread_bfloat16
 
 # Builds that are kept; each is some hundred kilobytes.
 _REMEMBERED = 4
@@ -65,7 +64,7 @@ def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> t
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(True),
-        spread_bfloat16,
+        *backend_of(spec).lowering().vectorized,
         s_tir.transform.InjectVirtualThread(),
         s_tir.transform.InjectDoubleBuffer(),
         tirx.transform.StorageRewrite(),
@@ -217,7 +216,7 @@ def _emit(stages: dict[str, tirx.PrimFunc], spec: TargetSpec) -> bytes:
             tirx.transform.BF16StorageLegalize(),
             tirx.transform.LowerTVMBuiltin(),
             tirx.transform.LowerIntrin(),
-            expand_maxima,
+            *backend_of(spec).lowering().last,
         ]
     )
     try:

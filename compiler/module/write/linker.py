@@ -27,7 +27,7 @@ _C_FLAGS = (
 
 
 def _triple(spec: TargetSpec, libc: str) -> str:
-    return spec.link_triple + f"-{libc}" + ("eabihf" if spec.architecture == "arm" else "")
+    return f"{spec.link_triple}-{libc}{spec.link_abi}"
 
 
 def run_zig(arguments: Sequence[str | Path], purpose: str, folder: Path | None = None) -> None:

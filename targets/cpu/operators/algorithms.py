@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Hashable
+from typing import Any
 
+from tinsmith.targets.algorithms import DIRECT, AlgorithmLookup, Algorithms
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
 from tinsmith.targets.cpu.operators.winograd import WinogradWorkload, supports_winograd
 from tinsmith.targets.cpu.winograd_plan import best_plan, direct_cycles
 from tinsmith.targets.spec import TargetSpec
 
-DIRECT = "direct"
 # Height and width of the output tile by the name of the algorithm.
 WINOGRAD_TILES = {"winograd2": 2, "winograd4": 4}
-ALGORITHMS = (DIRECT, *WINOGRAD_TILES)
-# To be raised when an algorithm becomes so much faster that earlier choices mean nothing.
-ALGORITHMS_VERSION = 1
 # By how much the estimate must be better than that of the direct algorithm.
 _MARGIN = 1.25
 # With fewer, the transforms have not enough products between them.
-FEWEST_CHANNELS = 16
+_FEWEST_CHANNELS = 16
 
 
-class AlgorithmLookup(Protocol):
-    """Where the algorithms that earlier searches found best are looked up."""
+class ConvolutionAlgorithms(Algorithms):
+    """The direct convolution, and Winograd's with each of its tiles."""
 
-    def find(self, workload: ConvolutionWorkload, spec: TargetSpec) -> str | None:
-        """One of `ALGORITHMS`, or None if nothing is known; `workload` is the direct one's."""
+    codes = {DIRECT: 0, **WINOGRAD_TILES}  # noqa: RUF012  (the base says it is a Mapping)
+    version = 1
 
+    def have_choice(self, workload: Any) -> bool:
+        return min(workload.in_channels, workload.out_channels) >= _FEWEST_CHANNELS
 
-class DirectOnly:
-    """The lookup that leaves every convolution direct."""
+    def described(self, workload: Any) -> str:
+        w: ConvolutionWorkload = workload
+        size = f"{w.out_height}x{w.out_width}"
+        return f"{w.kernel_height}x{w.kernel_width} {w.in_channels}->{w.out_channels} on {size}"
 
-    def find(self, workload: ConvolutionWorkload, spec: TargetSpec) -> str | None:
-        return DIRECT
+    def computed_by(self, workload: Any) -> tuple[Hashable, str] | None:
+        if isinstance(workload, WinogradWorkload):
+            names = {tile: name for name, tile in WINOGRAD_TILES.items()}
+            return workload.convolution, names[workload.tile]
+        return (workload, DIRECT) if isinstance(workload, ConvolutionWorkload) else None
 
 
 def winograd_tile(
@@ -54,7 +59,7 @@ def default_algorithm(w: ConvolutionWorkload, spec: TargetSpec) -> str:
     Few channels leave the transforms without enough products between them. Off x86-64
     nothing was measured.
     """
-    if spec.architecture != "x86_64" or min(w.in_channels, w.out_channels) < FEWEST_CHANNELS:
+    if spec.architecture != "x86_64" or min(w.in_channels, w.out_channels) < _FEWEST_CHANNELS:
         return DIRECT
     estimates = {name: _winograd_cycles(w, tile, spec) for name, tile in WINOGRAD_TILES.items()}
     best = min(estimates, key=lambda name: estimates[name])

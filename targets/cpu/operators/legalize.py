@@ -18,9 +18,11 @@ from tvm import relax, te, topi
 from tvm.ir import Expr, GenericConst
 from tvm.relax import BlockBuilder, Call
 
+from tinsmith.targets.algorithms import AlgorithmLookup
+from tinsmith.targets.backend import Legalizer
 from tinsmith.targets.compressed_weights import CompressedWeights, compressed_weights
 from tinsmith.targets.cpu.arithmetic import Arithmetic, choose_arithmetic
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup, winograd_tile
+from tinsmith.targets.cpu.operators.algorithms import winograd_tile
 from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm, stored_operands
 from tinsmith.targets.cpu.operators.convolution import (
     ConvolutionWorkload,
@@ -54,9 +56,6 @@ from tinsmith.targets.cpu.operators.winograd import (
 )
 from tinsmith.targets.half_weights import half_dtype, numpy_dtype
 from tinsmith.targets.spec import TargetSpec
-from tinsmith.targets.x86.tile_instructions import tile_arithmetic, whole_groups
-
-Legalizer = Callable[[BlockBuilder, Call], Expr]
 
 # So many products of two bytes add up to less than 2^24, whatever they are.
 _EXACT_TERMS = 512
@@ -261,9 +260,7 @@ def _whole_steps(channels: int, arithmetic: Arithmetic, spec: TargetSpec, taps: 
 
     `taps` neighbouring pixels are reduced in one go.
     """
-    steps = -(-channels // arithmetic.depth)
-    if tile_arithmetic(arithmetic.name, spec) is not None:
-        steps = whole_groups(steps, taps)
+    steps = arithmetic.whole_steps(-(-channels // arithmetic.depth), taps, spec)
     return steps * arithmetic.depth
 
 

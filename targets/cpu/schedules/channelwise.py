@@ -22,18 +22,13 @@ from tinsmith.targets.cpu.schedules.register_tile import least_sizes
 from tinsmith.targets.cpu.schedules.window import Window
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match, Template
-from tinsmith.targets.x86.schedules.depthwise_dots import DotEmitter, has_dots
-
-# The tile of dot products; the loads of a column are shared by all pixels.
-_DOT_PIXELS, _DOT_VECTORS = 8, 2
 
 
 class ChannelwiseTemplate(Template):
     """Depthwise convolution and pooling of floats; of 8-bit integers all but the average.
 
     Decisions: `pixels` (output pixels of a tile), `vectors` (channel vectors of a tile),
-    `chunks` (into how many tasks the channels of an output line are cut); for bytes where the
-    machine has the instructions `dots` (1: by dot products, see `depthwise_dots`).
+    `chunks` (into how many tasks the channels of an output line are cut).
     """
 
     name = "channelwise"
@@ -47,33 +42,20 @@ class ChannelwiseTemplate(Template):
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ChannelwiseWorkload = match.workload
-        dots = has_dots(w, spec)
         # Accumulators, the input columns they share, and one kernel row of weights.
         weights = w.kernel_width if w.operation == "multiply" else 0
         budget = spec.vector_registers - weights - 1
         reach = w.kernel_width * w.dilation_width
-        most = _DOT_PIXELS if dots else min((budget - reach) // (1 + w.stride_width), 14)
-        pixels = max(1, min(w.out_width, most))
-        tiles = -(-w.out_width // pixels)
-        pixels = -(-w.out_width // tiles)
-        lines = w.batch * w.out_height
-        whole = w.channels // spec.float_lanes
-        vectors = min(_DOT_VECTORS, whole) if dots else 1
-        chunks = 1
-        while lines * chunks < 8 * spec.cores and chunks * 2 <= whole // vectors:
-            chunks *= 2
-        choice = {"dots": 1} if dots else {}
-        return {"pixels": pixels, "vectors": vectors, "chunks": chunks, **choice}
+        most = min((budget - reach) // (1 + w.stride_width), 14)
+        return default_tile(w, spec, most, 1)
 
     def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
         w: ChannelwiseWorkload = match.workload
         whole = max(1, w.channels // spec.float_lanes)
-        choices = {"dots": (0, 1)} if has_dots(w, spec) else {}
         return {
             "pixels": least_sizes(w.out_width, 16),
             "vectors": tuple(range(1, min(whole, 4) + 1)),
             "chunks": tuple(c for c in (1, 2, 3, 4, 6, 8, 12, 16) if c <= whole),
-            **choices,
         }
 
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
@@ -85,8 +67,21 @@ class ChannelwiseTemplate(Template):
         anchor = find_anchor(function)
         if anchor is None:
             raise ValueError("what follows the window is not elementwise")
-        emitter = DotEmitter if decisions.get("dots") else _Emitter
-        return anchor.rebuild(emitter(match, anchor, decisions, spec).body())
+        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+
+
+def default_tile(
+    w: ChannelwiseWorkload, spec: TargetSpec, most_pixels: int, most_vectors: int
+) -> dict[str, int]:
+    """Pixels in equal tiles, and chunks such that each core has several tasks."""
+    pixels = max(1, min(w.out_width, most_pixels))
+    pixels = -(-w.out_width // -(-w.out_width // pixels))
+    whole = w.channels // spec.float_lanes
+    vectors = min(most_vectors, max(1, whole))
+    chunks = 1
+    while w.batch * w.out_height * chunks < 8 * spec.cores and chunks * 2 <= whole // vectors:
+        chunks *= 2
+    return {"pixels": pixels, "vectors": vectors, "chunks": chunks}
 
 
 class _Emitter:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.cpu.program import static_bytes
+from tinsmith.targets.buffers import static_bytes
 from tinsmith.targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match, Template

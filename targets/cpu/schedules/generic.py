@@ -1,9 +1,9 @@
-"""The last resort: any program of stages, one after the other, and whatever is no program.
+"""The last resort: any program of stages, one after the other.
 
 `Generic` vectorises and parallelises each stage on its own but tiles nothing and
 keeps intermediate results in memory; a kernel reported under this name deserves
 a template. Where there is much to compute, a search may take a sample of MetaSchedule's
-space instead (see `samples`). `Unscheduled` leaves the function alone and says so in the report.
+space instead (see `samples`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.tirx import PrimFunc, Stmt
 from tinsmith.targets.cpu.domain import Box
 from tinsmith.targets.cpu.elementwise_loops import emit_box
 from tinsmith.targets.cpu.inlining import inline
-from tinsmith.targets.cpu.program import Program, parse, static_bytes
+from tinsmith.targets.cpu.program import Program, parse
 from tinsmith.targets.cpu.row_loops import RowSchedule, emit_rows
 from tinsmith.targets.cpu.row_program import RowProgram, analyse
 from tinsmith.targets.cpu.schedules.samples import (
@@ -92,27 +92,3 @@ class Generic(Template):
                 emitted = emit_rows(rows, flat, spec, RowSchedule(decisions["unroll"]))
             statements.extend(emitted)
         return finish(program, statements)
-
-
-class Unscheduled(Template):
-    """Everything else: loops with state, library calls, dynamic shapes."""
-
-    name = "unscheduled"
-
-    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
-        """Every function; its arithmetic is not known."""
-        return Match(None, 0, static_bytes(function))
-
-    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
-        """Nothing to decide."""
-        return {}
-
-    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        """Nothing to decide."""
-        return {}
-
-    def apply(
-        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
-    ) -> PrimFunc:
-        """The function as it is."""
-        return function

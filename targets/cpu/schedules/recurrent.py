@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
+from tinsmith.targets.buffers import static_bytes
 from tinsmith.targets.cpu.byte_dots import use_byte_dots
-from tinsmith.targets.cpu.program import static_bytes
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match, Template
 

@@ -8,10 +8,11 @@ from tvm import tirx
 from tvm.tirx import PrimFunc, Stmt, Var
 from tvm.tirx.buffer import buffer_data
 
+from tinsmith.targets.buffers import buffer_dtype, buffer_size
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.domain import Assignment, Box, flat_offset, flatten_loads
 from tinsmith.targets.cpu.elementwise_loops import emit_box
-from tinsmith.targets.cpu.program import Program, Stage, buffer_dtype, buffer_size
+from tinsmith.targets.cpu.program import Program, Stage
 from tinsmith.targets.spec import TargetSpec
 
 

@@ -19,19 +19,22 @@ from collections.abc import Callable
 
 from tvm import tirx
 from tvm.ir import Expr
-from tvm.tirx import Stmt
+from tvm.tirx import PrimFunc, Stmt
 
 from tinsmith.targets.cpu import loops
-from tinsmith.targets.cpu.anchor import Anchor
-from tinsmith.targets.cpu.arithmetic import Vnni
+from tinsmith.targets.cpu.anchor import Anchor, find_anchor
 from tinsmith.targets.cpu.byte_stores import Results, store_results
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload
+from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate, default_tile
 from tinsmith.targets.cpu.schedules.window import Window
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match
+from tinsmith.targets.x86.arithmetic import Vnni
 
 _LANES, _ROWS = 16, Vnni.depth
+# The tile; the loads of a column are shared by all pixels.
+_PIXELS, _VECTORS = 8, 2
 
 
 def has_dots(w: ChannelwiseWorkload, spec: TargetSpec) -> bool:
@@ -44,7 +47,32 @@ def has_dots(w: ChannelwiseWorkload, spec: TargetSpec) -> bool:
     return machine and fits and w.channels % _LANES == 0
 
 
-class DotEmitter:
+class DepthwiseDots(ChannelwiseTemplate):
+    """The channelwise template with one decision more, where it has a choice.
+
+    `dots`: 1 for dot products, 0 for what the template does elsewhere.
+    """
+
+    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
+        w: ChannelwiseWorkload = match.workload
+        if not has_dots(w, spec):
+            return super().default(match, spec)
+        return {**default_tile(w, spec, _PIXELS, _VECTORS), "dots": 1}
+
+    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
+        choices = {"dots": (0, 1)} if has_dots(match.workload, spec) else {}
+        return {**super().space(match, spec), **choices}
+
+    def apply(
+        self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
+    ) -> PrimFunc:
+        anchor = find_anchor(function)
+        if not decisions.get("dots") or anchor is None:
+            return super().apply(function, match, decisions, spec)
+        return anchor.rebuild(_Emitter(match, anchor, decisions, spec).body())
+
+
+class _Emitter:
     """Writes the loops: tasks of an output line and a chunk of channels."""
 
     def __init__(self, match: Match, anchor: Anchor, decisions: Decisions, spec: TargetSpec):

@@ -20,8 +20,7 @@ from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import lower, quantization_passes
 from tinsmith.passes.quantize.placement import observed_tensors
 from tinsmith.targets.cpu.reproducible import is_reproducible
-from tinsmith.targets.number_formats import number_formats
-from tinsmith.targets.registry import get_target
+from tinsmith.targets.registry import backend_of, get_target
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.x86.specs import X86_64_V3
 
@@ -71,7 +70,7 @@ def lowered(spec: TargetSpec, formats: TargetSpec) -> LoweredModel:
     imported = import_model(network())
 
     def quantized(graph):
-        ranges = dict.fromkeys(observed_tensors(graph, number_formats(formats)), (-3.1, 5.3))
+        ranges = dict.fromkeys(observed_tensors(graph, backend_of(formats).formats), (-3.1, 5.3))
         return quantization_passes(formats, ranges)
 
     module, report = lower(imported.module, spec, quantization=quantized)

@@ -97,7 +97,7 @@ def test_the_linker_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
     sleeper.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
     sleeper.chmod(0o755)
     code = (
-        "from tinsmith.compiler.module import linker\n"
+        "from tinsmith.compiler.module.write import linker\n"
         f"linker._zig = lambda: {str(sleeper)!r}\n"
         "linker.run_zig(['cc'], 'link')\n"
     )

@@ -13,6 +13,7 @@ from tinsmith.compiler.module import machine
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.writer import write_module
+from tinsmith.targets.x86 import family
 from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS
 from tinsmith.targets.x86.tile_permission import request_tiles
 
@@ -49,7 +50,7 @@ def test_the_loader_says_that_the_system_refuses(
     amx_module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "cpu_features", lambda: SAPPHIRE_RAPIDS.cpu_features)
-    monkeypatch.setattr(machine, "request_tiles", lambda: False)
+    monkeypatch.setattr(family, "request_tiles", lambda: False)
     with pytest.raises(ArtifactError, match="does not permit AMX tiles"):
         load(amx_module)
 

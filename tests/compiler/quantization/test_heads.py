@@ -12,7 +12,7 @@ from heads import HEADS, network
 import tinsmith
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import graph_passes, number_formats
+from tinsmith.compiler.pipeline import graph_passes
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
 from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.placement import place
@@ -51,7 +51,7 @@ def test_several_heads_at_once_in_integers(tmp_path: Path) -> None:
 def test_what_is_observed_is_a_tensor(head: str) -> None:
     graph = prepared(network(head))
     known = Dataflow(graph)
-    placement = place(graph, number_formats(get_target("native")))
+    placement = place(graph, backend_of(get_target("native")).formats)
     assert len(placement.integer_operators) >= 3
     for name in placement.integer_operators:
         node = stored_behind(known.named(name), placement.stored)

@@ -36,7 +36,8 @@ from tinsmith.compiler.tuning.runner import Runner
 from tinsmith.compiler.tuning.search import Search
 from tinsmith.compiler.tuning.store import Store
 from tinsmith.compiler.tuning.tasks import distinct_kernels
-from tinsmith.targets.cpu.operators.algorithms import WINOGRAD_TILES, AlgorithmLookup
+from tinsmith.targets.algorithms import AlgorithmLookup
+from tinsmith.targets.cpu.operators.algorithms import WINOGRAD_TILES
 from tinsmith.targets.registry import get_target
 
 SPEC = get_target("x86-64-v4")
@@ -92,7 +93,7 @@ def rule(convolutions: onnx.ModelProto) -> tuple[Prepared, StoredAlgorithms]:
 def store(folder: Path, asked: StoredAlgorithms, tile: int, version: int = 0) -> Store:
     """A store in which the one convolution of `asked` has a record."""
     (workload,) = asked.asked
-    subject = algorithm_subject(workload)
+    subject = algorithm_subject(workload, SPEC)
     subject = replace(subject, version=version or subject.version)
     made = Store(folder)
     made.shelf_to_write(SPEC).add_records([Record(subject, {"tile": tile}, 1e-3, 2e-3)])

@@ -181,9 +181,9 @@ def test_prune_drops_what_does_not_count(tmp_path: Path) -> None:
     stale = record(subject=replace(SUBJECT, version=7))
     here.add_records([record(0.9), stale, record(0.5)])
     here.add_trials([Trial(SUBJECT, DECISIONS, 1e-3, 2e-3)] * 2)
-    assert here.prune({"convolution": 1}) == (5, 2)
+    assert here.prune({"convolution": {1}}) == (5, 2)
     assert here.records() == {SUBJECT: record(0.5)}
-    assert here.prune({"convolution": 1}, trials=True) == (2, 1)
+    assert here.prune({"convolution": {1}}, trials=True) == (2, 1)
 
 
 def test_a_record_of_another_template_version_is_stale(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tinsmith.passes.quantize.numbers import quantize as encode
 from tinsmith.passes.quantize.placement import observed_tensors
 from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
 from tinsmith.passes.quantize.store_integers import StoreIntegers
-from tinsmith.targets.number_formats import X86
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 _RANDOM = np.random.default_rng(3)
 

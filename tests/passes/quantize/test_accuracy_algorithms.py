@@ -35,7 +35,7 @@ from tinsmith.passes.quantize.cross_layer_equalization import (
     CrossLayerEqualization,
     equalizable_tensors,
 )
-from tinsmith.targets.number_formats import X86
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 
 def _uneven(*shape: int) -> np.ndarray:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import assert_same_interface, execute, operators, random_inputs
 
 from tinsmith.passes.quantize.insert_quantization import InsertQuantization, QuantizationOptions
-from tinsmith.targets.number_formats import X86
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 
 def test_values_are_those_of_rounded_operands() -> None:

@@ -19,9 +19,9 @@ from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pipeline import graph_passes, integer_passes, kernel_passes
 from tinsmith.passes.graph.tensors import element_type, operator_name
 from tinsmith.passes.quantize.lower_integers import LowerIntegers
-from tinsmith.targets.cpu.schedule import schedule_module
-from tinsmith.targets.number_formats import ARM
+from tinsmith.targets.arm.backend import FORMATS as ARM
 from tinsmith.targets.registry import get_target
+from tinsmith.targets.schedule import schedule_module
 
 _RANDOM = np.random.default_rng(11)
 _SPEC = get_target("x86-64-v3")

@@ -29,7 +29,8 @@ from tinsmith.passes.quantize.lower_integers import LowerIntegers
 from tinsmith.passes.quantize.match_signedness import MatchSignedness
 from tinsmith.passes.quantize.placement import place
 from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
-from tinsmith.targets.number_formats import ARM, X86
+from tinsmith.targets.arm.backend import FORMATS as ARM
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 
 def _assert_lowering_keeps_values(before: tvm.IRModule) -> tvm.IRModule:

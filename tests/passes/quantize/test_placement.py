@@ -8,7 +8,8 @@ from quantize_checks import Graph, array, attention, two_convolutions
 from tvm import relax
 
 from tinsmith.passes.quantize.placement import StoredTensor, observed_tensors, place
-from tinsmith.targets.number_formats import ARM, X86
+from tinsmith.targets.arm.backend import FORMATS as ARM
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 
 def test_between_two_convolutions_one_tensor_is_stored() -> None:

@@ -27,7 +27,7 @@ from graph_checks import execute, operators, random_inputs
 from tinsmith.passes.quantize.bias_correction import CorrectBias
 from tinsmith.passes.quantize.insert_quantization import QuantizationOptions
 from tinsmith.passes.quantize.probe_quantization import ProbeQuantization, probed_operators
-from tinsmith.targets.number_formats import X86
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 _ON, _OFF = np.ones(1, np.float32), np.zeros(1, np.float32)
 

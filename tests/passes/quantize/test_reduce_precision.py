@@ -28,7 +28,7 @@ from tinsmith.passes.quantize.insert_quantization import InsertQuantization, Qua
 from tinsmith.passes.quantize.precision_placement import place_precision
 from tinsmith.passes.quantize.reduce_precision import ReducePrecision
 from tinsmith.passes.quantize.store_integers import StoreIntegers
-from tinsmith.targets.number_formats import X86
+from tinsmith.targets.x86.backend import FORMATS as X86
 
 BFLOAT16 = ml_dtypes.bfloat16
 

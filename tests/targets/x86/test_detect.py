@@ -48,6 +48,15 @@ def test_avx512_with_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (spec.l1_bytes, spec.l2_bytes, spec.l3_bytes) == (48 << 10, 2 << 20, 36 << 20)
     assert "Test CPU" in spec.description
     assert spec.cores >= 1
+    assert not spec.bfloat16
+
+
+def test_bfloat16_is_used_in_wide_registers(tmp_path: Path) -> None:
+    for level in (X86_64_V3, X86_64_V4):
+        folder = tmp_path / level.name
+        folder.mkdir()
+        spec = detect_native(*_machine(folder, level.cpu_features | {"avx512_bf16"}))
+        assert spec.bfloat16 == (level is X86_64_V4)
 
 
 def test_tiles_that_the_kernel_does_not_permit_are_not_used(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax, tirx
 
-from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.schedule import schedule_module
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import KernelReport
 from tinsmith.targets.x86.specs import X86_64_V3

@@ -12,7 +12,7 @@ from scipy import special
 from tvm import relax, tirx
 from tvm.relax import op
 
-from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.schedule import schedule_module
 
 SHAPES = [(1, 1), (7,), (1, 13, 17), (3, 1, 5, 8), (2, 31, 33), (1, 56, 56, 32)]
 

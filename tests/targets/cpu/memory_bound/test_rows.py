@@ -13,7 +13,7 @@ from scipy import special
 from tvm import relax, te, topi
 from tvm.relax import op
 
-from tinsmith.targets.cpu.schedule import schedule_module
+from tinsmith.targets.schedule import schedule_module
 from tinsmith.targets.x86.specs import X86_64_V4
 
 REDUCTIONS = {

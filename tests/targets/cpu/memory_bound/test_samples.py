@@ -12,8 +12,8 @@ from kernel_checks import SPEC, Array, floats, fused, kernels, run
 from tvm import te, topi
 from tvm.relax import op
 
-from tinsmith.targets.cpu.schedule import match_template, schedule_module
 from tinsmith.targets.cpu.schedules.samples import SAMPLE, sampled
+from tinsmith.targets.schedule import match_template, schedule_module
 
 NUMBERS = (1, 2, 3, 100, 255)
 

@@ -13,8 +13,9 @@ from tvm import relax, tirx
 from tvm.relax import op
 
 from tinsmith.targets.cpu import loops
-from tinsmith.targets.cpu.schedule import TEMPLATES, match_template, schedule_module
 from tinsmith.targets.cpu.schedules.injective import Injective
+from tinsmith.targets.registry import backends
+from tinsmith.targets.schedule import match_template, schedule_module
 
 
 def softmax(_emit: Any, x: relax.Expr) -> relax.Expr:
@@ -133,8 +134,9 @@ def test_reports_count_arithmetic_and_traffic() -> None:
 
 
 def test_every_template_has_a_name_and_the_last_takes_everything() -> None:
-    names = [t.name for t in TEMPLATES]
-    assert len(set(names)) == len(names) and names[-2:] == ["generic", "unscheduled"]
+    for backend in backends():
+        names = [t.name for t in backend.templates]
+        assert len(set(names)) == len(names) and names[-2:] == ["generic", "unscheduled"]
     function = tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32")))
     assert match_template(function, SPEC)[0].name == "unscheduled"
 

@@ -14,8 +14,8 @@ from tvm.ir import Call
 from tvm.sym import Analyzer
 
 from tinsmith.passes.graph import Legalize
+from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.operators import legalize_map
-from tinsmith.targets.cpu.operators.algorithms import AlgorithmLookup
 from tinsmith.targets.cpu.operators.quantization import quantization_legalizers
 from tinsmith.targets.spec import TargetSpec
 

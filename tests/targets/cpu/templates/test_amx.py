@@ -23,7 +23,7 @@ from tvm import relax, tirx
 from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
-from tinsmith.targets.cpu.schedule import match_template
+from tinsmith.targets.schedule import match_template
 from tinsmith.targets.x86 import tile_instructions
 from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
 from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate

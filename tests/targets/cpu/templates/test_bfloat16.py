@@ -15,7 +15,7 @@ from tvm import relax, tirx
 from tinsmith.targets.cpu.arithmetic import arithmetic_named, choose_arithmetic
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
-from tinsmith.targets.cpu.schedule import match_template, schedule_function
+from tinsmith.targets.schedule import match_template, schedule_function
 from tinsmith.targets.x86.specs import X86_64_V3, X86_64_V4
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -24,6 +24,7 @@ SPEC = replace(
     name="x86-64-v4+bf16",
     llvm_attributes=(*X86_64_V4.llvm_attributes, "+avx512bf16"),
     cpu_features=X86_64_V4.cpu_features | {"avx512_bf16"},
+    bfloat16=True,
 )
 
 

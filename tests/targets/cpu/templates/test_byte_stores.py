@@ -11,8 +11,8 @@ from tvm import relax
 from tinsmith.passes.quantize import numbers
 from tinsmith.passes.quantize.operators import Parameters, quantize_call
 from tinsmith.targets.cpu.operators.convolution import pack_weights
-from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
+from tinsmith.targets.x86.schedules.depthwise_dots import DepthwiseDots
 from tinsmith.targets.x86.specs import X86_64_V4
 
 VNNI = extended(X86_64_V4, "avx512vnni", "avx512_vnni")
@@ -143,7 +143,7 @@ def test_depthwise_convolutions_by_dot_products(shape, decisions, schedule, spec
         depthwise(data, weights, stride, padding, dilation), channels, "uint8", 0, True
     )
     (function,) = fuse_module(inputs_of(data, parameters), emit, spec)
-    scheduled = schedule(ChannelwiseTemplate(), function, decisions)
+    scheduled = schedule(DepthwiseDots(), function, decisions)
     assert "vpdpbusd" in scheduled.script()
     actual = run(scheduled, spec, [data, weights[:, :, 0], *parameters])
     exact = sums(data, spread(weights, dilation), stride, padding, channels)
@@ -155,7 +155,7 @@ def test_dot_products_are_a_decision(schedule, spec):
     weights = extremes((3, 3, 1, 64), "int8")
     emit = depthwise(data, weights, 1, 1, 1)
     (function,) = fuse_module({"x": (data.shape, "uint8")}, emit, spec)
-    template = ChannelwiseTemplate()
+    template = DepthwiseDots()
     match = template.match(function, spec)
     assert match is not None
     assert template.space(match, spec)["dots"] == (0, 1)
@@ -176,6 +176,6 @@ def test_other_depthwise_convolutions_have_no_dot_products(change):
     emit = convolution(data, weights, 1, 1, channels, border=border)
     spec = VNNI if change == "machine" else DOTS
     (function,) = fuse_module({"x": (data.shape, dtype)}, emit, spec)
-    match = ChannelwiseTemplate().match(function, spec)
+    match = DepthwiseDots().match(function, spec)
     assert match is not None
-    assert "dots" not in ChannelwiseTemplate().default(match, spec)
+    assert "dots" not in DepthwiseDots().default(match, spec)

@@ -22,9 +22,9 @@ from tinsmith.targets.cpu.operators import legalize_map
 from tinsmith.targets.cpu.operators.compressed_weights import stored_operands
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
-from tinsmith.targets.cpu.schedule import match_template, schedule_function
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
 from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
+from tinsmith.targets.schedule import match_template, schedule_function
 
 KINDS = ("int8", "int4", "codebook")
 EXACT_KINDS = ("int8 with offsets", "int4 with offsets", "int4 in float32")

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from template_checks import fuse, prefetched, run
 from tvm import relax
 
-from tinsmith.targets.cpu.operators.algorithms import DirectOnly
+from tinsmith.targets.algorithms import DirectOnly
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
 from tinsmith.targets.cpu.schedules.register_tile import choose_tile

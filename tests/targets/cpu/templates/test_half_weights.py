@@ -11,16 +11,16 @@ from test_convolution import reference
 from test_winograd import TILES, deviation, kernel, winograd
 from tvm import relax
 
+from tinsmith.targets.algorithms import DirectOnly
 from tinsmith.targets.arm.specs import CORTEX_A7, CORTEX_A76
-from tinsmith.targets.cpu.operators.algorithms import DirectOnly
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
 from tinsmith.targets.cpu.operators.winograd import pack_taps
-from tinsmith.targets.cpu.schedule import match_template, schedule_function
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
 from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
 from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
 from tinsmith.targets.half_weights import FEWEST, half_dtype, numpy_dtype
+from tinsmith.targets.schedule import match_template, schedule_function
 
 HALVES = ("float16", "bfloat16")
 

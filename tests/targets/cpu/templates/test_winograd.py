@@ -11,12 +11,13 @@ from template_checks import fuse, prefetched, run
 from test_convolution import reference
 from tvm import relax
 
+from tinsmith.targets.algorithms import DirectOnly
 from tinsmith.targets.arm.specs import CORTEX_A7, CORTEX_A72
-from tinsmith.targets.cpu.operators.algorithms import WINOGRAD_TILES, DirectOnly
+from tinsmith.targets.cpu.operators.algorithms import WINOGRAD_TILES
 from tinsmith.targets.cpu.operators.winograd import transform_weights
-from tinsmith.targets.cpu.schedule import match_template, schedule_function
 from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
 from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
+from tinsmith.targets.schedule import match_template, schedule_function
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.x86.specs import X86_64_V4
 

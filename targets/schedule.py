@@ -1,4 +1,7 @@
-"""Schedules every kernel of a module: the first template that matches, its record or default."""
+"""Schedules every kernel of a module: the first template of its backend that matches.
+
+Its decisions are those of a record, or the template's default.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +14,10 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.cpu.elementary_functions import lower_elementary_functions
-from tinsmith.targets.cpu.fused_sums import fuse_products
-from tinsmith.targets.cpu.nan_propagation import propagate_nan
-from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate
-from tinsmith.targets.cpu.schedules.convolution import ConvolutionTemplate
-from tinsmith.targets.cpu.schedules.forest import ForestTemplate
-from tinsmith.targets.cpu.schedules.generic import Generic, Unscheduled
-from tinsmith.targets.cpu.schedules.injective import Injective
-from tinsmith.targets.cpu.schedules.layer_norm import Normalization
-from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
-from tinsmith.targets.cpu.schedules.recurrent import Recurrent
-from tinsmith.targets.cpu.schedules.reduction import RowReduction
-from tinsmith.targets.cpu.schedules.softmax import Softmax
-from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
+from tinsmith.targets.registry import backend_of
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import UNFIT, Decisions, KernelReport, Match, Template
-from tinsmith.targets.x86.bfloat16 import use_bfloat16_instructions
-from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
-from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
-
-# The first match wins: the specific families stand before the general ones.
-TEMPLATES: tuple[Template, ...] = (
-    AmxConvolutionTemplate(),
-    AmxMatmulTemplate(),
-    ConvolutionTemplate(),
-    WinogradTemplate(),
-    ChannelwiseTemplate(),
-    MatmulTemplate(),
-    Recurrent(),
-    ForestTemplate(),
-    Softmax(),
-    Normalization(),
-    RowReduction(),
-    Injective(),
-    Generic(),
-    Unscheduled(),
-)
+from tinsmith.targets.unscheduled import Unscheduled
 
 
 class RecordLookup(Protocol):
@@ -58,12 +28,12 @@ class RecordLookup(Protocol):
 
 
 def match_template(function: PrimFunc, spec: TargetSpec) -> tuple[Template, Match]:
-    """The template that schedules `function`, with its match (at least `Unscheduled`)."""
-    for template in TEMPLATES:
+    """The template of the machine's backend that schedules `function`, with its match."""
+    for template in backend_of(spec).templates:
         match = template.match(function, spec)
         if match is not None:
             return template, match
-    raise ValueError("no template matches; `Unscheduled` must be the last of TEMPLATES")
+    raise ValueError("no template matches; the last of a backend must match every kernel")
 
 
 def _interface(function: PrimFunc) -> list[tuple[tuple[int | str, ...], str]]:
@@ -82,10 +52,8 @@ def _interface(function: PrimFunc) -> list[tuple[tuple[int | str, ...], str]]:
 def schedule_function(
     function: PrimFunc, template: Template, match: Match, decisions: Decisions, spec: TargetSpec
 ) -> PrimFunc:
-    """The scheduled function, its elementary functions lowered, its form verified."""
-    scheduled = lower_elementary_functions(template.apply(function, match, decisions, spec))
-    scheduled = fuse_products(propagate_nan(scheduled), spec)
-    scheduled = use_bfloat16_instructions(scheduled, spec)
+    """The scheduled function, finished by the machine's backend, its form verified."""
+    scheduled = backend_of(spec).finish(template.apply(function, match, decisions, spec), spec)
     if _interface(scheduled) != _interface(function):
         raise ValueError(f"template {template.name} changed the parameters of a kernel")
     if template.name != Unscheduled.name:
