@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,50 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_nothing_is_imported_from_outside_the_one_package(path: Path) -> None:
     """`import targets` may be a user's own file."""
     assert not top_level(imported_modules((ROOT / path).read_text(), str(path))) & ROOMS
+
+
+# Front-end files that write kernels of operators which no graph operator stands for.
+WRITE_KERNELS = ("recurrent", "forest")
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[0] != "targets"], ids=str)
+def test_only_targets_know_a_family(path: Path) -> None:
+    """The compiler asks `targets.registry` for the backend of a machine."""
+    if path.name.startswith(WRITE_KERNELS):
+        return
+    found = imported_modules((ROOT / path).read_text(), str(path))
+    families = tuple(f"tinsmith.targets.{name}" for name in ("cpu", "x86", "arm"))
+    assert not [name for name in found if name.startswith(families)]
+
+
+def imports_at_once(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of the package that are imported with a file, not later inside a function."""
+    found: set[str] = set()
+    for node in ast.parse((ROOT / path).read_text(), str(path)).body:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(node.module)
+    return {name for name in found if name in modules and modules[name] != path}
+
+
+def test_no_modules_import_each_other() -> None:
+    modules = {
+        ".".join(("tinsmith", *path.with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in SOURCES
+    }
+    # A package that is imported for one of its modules imports nothing by itself.
+    packages = {name for name, path in modules.items() if path.name == "__init__.py"}
+    graph = {
+        name: imports_at_once(path, modules) - packages
+        for name, path in modules.items()
+        if name not in packages
+    }
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,6 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType, StringImm, TensorLoad
 from tvm.tirx import IntImm
 
-from tinsmith.targets.cpu import loops
-
 ALIGNMENT = 64
 # Above this a buffer would crowd a small thread stack; below it is free and can become registers.
 STACK_BYTES = 8 * 1024
@@ -142,7 +140,8 @@ def _is_in_rounds(statement: tirx.Stmt) -> bool:
         and statement.kind == tirx.ForKind.SERIAL
         and isinstance(statement.extent, IntImm)
         and int(statement.extent.value) > 0
-        and loops.is_zero(statement.min)
+        and isinstance(statement.min, IntImm)
+        and int(statement.min.value) == 0
         and any(map(_is_parallel, _flatten(statement.body)))
     )
 
