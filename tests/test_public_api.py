@@ -39,12 +39,12 @@ PUBLIC = [
 
 def test_public_names_are_these() -> None:
     assert tinsmith.__all__ == PUBLIC
-    assert dir(compiler) == PUBLIC
+    assert dir(tinsmith) == PUBLIC
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_resolves_and_is_documented(name: str) -> None:
-    value = getattr(compiler, name)
+    value = getattr(tinsmith, name)
     assert value.__name__ == name
     assert inspect.getdoc(value)
 

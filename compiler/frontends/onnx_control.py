@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _UNROLL_LIMIT = 1024
 # A loop of so many turns at most is unrolled although data may end it earlier.
 _SELECT_LIMIT = 16
-# At some microseconds a turn, a minute or two.
-_MOST_TURNS = 1 << 24
 
 
 class _DependsOnDataError(Exception):
@@ -98,14 +96,6 @@ class ControlFlow:
         condition: relax.Expr = constant(np.array(True))
         if has_condition:
             condition = importer.tensor(node.input[1], "condition")
-        if self._goes_on(node, body) and (trips is not None or not node.input[0]):
-            turns = None if trips is None else int(trips.reshape(-1)[0])
-            if turns is None or turns > _MOST_TURNS:
-                told = "for ever" if turns is None else f"for {turns} turns"
-                raise ModelError(
-                    f"{importer.describe(node)}: goes on {told}, whatever the data are; the most "
-                    f"is {_MOST_TURNS} turns"
-                )
         limit = int(trips.reshape(-1)[0]) if trips is not None else _UNROLL_LIMIT + 1
         if (node.input[0] and trips is None) or (trips is not None and limit > _UNROLL_LIMIT):
             raise _DependsOnDataError
@@ -140,22 +130,6 @@ class ControlFlow:
         if any(not values for values in scanned):
             raise _DependsOnDataError
         return [*state, *(self._stack(node, values, 0) for values in scanned)]
-
-    def _goes_on(self, node: NodeProto, body: GraphProto) -> bool:
-        """Whether no condition can end the loop: the body hands on one that holds."""
-        importer = self._importer
-        if len(node.input) > 1 and node.input[1]:
-            initial = importer.constant(node.input[1])
-            if initial is None or not initial.reshape(-1)[:1].any():
-                return False
-        copies = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
-        name = body.output[0].name
-        while name in copies:
-            name = copies.pop(name)
-        if name == body.input[1].name:
-            return True
-        stored = next((t for t in body.initializer if t.name == name), None)
-        return stored is not None and bool(numpy_helper.to_array(stored).reshape(-1)[:1].any())
 
     def _selected(self, condition: relax.Expr | None, new: relax.Expr, old: relax.Expr) -> Any:
         """The new state where the loop went on, else the old one."""

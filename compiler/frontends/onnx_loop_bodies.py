@@ -37,6 +37,9 @@ class LoopBodies:
         The body reads them from around it, where weights are constants that kernels can pack.
         `inputs` and `outputs` of the body come before its states.
         """
+        initial = self._importer.constant(node.input[1]) if any(node.input[1:2]) else None
+        if initial is not None and not initial.reshape(-1)[:1].any():
+            return None
         same = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
         values, inside = self._importer.values, _names_inside(body)
         kept, kept_body, aliases = NodeProto(), GraphProto(), []
@@ -101,10 +104,13 @@ class LoopBodies:
         trips = self._importer.constant(name) if name else None
         if name and (trips is None or int(trips.reshape(-1)[0]) <= MOST_TURNS):
             return
+        initial = self._importer.constant(node.input[1]) if any(node.input[1:2]) else None
+        if initial is not None and not initial.reshape(-1)[:1].any():
+            return
         same = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
         condition = body.output[0].name
         while condition in same:
-            condition = same[condition]
+            condition = same.pop(condition)
         known = self._importer.constant(condition)
         if condition == body.input[1].name or (known is not None and bool(known.reshape(-1)[0])):
             raise ModelError(

@@ -114,9 +114,9 @@ def test_scans_are_unrolled(backward: int) -> None:
 
 def test_loops_that_never_end_are_refused() -> None:
     assert import_onnx(_loop(3))
-    with pytest.raises(ModelError, match="goes on for 4611686018427387904 turns"):
+    with pytest.raises(ModelError, match="nothing ends this loop"):
         import_onnx(_loop(2**62))
     endless = _loop(3)
     endless.graph.node[0].input[0] = ""
-    with pytest.raises(ModelError, match="goes on for ever"):
+    with pytest.raises(ModelError, match="nothing ends this loop"):
         import_onnx(endless)

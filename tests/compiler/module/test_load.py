@@ -233,7 +233,7 @@ def test_weights_from_a_bound_on_are_mapped_from_the_file_that_was_checked(
 
 def test_loading_and_running_needs_no_tvm(network_folder: Path) -> None:
     code = (
-        "import sys, numpy, compiler\n"
+        "import sys, numpy, tinsmith\n"
         f"module = tinsmith.load({str(network_folder)!r})\n"
         "module(numpy.zeros((1, 3, 16, 16), 'float32'))\n"
         "print([m for m in ('tvm', 'tvm_ffi', 'onnx') if m in sys.modules])"

@@ -164,7 +164,7 @@ def test_the_interpreter_is_released(module: Module) -> None:
 def test_ten_thousand_runs_leave_memory_flat(network_folder: Path) -> None:
     """In a process of its own; pages of files do not count, the kernel maps them as it likes."""
     code = f"""
-import numpy, compiler
+import numpy, tinsmith
 def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
@@ -229,7 +229,7 @@ def test_modules_of_one_folder_have_threads_of_their_own(network_folder: Path) -
 
 def test_one_thread_starts_no_others(network_folder: Path) -> None:
     code = f"""
-import numpy, os, compiler
+import numpy, os, tinsmith
 before = len(os.listdir("/proc/self/task"))
 module = tinsmith.load({str(network_folder)!r}, threads=1)
 x = numpy.zeros((1, 3, 16, 16), "float32")

@@ -16,7 +16,7 @@ from tinsmith.compiler.pipeline import graph_passes
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
 from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.placement import place
-from tinsmith.targets.registry import get_target
+from tinsmith.targets.registry import backend_of, get_target
 
 
 def quantized(model: onnx.ModelProto, folder: Path, format: str, **options: object):
