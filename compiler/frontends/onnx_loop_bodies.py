@@ -37,9 +37,6 @@ class LoopBodies:
         The body reads them from around it, where weights are constants that kernels can pack.
         `inputs` and `outputs` of the body come before its states.
         """
-        initial = self._importer.constant(node.input[1]) if any(node.input[1:2]) else None
-        if initial is not None and not initial.reshape(-1)[:1].any():
-            return None
         same = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
         values, inside = self._importer.values, _names_inside(body)
         kept, kept_body, aliases = NodeProto(), GraphProto(), []

@@ -38,6 +38,7 @@ from tinsmith.compiler.frontends.onnx_converters import (
 _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     activations.Celu,
     activations.Elu,
+    activations.PRelu,
     activations.LeakyRelu,
     activations.Selu,
     activations.ThresholdedRelu,
@@ -96,6 +97,7 @@ _OF_THE_STANDARD: tuple[type[OnnxOpConverter], ...] = (
     reductions.ReduceMean,
     reductions.ReduceMin,
     reductions.ReduceSumSquare,
+    resampling.GridSample,
     resampling.Resize,
     resampling.Upsample,
     running.CumProd,

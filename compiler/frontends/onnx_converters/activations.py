@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
-from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of
+from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of, static_shape
 
 
 def _number(value: float, like: relax.Expr) -> relax.Expr:
@@ -69,3 +70,17 @@ class ThresholdedRelu(OnnxOpConverter):
         x = inputs[0]
         above = relax.op.greater(x, _number(attr.get("alpha", 1.0), x))
         return relax.op.where(above, x, _number(0.0, x))
+
+
+class PRelu(onnx_frontend.PRelu):
+    """x for x >= 0, else slope * x; the slope broadcasts to x, and does not widen it."""
+
+    @classmethod
+    def _impl_v1(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        x, slope = (static_shape(inputs[i]) for i in range(2))
+        aligned = x[len(x) - len(slope) :]
+        if len(slope) > len(x) or any(
+            size not in (1, wanted) for size, wanted in zip(slope, aligned, strict=True)
+        ):
+            raise ValueError(f"the slope of shape {slope} does not broadcast to {x}")
+        return super()._impl_v1(bb, inputs, attr, params)

@@ -95,6 +95,7 @@ def _convert(
     steps, batch, _ = c.static_shape(x)
     size = c.static_shape(recurrent)[2]
     workload = _workload(kind, attributes, steps, batch, size, c.dtype_of(x))
+    _check_shapes(inputs, workload, c.static_shape(x)[2])
     known = c.as_numpy(lengths)
     if lengths is not None and known is not None and np.all(known == steps):
         lengths = None
@@ -165,6 +166,23 @@ def _workload(
         linear_before_reset=bool(attributes.get("linear_before_reset", 0)),
         couple_forget=bool(attributes.get("input_forget", 0)),
     )
+
+
+def _check_shapes(inputs: Sequence[Any], w: RecurrentWorkload, features: int) -> None:
+    """Raise ValueError for weights, a bias or peepholes of another shape than x asks for."""
+    directions, columns = w.directions, w.gate_count * w.hidden
+    expected = {
+        1: (directions, columns, features),
+        2: (directions, columns, w.hidden),
+        3: (directions, 2 * columns),
+        7: (directions, 3 * w.hidden),
+    }
+    for index, shape in expected.items():
+        given = inputs[index] if index < 7 or w.kind == "lstm" else None
+        if given is not None and c.static_shape(given) != shape:
+            raise ValueError(
+                f"input number {index} has the shape {c.static_shape(given)}, not {shape}"
+            )
 
 
 def _biases(

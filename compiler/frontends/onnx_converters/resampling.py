@@ -37,6 +37,19 @@ _SERVED_MODES = ("nearest", "linear")
 _SERVED_COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
 
 
+class GridSample(onnx_frontend.GridSample):
+    """Samples of integers are computed in float32, and are integers again."""
+
+    @classmethod
+    def _impl_v16(cls, bb: Any, inputs: Any, attr: Any, params: Any) -> relax.Expr:
+        dtype = dtype_of(inputs[0])
+        if dtype.startswith("float"):
+            return super()._impl_v16(bb, inputs, attr, params)
+        inputs[0] = bb.emit(relax.op.astype(inputs[0], "float32"))
+        sampled = bb.emit(super()._impl_v16(bb, inputs, attr, params))
+        return relax.op.astype(sampled, dtype)
+
+
 class Resize(OnnxOpConverter):
     """Resampling to given sizes or by given scales."""
 

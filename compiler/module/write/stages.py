@@ -80,6 +80,11 @@ class _Group:
         """Whether it is one parallel loop."""
         return _is_parallel(self.statements[0])
 
+    @property
+    def values(self) -> set[tirx.Var]:
+        """What its statements bind by themselves."""
+        return {s.var for s in self.statements if isinstance(s, tirx.Bind)}
+
 
 @dataclass(frozen=True)
 class KernelCode:
@@ -181,6 +186,8 @@ class _KernelSplitter:
         self.imports = _imports(function.body)
         self.allocations: list[tuple[tirx.AllocBuffer, tirx.For | None]] = []
         self.definitions: list[tirx.Stmt] = []
+        # Values that are read from memory where they stand.
+        self.placed: set[tirx.Var] = set()
         self.counters: dict[tirx.For, tirx.Var] = {}
         self.scratch: list[tirx.Var] = []
         self.task_scratch_bytes = 0
@@ -190,7 +197,10 @@ class _KernelSplitter:
     def split(self) -> KernelCode:
         statements = _flatten(self.function.body)
         groups = self._groups(statements)
-        if groups is None:
+        if any(_used_variables(statement) & self.placed for statement in self.definitions) or any(
+            set().union(*map(_used_variables, group.statements)) & self.placed - group.values
+            for group in groups
+        ):
             kept = [s for s in statements if not isinstance(s, tirx.AllocBuffer)]
             groups, self.definitions, self.scratch = [_Group(kept)], [], []
             self.allocations = [(s, None) for s in statements if isinstance(s, tirx.AllocBuffer)]
@@ -234,10 +244,10 @@ class _KernelSplitter:
 
     def _groups(
         self, statements: Sequence[tirx.Stmt], loop: tirx.For | None = None
-    ) -> list[_Group] | None:
-        """The statements by stages; None if they must stay together.
+    ) -> list[_Group]:
+        """The statements by stages.
 
-        Allocations, and definitions of views and values, are set aside.
+        Allocations, and definitions of views and of values that are no memory's, are set aside.
         """
         groups: list[_Group] = []
 
@@ -255,9 +265,11 @@ class _KernelSplitter:
                 self.definitions.append(statement)
             elif isinstance(statement, tirx.Bind):
                 # A value that depends on memory must be read where it stands.
-                if _reads_memory(statement):
-                    return None
-                self.definitions.append(statement)
+                if _reads_memory(statement) or _used_variables(statement) & self.placed:
+                    self.placed.add(statement.var)
+                    add(statement)
+                else:
+                    self.definitions.append(statement)
             elif loop is None and _is_in_rounds(statement):
                 counter = tirx.decl_buffer((1,), "int32", "round")
                 count = tirx.BufferLoad(counter, [_ZERO])
@@ -265,10 +277,7 @@ class _KernelSplitter:
                 self.counters[statement] = counter
                 self.scratch.append(counter)
                 counting = tirx.BufferStore(counter, count + _ONE, [_ZERO])
-                inner = self._groups([*_flatten(statement.body), counting], statement)
-                if inner is None:
-                    return None
-                groups += inner
+                groups += self._groups([*_flatten(statement.body), counting], statement)
             else:
                 add(statement)
         return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,26 @@ def test_a_value_that_is_read_before_the_loops_stays_before_them() -> None:
     assert len(code.stages) == 1
     (function,) = functions.values()
     assert str(function).index("A[0]") < str(function).index("for ")
+
+
+def test_a_value_that_one_stage_reads_and_uses_leaves_the_others_alone() -> None:
+    """In each of five rounds: y[0] = x[0] + 1 by one thread, then x[i] += y[0] by all."""
+    x, y = (tirx.decl_buffer((16,), "int32", name) for name in ("X", "Y"))
+    first = tirx.Var("first", PrimType("int32"))
+    after = tirx.Var("after", PrimType("int32"))
+    one = tirx.const(1, "int32")
+
+    def turn(_: Any) -> Any:
+        shared = loops.parallel(
+            "i", 16, lambda i: loops.store(x, (i,), loops.load(x, i) + loops.load(y, 0))
+        )
+        read = [tirx.Bind(first, loops.load(x, 0)), tirx.Bind(after, first + one)]
+        return tirx.SeqStmt([*read, loops.store(y, (0,), after), shared])
+
+    body = loops.serial("turn", 5, turn)
+    code, _ = split_kernel("kernel", tirx.PrimFunc([x, y], body), [True, True])
+    told = [(stage.extent, stage.rounds, stage.span) for stage in code.stages]
+    assert told == [(1, 1, 1), (1, 5, 3), (16, 1, 1), (1, 1, 1)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
