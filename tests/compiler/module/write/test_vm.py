@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,24 @@ def test_the_caller_is_not_bound_to_a_processor(dynamic_folder: Path) -> None:
     with load(dynamic_folder) as module:
         module.run(list(np.ones((2, 4096, 4), "float32")))
     assert os.sched_getaffinity(0) == usable
+
+
+def test_all_processors_share_a_loop(dynamic_folder: Path) -> None:
+    """TVM itself takes half of those of an x86, as if the rest were hyper-threads."""
+    code = (
+        "import sys, tinsmith\n"
+        "module = tinsmith.load(sys.argv[1])\n"
+        "import tvm; print(tvm.get_global_func('runtime.NumThreads')())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TVM_NUM_THREADS"}
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(dynamic_folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert int(told) == len(os.sched_getaffinity(0))
 
 
 def test_dynamic_shapes(dynamic_folder: Path) -> None:
