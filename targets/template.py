@@ -20,6 +20,8 @@ Decisions = Mapping[str, int]
 
 # Block annotation by which an operator definition tells its template the workload.
 WORKLOAD_ATTRIBUTE = "tinsmith.workload"
+# Function attribute by which a definition that has loops already names its template.
+TEMPLATE_ATTRIBUTE = "tinsmith.template"
 
 
 @dataclass(frozen=True)

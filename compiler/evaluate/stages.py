@@ -9,31 +9,16 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.compiler.module.write.vm import TO_INSTRUCTIONS
 from tinsmith.passes.graph import Legalize
 from tinsmith.targets.algorithms import DirectOnly
 from tinsmith.targets.registry import backend_of
 from tinsmith.targets.spec import TargetSpec
 
-# TVM's lowering for its virtual machine without the search for reshapes among the
-# kernels, which cannot look into scheduled ones, and without optimisation.
 _TO_KERNELS = (
     relax.backend.DispatchSampling(),
     relax.backend.DispatchSortScan(),
     relax.transform.LegalizeOps(),
-)
-_TO_INSTRUCTIONS = tvm.transform.Sequential(
-    [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
-    ]
 )
 
 
@@ -56,7 +41,7 @@ def run_stage(
         backend = backend_of(spec)
         legalize = Legalize(backend.legalizers(spec, DirectOnly()))
         kernels = (legalize, *_TO_KERNELS, *backend.lowering().unscheduled)
-        module = _TO_INSTRUCTIONS(tvm.transform.Sequential(list(kernels))(module))
+        module = TO_INSTRUCTIONS(tvm.transform.Sequential(list(kernels))(module))
     executable = tvm.compile(module, target=target, relax_pipeline=None)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.array(array)) for array in inputs))

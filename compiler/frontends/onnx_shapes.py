@@ -114,7 +114,7 @@ def _folded(model: ModelProto) -> ModelProto:
 
     # FoldBatchNorm does it in float64, and leaves weights alone that are stored in 16 bits. This
     # is a child process: nobody else's rules change.
-    rules = onnxscript.rewriter._DEFAULT_REWRITE_RULES
+    rules = getattr(onnxscript.rewriter, "_DEFAULT_REWRITE_RULES", ())
     onnxscript.rewriter._DEFAULT_REWRITE_RULES = tuple(
         rule for rule in rules if not str(rule.name).startswith("FuseBatchNorm")
     )

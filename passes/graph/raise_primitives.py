@@ -12,6 +12,7 @@ from tvm.sym.analyzer import Analyzer
 
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import operator_name, static_shape
+from tinsmith.targets.template import TEMPLATE_ATTRIBUTE
 
 _ELEMENTWISE: dict[str, tuple[Callable[..., te.Tensor], Callable[..., relax.Expr]]] = {
     "maximum": (topi.maximum, relax.op.maximum),
@@ -52,7 +53,7 @@ class _Raiser(BlockRewriter):
             return value
         kernel = self.module[value.args[0]]
         inputs = list(value.args[1].fields)
-        if "tinsmith.template" in kernel.attrs or any(
+        if TEMPLATE_ATTRIBUTE in kernel.attrs or any(
             static_shape(operand) is None for operand in inputs
         ):
             return value

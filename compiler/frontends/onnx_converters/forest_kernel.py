@@ -26,7 +26,7 @@ from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
     NO_NUMBER,
 )
 from tinsmith.targets.cpu import loops
-from tinsmith.targets.cpu.schedules.recurrent import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
+from tinsmith.targets.template import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 
 LANES = 8
 _OPAQUE = 8  # Relax's kOpaque: never fused with its neighbours

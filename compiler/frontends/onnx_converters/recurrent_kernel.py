@@ -28,8 +28,8 @@ from tinsmith.compiler.frontends.onnx_converters.recurrent_cells import (
     lstm_step,
 )
 from tinsmith.targets.cpu import loops
+from tinsmith.targets.template import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 
-TEMPLATE_ATTRIBUTE = "tinsmith.template"
 # A tile of gates is kept in registers: eight of 256 bits or four of 512.
 _TILES = (64, 32, 16, 8, 4, 2, 1)
 _LANES = (16, 8, 4, 2, 1)
@@ -160,7 +160,7 @@ class RecurrentKernel:
                 "tirx.noalias": True,
                 "op_pattern": _OPAQUE,
                 TEMPLATE_ATTRIBUTE: "recurrent",
-                "tinsmith.workload": (
+                WORKLOAD_ATTRIBUTE: (
                     f"{w.kind} steps={w.steps} batch={w.batch} hidden={w.hidden} "
                     f"directions={w.directions}"
                 ),

@@ -25,6 +25,23 @@ from tinsmith.compiler.module.write.linker import link_objects
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.targets.spec import TargetSpec
 
+# From kernels to the instructions of TVM's virtual machine, without its search for reshapes among
+# the kernels, which cannot look into scheduled ones, and without optimisation.
+TO_INSTRUCTIONS = tvm.ir.transform.Sequential(
+    [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)
+
 # The object files of an executable: its kernels, and its bytecode with the constants.
 _OBJECTS = ("lib0.o", "devc.o")
 
@@ -92,22 +109,8 @@ def kernel_calls(module: IRModule) -> list[str]:
 
 
 def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Executable:
-    passes = [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
-    ]
     try:
-        return tvm.compile(
-            module, target=tvm_target(spec), relax_pipeline=tvm.ir.transform.Sequential(passes)
-        )
+        return tvm.compile(module, target=tvm_target(spec), relax_pipeline=TO_INSTRUCTIONS)
     except (RuntimeError, ValueError, TypeError) as error:
         detail = str(error).strip().splitlines()[-1]
         raise BuildError(f"{name}: TVM could not compile the model's VM form: {detail}") from error

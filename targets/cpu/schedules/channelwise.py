@@ -84,6 +84,20 @@ def default_tile(
     return {"pixels": pixels, "vectors": vectors, "chunks": chunks}
 
 
+def line_tasks(match: Match, chunks: int, make: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
+    """The parallel loop over output lines and `chunks` of channels: `make(chunk, image, y)`."""
+    w: ChannelwiseWorkload = match.workload
+
+    def task(p: Expr) -> Stmt:
+        line, chunk = (p // chunks, p % chunks) if chunks > 1 else (p, index(0))
+        image, y = index(0), line
+        if w.batch > 1:
+            image, y = line // w.out_height, line % w.out_height
+        return make(chunk, image, y)
+
+    return loops.tasks(w.batch * w.out_height * chunks, match.flops, match.bytes, task)
+
+
 class _Emitter:
     def __init__(
         self,
@@ -112,20 +126,13 @@ class _Emitter:
 
     def body(self) -> Stmt:
         """The parallel loop over (output line, chunk of channels)."""
-        w = self.w
 
-        def task(p: Expr) -> Stmt:
-            line, chunk = (p // self.chunks, p % self.chunks) if self.chunks > 1 else (p, index(0))
-            image, y = index(0), line
-            if w.batch > 1:
-                image, y = line // w.out_height, line % w.out_height
+        def chunk_of_line(chunk: Expr, image: Expr, y: Expr) -> Stmt:
             return self.window.cover_line(
                 self.pixels, lambda x, border: self._columns(chunk, image, y, x, border)
             )
 
-        return loops.tasks(
-            w.batch * w.out_height * self.chunks, self.match.flops, self.match.bytes, task
-        )
+        return line_tasks(self.match, self.chunks, chunk_of_line)
 
     def _columns(self, chunk: Expr, image: Expr, y: Expr, x: Expr, border: int | None) -> Stmt:
         """All channels of a chunk for one tile of pixels."""

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from tinsmith.targets.buffers import static_bytes
 from tinsmith.targets.cpu.byte_dots import use_byte_dots
 from tinsmith.targets.spec import TargetSpec
-from tinsmith.targets.template import Decisions, Match, Template
+from tinsmith.targets.template import Decisions, Match
+from tinsmith.targets.unscheduled import Finished
 
-# How an operator definition names the template of a function that has loops already.
-TEMPLATE_ATTRIBUTE = "tinsmith.template"
-WORKLOAD_ATTRIBUTE = "tinsmith.workload"
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
@@ -41,30 +38,17 @@ class RecurrentWorkload:
         return 2 * self.steps * self.batch * self.directions * self.hidden * columns
 
 
-class Recurrent(Template):
+class Recurrent(Finished):
     """Functions marked as recurrent by their definition."""
 
     name = "recurrent"
 
-    def match(self, function: PrimFunc, spec: TargetSpec) -> Match | None:
-        """The workload that the definition wrote down."""
-        attributes = function.attrs
-        if not attributes or attributes.get(TEMPLATE_ATTRIBUTE) != self.name:
-            return None
-        kind, _, sizes = str(attributes.get(WORKLOAD_ATTRIBUTE, "")).partition(" ")
+    def read(self, text: str) -> RecurrentWorkload | None:
+        kind, _, sizes = text.partition(" ")
         found = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", sizes)}
         if kind not in _GATES or set(found) != {"steps", "batch", "hidden", "directions"}:
             return None
-        workload = RecurrentWorkload(kind=kind, **found)
-        return Match(workload, workload.flops, static_bytes(function))
-
-    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
-        """Nothing to decide."""
-        return {}
-
-    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        """Nothing to decide."""
-        return {}
+        return RecurrentWorkload(kind=kind, **found)
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

@@ -26,7 +26,11 @@ from tinsmith.targets.cpu.anchor import Anchor, find_anchor
 from tinsmith.targets.cpu.byte_stores import Results, store_results
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.operators.window import ChannelwiseWorkload
-from tinsmith.targets.cpu.schedules.channelwise import ChannelwiseTemplate, default_tile
+from tinsmith.targets.cpu.schedules.channelwise import (
+    ChannelwiseTemplate,
+    default_tile,
+    line_tasks,
+)
 from tinsmith.targets.cpu.schedules.window import Window
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import Decisions, Match
@@ -91,18 +95,7 @@ class _Emitter:
 
     def body(self) -> Stmt:
         """The parallel loop over (output line, chunk of channels)."""
-        w = self.w
-
-        def task(p: Expr) -> Stmt:
-            line, chunk = (p // self.chunks, p % self.chunks) if self.chunks > 1 else (p, index(0))
-            image, y = index(0), line
-            if w.batch > 1:
-                image, y = line // w.out_height, line % w.out_height
-            return self._chunk(chunk, image, y)
-
-        return loops.tasks(
-            w.batch * w.out_height * self.chunks, self.match.flops, self.match.bytes, task
-        )
+        return line_tasks(self.match, self.chunks, self._chunk)
 
     def _chunk(self, chunk: Expr, image: Expr, y: Expr) -> Stmt:
         width = self.vectors * _LANES
