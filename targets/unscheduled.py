@@ -1,4 +1,4 @@
-"""Templates that leave the loops of a function as they are."""
+"""Templates without decisions: for functions that have their loops already, or that get none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinsmith.targets.template import (
 
 
 class Undecided(Template):
-    """Nothing to decide, nothing to change."""
+    """Nothing to decide; without an `apply` of its own, nothing to change."""
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         return {}

@@ -15,6 +15,7 @@ from tvm import relax
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, PassError
 from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.module.write.vm import TO_INSTRUCTIONS
 from tinsmith.compiler.pipeline import PassRunner, graph_passes, lower
 from tinsmith.compiler.preparation import Clock, prepare
 from tinsmith.targets.x86.specs import X86_64_V3
@@ -164,22 +165,10 @@ _NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 def _run(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
     """The output for `x`; the kernels are scheduled, so only the calls are left to lower."""
-    steps = (
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
-    )
     executable = tvm.compile(
         module,
         target=tvm.target.Target(X86_64_V3.tvm_target_config()),
-        relax_pipeline=tvm.transform.Sequential(steps),
+        relax_pipeline=TO_INSTRUCTIONS,
     )
     machine = relax.VirtualMachine(executable, tvm.cpu())
     return machine["main"](tvm.runtime.tensor(x)).numpy()

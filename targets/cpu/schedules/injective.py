@@ -15,7 +15,8 @@ from tinsmith.targets.cpu.inlining import inline
 from tinsmith.targets.cpu.program import Program, parse
 from tinsmith.targets.cpu.schedules.stagewise import emit_stages
 from tinsmith.targets.spec import TargetSpec
-from tinsmith.targets.template import Decisions, Match, Template
+from tinsmith.targets.template import Decisions, Match
+from tinsmith.targets.unscheduled import Undecided
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class InjectiveWorkload:
     program: Program
 
 
-class Injective(Template):
+class Injective(Undecided):
     """Functions without reductions."""
 
     name = "injective"
@@ -37,14 +38,6 @@ class Injective(Template):
             return None
         program = inline(program)
         return Match(InjectiveWorkload(program), program.flops, program.bytes)
-
-    def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
-        """There is nothing to decide."""
-        return {}
-
-    def space(self, match: Match, spec: TargetSpec) -> dict[str, tuple[int, ...]]:
-        """There is nothing to decide."""
-        return {}
 
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
