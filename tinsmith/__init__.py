@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from tinsmith.compiler.module.archive import pack
-    from tinsmith.compiler.module.loader import Module, load
+    from tinsmith.compiler.module.loader import Context, Module, load
+    from tinsmith.compiler.module.manifest import TensorEntry
     from tinsmith.compiler.pruning.config import PruneConfig
     from tinsmith.compiler.quantization.config import QuantizationConfig
     from tinsmith.compiler.tuning.job import tune
@@ -51,6 +52,7 @@ __all__ = [
     "CompileConfig",
     "CompileReport",
     "ConfigError",
+    "Context",
     "InputError",
     "ModelError",
     "Module",
@@ -59,6 +61,7 @@ __all__ = [
     "QuantizationConfig",
     "ShapeError",
     "TargetError",
+    "TensorEntry",
     "TinsmithError",
     "TuneOptions",
     "TuneReport",
@@ -77,7 +80,9 @@ _HOMES = {
     "PruneConfig": "tinsmith.compiler.pruning.config",
     "QuantizationConfig": "tinsmith.compiler.quantization.config",
     "CompileReport": "tinsmith.compiler.api",
+    "Context": "tinsmith.compiler.module.loader",
     "Module": "tinsmith.compiler.module.loader",
+    "TensorEntry": "tinsmith.compiler.module.manifest",
     "compile": "tinsmith.compiler.api",
     "compile_to": "tinsmith.compiler.api",
     "load": "tinsmith.compiler.module.loader",

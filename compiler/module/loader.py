@@ -40,6 +40,7 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
             raise ArtifactError(message) from error
         raise
     at_end(module, temporary.close)
+    module._origin = Path(path)
     return module
 
 

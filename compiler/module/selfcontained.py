@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tinsmith.compiler.module.base import Context, Module, StepTime
 from tinsmith.compiler.module.cinterface import MAX_THREADS, ModuleStruct
 from tinsmith.compiler.module.manifest import Manifest
 from tinsmith.compiler.module.shared_library import SharedLibrary
-from tinsmith.compiler.module.signature import Inputs
+from tinsmith.compiler.module.signature import Inputs, Outputs, refuse_overlap
 from tinsmith.compiler.processes import lock_that_forks_open
 
 
@@ -42,17 +43,21 @@ class SelfContainedContext(Context):
         self._threads = 0  # those of the library
         self._lock = lock_that_forks_open()
 
-    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
-        arrays = self._signature.checked(inputs)
+    def run(
+        self, inputs: Inputs, outputs: Outputs | None = None, *, strict: bool = False
+    ) -> list[Any]:
+        arrays = self._signature.checked(inputs, strict)
         results = self._signature.results(outputs)
+        if outputs is not None:
+            refuse_overlap(arrays, results)
         with self._lock:
             self._bind(arrays, results)
             if self._module._run(self._handle, self._inputs, self._outputs):
                 raise TinsmithError(f"{self._module.manifest.name}: {self._module._error()}")
-        return results
+        return results if outputs is None else self._signature.delivered(results, outputs)
 
     def profile(
-        self, inputs: Inputs, repeats: int = 10, outputs: Sequence[np.ndarray] | None = None
+        self, inputs: Inputs, repeats: int = 10, outputs: Outputs | None = None
     ) -> list[StepTime]:
         """As `Module.profile`, on this context; `outputs` are arrays to fill, which may overlap."""
         arrays = self._signature.checked(inputs)
@@ -122,10 +127,12 @@ class SelfContainedModule(Module):
             self.close()
             raise
 
-    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    def run(
+        self, inputs: Inputs, outputs: Outputs | None = None, *, strict: bool = False
+    ) -> list[Any]:
         context = self._borrow()
         try:
-            return context.run(inputs, outputs)
+            return context.run(inputs, outputs, strict=strict)
         finally:
             self._give_back(context)
 

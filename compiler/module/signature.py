@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.arrays import as_input, as_output
 from tinsmith.compiler.module.manifest import TensorEntry
 
-Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+# Arrays, or what `tinsmith.compiler.module.arrays` makes into some, by name or in order.
+Inputs = Mapping[str, Any] | Sequence[Any]
+# Those to fill.
+Outputs = Mapping[str, Any] | Sequence[Any]
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
@@ -43,37 +47,102 @@ class Signature:
             return inputs[0]
         return inputs
 
-    def checked(self, inputs: Inputs) -> list[np.ndarray]:
-        """The inputs in declared order, each with the declared dtype and shape.
+    def keyword(self, name: str, value: Any, unset: Any, named: dict[str, Any]) -> Any:
+        """The value of a call's option, which an input of the same name takes for itself."""
+        if value is not unset and name in self._input_names:
+            named[name] = value
+            return unset
+        return value
 
-        Symbolic dimensions take their sizes from the arrays and must agree.
+    def checked(self, inputs: Inputs, strict: bool = False) -> list[np.ndarray]:
+        """The inputs in declared order, each contiguous, with the declared dtype and shape.
+
+        Symbolic dimensions take their sizes from the arrays and must agree. `strict` refuses
+        what would have to be copied.
         """
         arrays = self._in_order(inputs)
         symbols: dict[str, int] = {}
-        for (tensor, dtype), array in zip(self._declared, arrays, strict=True):
-            _check_array("input", tensor, array, dtype, symbols)
+        for index, (tensor, dtype) in enumerate(self._declared):
+            array = arrays[index]
+            if not (
+                isinstance(array, np.ndarray) and array.dtype == dtype and array.flags.c_contiguous
+            ):
+                what = f"input {tensor.name!r}"
+                array = arrays[index] = as_input(what, array, dtype, tensor.dtype, strict)
+            _check_shape("input", tensor, array, symbols)
         return arrays
 
-    def results(self, outputs: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-        """The arrays to fill: those given, once checked, or new ones (static shapes only)."""
+    def results(self, outputs: Outputs | None) -> list[np.ndarray]:
+        """The arrays to fill: those given, once checked, or new ones (static shapes only).
+
+        In the place of one that is not contiguous stands a new one, see `delivered`.
+        """
         if outputs is None:
             return [
                 np.empty(tensor.shape, dtype)  # type: ignore[arg-type]
                 for tensor, dtype in zip(self.outputs, self.output_dtypes, strict=True)
             ]
-        if len(outputs) != len(self.outputs):
-            raise InputError(
-                f"{self.name}: has {len(self.outputs)} outputs, {len(outputs)} arrays were given"
-            )
-        for tensor, dtype, array in zip(self.outputs, self.output_dtypes, outputs, strict=True):
-            _check_array("output", tensor, array, dtype, {})
-            if not array.flags.writeable:
-                raise InputError(f"output {tensor.name!r}: the array is read-only")
-        return list(outputs)
+        arrays = self.destinations(outputs)
+        for tensor, array in zip(self.outputs, arrays, strict=True):
+            _check_shape("output", tensor, array, {})
+        return [
+            array if array.flags.c_contiguous else np.empty(array.shape, array.dtype)
+            for array in arrays
+        ]
+
+    def destinations(self, outputs: Outputs) -> list[np.ndarray]:
+        """Arrays of the memory of `outputs`, of the declared dtypes, in declared order."""
+        given = self._outputs_in_order(outputs)
+        return [
+            as_output(f"output {tensor.name!r}", value, dtype)
+            for tensor, dtype, value in zip(self.outputs, self.output_dtypes, given, strict=True)
+        ]
+
+    def delivered(self, results: list[np.ndarray], outputs: Outputs | None) -> list[Any]:
+        """`outputs` in declared order, filled with `results`; those themselves if there are none.
+
+        Raises `InputError` where a shape that was not known before does not fit.
+        """
+        if outputs is None:
+            return results
+        given = self._outputs_in_order(outputs)
+        for tensor, dtype, value, result in zip(
+            self.outputs, self.output_dtypes, given, results, strict=True
+        ):
+            if value is result:
+                continue
+            array = as_output(f"output {tensor.name!r}", value, dtype)
+            if array.shape != result.shape:
+                raise InputError(
+                    f"output {tensor.name!r}: expected shape {result.shape}, got {array.shape}"
+                )
+            if array.ctypes.data != result.ctypes.data:
+                np.copyto(array, result)
+        return given
 
     def named(self, results: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
         return dict(zip(self._output_names, results, strict=True))
+
+    def _outputs_in_order(self, outputs: Outputs) -> list[Any]:
+        if isinstance(outputs, Mapping):
+            unknown = sorted(set(outputs) - set(self._output_names))
+            missing = [name for name in self._output_names if name not in outputs]
+            if unknown or missing:
+                problem = f"unknown output {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+                names = ", ".join(self._output_names)
+                raise InputError(f"{self.name}: {problem} to fill; the outputs are: {names}")
+            return [outputs[name] for name in self._output_names]
+        if not isinstance(outputs, list | tuple):
+            raise InputError(
+                f"{self.name}: expected a list or a dict of arrays to fill, "
+                f"got {type(outputs).__name__}"
+            )
+        if len(outputs) != len(self.outputs):
+            raise InputError(
+                f"{self.name}: has {len(self.outputs)} outputs, {len(outputs)} arrays were given"
+            )
+        return list(outputs)
 
     def _in_order(self, inputs: Inputs) -> list[np.ndarray]:
         if isinstance(inputs, Mapping):
@@ -95,21 +164,20 @@ class Signature:
         return list(inputs)
 
 
-def _check_array(
-    what: str, tensor: TensorEntry, array: Any, dtype: np.dtype, symbols: dict[str, int]
+def refuse_overlap(inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    """Raise `InputError` where a module would write into what it still reads."""
+    if any(np.may_share_memory(array, result) for array in inputs for result in outputs):
+        raise InputError(
+            "an array to fill lies in the memory of an input; give it memory of its own"
+        )
+
+
+def _check_shape(
+    what: str, tensor: TensorEntry, array: np.ndarray, symbols: dict[str, int]
 ) -> None:
-    if not isinstance(array, np.ndarray):
-        problem = f"expected a numpy array, got {type(array).__name__}"
-    elif array.dtype != dtype:
-        problem = f"expected dtype {dtype}, got {array.dtype}; convert it first"
-    elif array.shape != tensor.shape and not _fits(array.shape, tensor.shape, symbols):
+    if array.shape != tensor.shape and not _fits(array.shape, tensor.shape, symbols):
         expected = "(" + ", ".join(map(str, tensor.shape)) + ")"
-        problem = f"expected shape {expected}, got {array.shape}"
-    elif not array.flags.c_contiguous:
-        problem = "the array is not contiguous; use numpy.ascontiguousarray"
-    else:
-        return
-    raise InputError(f"{what} {tensor.name!r}: {problem}")
+        raise InputError(f"{what} {tensor.name!r}: expected shape {expected}, got {array.shape}")
 
 
 def _fits(actual: tuple[int, ...], shape: tuple[int | str, ...], symbols: dict[str, int]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tinsmith.compiler.errors import ArtifactError, InputError, TinsmithError
 from tinsmith.compiler.module.base import Context, Module, StepTime
 from tinsmith.compiler.module.manifest import Manifest
 from tinsmith.compiler.module.module_file import open_checked
-from tinsmith.compiler.module.signature import Inputs
+from tinsmith.compiler.module.signature import Inputs, Outputs
 from tinsmith.compiler.module.vm_functions import call_label, register, running
 from tinsmith.compiler.module.vm_tensors import array_of, tensor_of
 from tinsmith.compiler.processes import lock_that_forks_open
@@ -61,8 +60,12 @@ class VirtualMachineContext(Context):
         self._machine: Any = module.machine()
         self._lock = lock_that_forks_open()
 
-    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
-        arrays = self._signature.checked(inputs)
+    def run(
+        self, inputs: Inputs, outputs: Outputs | None = None, *, strict: bool = False
+    ) -> list[Any]:
+        arrays = self._signature.checked(inputs, strict)
+        if outputs is not None:
+            self._signature.destinations(outputs)  # told before the work rather than after it
         try:
             with self._lock, running(self._machine):
                 result = self._machine["main"](*(tensor_of(array) for array in arrays))
@@ -72,15 +75,7 @@ class VirtualMachineContext(Context):
         single = isinstance(result, self._module._tvm.runtime.Tensor)
         # Kept by the caller, who may write into them: a result can be an input or a constant.
         results = [np.array(array_of(part)) for part in ([result] if single else result)]
-        if outputs is None:
-            return results
-        if len(outputs) != len(results):
-            raise InputError(f"{len(results)} outputs, {len(outputs)} arrays were given")
-        for given, computed in zip(outputs, results, strict=True):
-            if given.shape != computed.shape or given.dtype != computed.dtype:
-                raise InputError(f"an output has shape {computed.shape}, dtype {computed.dtype}")
-            np.copyto(given, computed)
-        return list(outputs)
+        return self._signature.delivered(results, outputs)
 
     def profile(self, inputs: Inputs, repeats: int = 10) -> list[StepTime]:
         arrays = self._signature.checked(inputs)
@@ -140,8 +135,10 @@ class VirtualMachineModule(Module):
         """A new virtual machine."""
         return self._relax.VirtualMachine(self._executable, self._tvm.cpu())
 
-    def run(self, inputs: Inputs, outputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
-        return self._shared.run(inputs, outputs)
+    def run(
+        self, inputs: Inputs, outputs: Outputs | None = None, *, strict: bool = False
+    ) -> list[Any]:
+        return self._shared.run(inputs, outputs, strict=strict)
 
     def context(self) -> VirtualMachineContext:
         return VirtualMachineContext(self)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 from small_networks import NETWORK_INPUT, random_inputs
 
-from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.errors import ArtifactError, InputError
+from tinsmith.compiler.module.archive import pack
 from tinsmith.compiler.module.base import Module
 from tinsmith.compiler.module.golden import largest_deviation
 from tinsmith.compiler.module.loader import load
+from tinsmith.compiler.module.manifest import TensorEntry
+from tinsmith.compiler.module.selfcontained import SelfContainedModule
+from tinsmith.compiler.module.signature import Inputs, Signature
 
 
 @pytest.fixture
@@ -54,6 +60,84 @@ def test_given_outputs_are_filled(module: Module) -> None:
     np.testing.assert_array_equal(outputs[0], module.run([_image()])[0])
 
 
+def test_calls_fill_what_they_are_given(module: Module) -> None:
+    expected = module(_image())
+    out = {"y1": np.empty((256, 8), "float32").T, "y0": np.empty((8, 10), "float32")}
+    for call in (module, module.context()):
+        filled = call(_image().tolist(), out=out)
+        assert list(filled) == ["y0", "y1"] and filled["y1"] is out["y1"]
+        for name, array in filled.items():
+            np.testing.assert_array_equal(array, expected[name])
+            array[:] = 0
+    for runs in (module, module.context()):
+        with pytest.raises(InputError, match="not contiguous"):
+            runs(_image().transpose(0, 1, 3, 2), strict=True)
+        with pytest.raises(InputError, match="got float64"):
+            runs.run([_image().astype("float64")], strict=True)
+
+
+def test_an_input_takes_the_keyword_of_its_name() -> None:
+    class Adder(SelfContainedModule):
+        """Sums its inputs in Python."""
+
+        def __init__(self) -> None:
+            entries = [TensorEntry(name, "float32", (2,)) for name in ("out", "strict", "self")]
+            self._signature = Signature("adder", entries, [TensorEntry("y", "float32", (2,))])
+
+        def __del__(self) -> None:
+            pass
+
+        def run(self, inputs: Inputs, outputs: object = None, *, strict: bool = False) -> list:
+            assert outputs is None and strict is False
+            return [sum(self._signature.checked(inputs))]
+
+    called = Adder()(out=[1, 2], strict=np.array([3, 4]), self=[5, 6])
+    assert called["y"].tolist() == [9, 12]
+
+
+def test_a_module_says_what_it_is(module: Module) -> None:
+    assert [(t.name, t.dtype, t.shape) for t in module.inputs] == [
+        ("x0", "float32", (1, 3, 16, 16))
+    ]
+    assert [t.name for t in module.outputs] == ["y0", "y1"]
+    told = repr(module)
+    for part in ("x0 float32[1, 3, 16, 16] ->", "y0 float32[8, 10]", "2 threads", "small"):
+        assert part in told
+
+
+def test_modules_are_pickled_by_path(module: Module, tmp_path: Path) -> None:
+    expected = module(_image())["y0"]
+    with pickle.loads(pickle.dumps(module)) as again:
+        assert again is not module and again.threads == 2
+        np.testing.assert_array_equal(again(_image())["y0"], expected)
+    # That of an archive is the archive, not the folder where it lies unpacked meanwhile.
+    archive = tmp_path / "m.tar.zst"
+    pack(module.path, archive)
+    with load(archive, threads=1) as packed:
+        content = pickle.dumps(packed)
+        assert str(archive) in repr(packed)
+    with pickle.loads(content) as again:
+        np.testing.assert_array_equal(again(_image())["y0"], expected)
+    archive.unlink()
+    with pytest.raises(ArtifactError, match=r"m\.tar\.zst"):
+        pickle.loads(content)
+
+
+def test_contexts_end_with_their_block(module: Module) -> None:
+    with module.context() as context:
+        context(_image())
+    with pytest.raises(InputError, match="closed"):
+        context(_image())
+
+
+def test_runs_are_awaited_side_by_side(module: Module) -> None:
+    async def all_of_them() -> list[dict[str, np.ndarray]]:
+        return await asyncio.gather(*(module.arun(x0=_image(seed)) for seed in range(4)))
+
+    for seed, found in enumerate(asyncio.run(all_of_them())):
+        np.testing.assert_array_equal(found["y0"], module(_image(seed))["y0"])
+
+
 def test_unaligned_arrays(module: Module) -> None:
     x = _image()
     raw = np.zeros(x.nbytes + 8, "uint8")
@@ -66,11 +150,13 @@ def test_unaligned_arrays(module: Module) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 3, 16, 16)), "expected dtype float32, got float64"),
+        (np.zeros((1, 3, 16, 16), "complex64"), "expected dtype float32, got complex64"),
         (np.zeros((3, 16, 16), "float32"), r"expected shape \(1, 3, 16, 16\)"),
         (np.zeros((1, 3, 16, 17), "float32"), "expected shape"),
-        (np.zeros((1, 3, 16, 32), "float32")[..., ::2], "not contiguous"),
-        ([[1.0]], "expected a numpy array, got list"),
+        (np.full((1, 3, 16, 16), 1e300), "numbers that do not fit into float32"),
+        ([[1.0]], "expected shape"),
+        ([[1.0], [1.0, 2.0]], "list cannot be read as an array"),
+        (["a"], "expected a numpy array of numbers, got list"),
         (None, "expected a numpy array"),
     ],
 )
@@ -99,6 +185,15 @@ def test_outputs_are_checked(module: Module) -> None:
         module.run([_image()], good[:1])
     with pytest.raises(InputError, match="output 'y1': expected shape"):
         module.run([_image()], [good[0], good[0]])
+    with pytest.raises(InputError, match="output 'y0': expected dtype float32, got float64"):
+        module.run([_image()], [np.empty((8, 10)), good[1]])
+    with pytest.raises(InputError, match=r"output 'y0': expected a numpy array .* got list"):
+        module.run([_image()], [[1.0], good[1]])
+    with pytest.raises(InputError, match="unknown output 'z' to fill; the outputs are: y0, y1"):
+        module(_image(), out={"z": good[0]})
+    memory = np.zeros((8, 256), "float32")
+    with pytest.raises(InputError, match="memory of an input"):
+        module.run([memory.reshape(-1)[:768].reshape(1, 3, 16, 16)], [good[0], memory])
     good[0].flags.writeable = False
     with pytest.raises(InputError, match="read-only"):
         module.run([_image()], good)

@@ -113,7 +113,19 @@ def test_symbolic_dimensions_must_agree(dynamic_folder: Path) -> None:
         with pytest.raises(InputError, match=r"input 'y': expected shape \(n, 4\), got \(3, 4\)"):
             module(np.zeros((5, 4), "float32"), np.zeros((3, 4), "float32"))
         with pytest.raises(InputError, match="expected dtype"):
-            module(np.zeros((5, 4)), np.zeros((5, 4)))
+            module(np.zeros((5, 4)), np.zeros((5, 4)), strict=True)
+
+
+def test_dynamic_outputs_are_filled(dynamic_folder: Path) -> None:
+    with load(dynamic_folder) as module:
+        x, y = np.ones((5, 4)), np.arange(20).reshape(5, 4).tolist()
+        expected = module(x, y)["z"]
+        memory = np.zeros((*expected.shape[:-1], expected.shape[-1] * 2), "float32")
+        filled = module(x, y, out=memory[..., ::2])
+        np.testing.assert_array_equal(filled["z"], expected)
+        np.testing.assert_array_equal(memory[..., ::2], expected)
+        with pytest.raises(InputError, match=r"output 'z': expected shape \(5, "):
+            module(x, y, out=np.zeros((1, *expected.shape[1:]), "float32"))
 
 
 def test_control_flow(tmp_path: Path) -> None:
