@@ -6,6 +6,7 @@ linking -> the module is loaded and compared with the reference
 
 from __future__ import annotations
 
+import logging
 import resource
 import statistics
 import time
@@ -32,12 +33,14 @@ from tinsmith.compiler.quantization.report import QuantizationReport
 from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.compiler.tuning.algorithms import StoredAlgorithms
 from tinsmith.compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
+from tinsmith.compiler.words import config_of
 from tinsmith.targets.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 _LATENCY_SECONDS = 0.3
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,21 +122,46 @@ def compile(
 ) -> Module:
     """Compile an ONNX model and load the module, ready to be called.
 
-    `target` is a name that `tinsmith targets` lists (default: the machine at hand).
-    Without `output` the module lives in a temporary folder as long as the result does.
-    `options` are fields of CompileConfig, and win over `config`.
+        module = tinsmith.compile(
+            "resnet50.onnx", target="native", shapes={"input": (1, 3, 224, 224)},
+            quantize="int8", calibration="photos/", mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225), prune=0.3, output="out/",
+        )
 
-    Raises a subclass of TinsmithError: ModelError, TargetError, ConfigError, BuildError,
-    VerificationError if the module does not compute what the reference does, and
-    ArtifactError if it is for another machine: use `compile_to` for those.
+    model: a file, or an onnx.ModelProto in memory.
+    target: a name that `tinsmith targets` lists; None is the machine at hand.
+    output: the folder to write the module to, in the place of a module that is there. Without
+        it the module lives in a temporary folder as long as the result does.
+    config: options as one object; `options` win over it.
+    progress: called with the name of the phase and the share of the whole that is done.
+    options: fields of CompileConfig (`shapes`, `constants`, `threads`, `dump`, `log`, ...), and the
+        words of `tinsmith compile`, with underscores. Of samples: `calibration` (a path, an array,
+        an iterable of samples, or "random"), `samples`, `mean`, `std`, `pixel_range`, `layout`,
+        `resize`, `labels`, `evaluation`. Of quantising: `quantize` (the format), `observer`,
+        `rounding`, `equalize`, `smooth`, `correct_bias`, `group_size`, `keep_float`, `max_drop`,
+        `min_agreement`, `fallback`. Of pruning: `prune` (the ratio) or `prune_flops`,
+        `prune_params` or `prune_latency`, `sparsity`, `prune_criterion`, `prune_allocation`,
+        `prune_residual`, `prune_alignment`, `prune_steps`, `keep_group`, `recover`,
+        `distill_minutes`, `augment`. CompileConfig, QuantizationConfig and PruneConfig say what
+        they mean; `quantization` and `pruning` take such an object instead.
+
+    What the compilation did is logged under "tinsmith": phases at INFO, notes at WARNING.
+
+    Raises a subclass of TinsmithError: ModelError for a model that cannot be read or compiled
+    (ShapeError, UnsupportedOpError, UnsafeModelError are such), TargetError, ConfigError for
+    options, InputError for samples, BuildError where no module can be written, VerificationError
+    if the module does not compute what the reference does, PassError for a bug, and
+    ArtifactError if the module is for another machine: use `compile_to` for those.
     """
-    config = (config or CompileConfig()).with_options(**options)
+    if target is not None:
+        options["target"] = target
+    config = config_of(options, config)
     temporary = None
     if output is None:
         temporary = ScratchFolder()
         output = temporary.path / "module"
     try:
-        report = compile_to(model, output, target=target, config=config, progress=progress)
+        report = compile_to(model, output, config=config, progress=progress)
         module = load(report.path, threads=config.threads)
     except VerificationError as error:
         if temporary is None:
@@ -161,14 +189,13 @@ def compile_to(
 ) -> CompileReport:
     """Compile an ONNX model into the folder `output`, for this machine or another.
 
-    Arguments and errors are those of `compile`; `progress` is called with the name of
-    the phase and the share of the whole that is done. A module for this machine is run
-    once on its golden vectors; if it disagrees, VerificationError is raised, what was at
-    `output` stays, and the module is put beside it, for `tinsmith verify --bisect`.
+    Arguments and errors are those of `compile`. A module for this machine is run once on its
+    golden vectors; if it disagrees, VerificationError is raised, what was at `output` stays, and
+    the module is put beside it, for `tinsmith verify --bisect`.
     """
     if target is not None:
         options["target"] = target
-    config = (config or CompileConfig()).with_options(**options)
+    config = config_of(options, config)
     spec = target_of(config)
     clock = Clock(progress, config.pruning is not None)
     asked, unread = stores(config.log) if config.tuned else ((), ())
@@ -211,8 +238,8 @@ def compile_to(
                             notes.append(settled.note)
                         manifest = update_measured(written.path, latency=_latency(module, golden))
             if prepared.quantization is not None:
-                report = prepared.quantization.to_dict()
-                manifest = update_measured(written.path, quantization=report)
+                quantized = prepared.quantization.to_dict()
+                manifest = update_measured(written.path, quantization=quantized)
             if prepared.float_model is not None:
                 manifest = update_measured(written.path, float_model=prepared.float_model)
             if prepared.pruning is not None:
@@ -224,7 +251,9 @@ def compile_to(
             f"Winograd's algorithm in {switched_on} convolutions by tuning records: all in all "
             f"the results differ from {reference} by {worst:.1e} of their range"
         )
-    return CompileReport(
+    for note in notes:
+        _LOGGER.warning("%s: %s", output, note)
+    report = CompileReport(
         path=output,
         manifest=manifest,
         seconds=clock.seconds,
@@ -237,6 +266,8 @@ def compile_to(
         pruning=prepared.pruning,
         coverage=_coverage(prepared.pipeline.kernels, records, algorithms),
     )
+    _LOGGER.info("%s: %s", output, report.summary())
+    return report
 
 
 def _prove(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Progress = Callable[[str, float], None]
+_LOGGER = logging.getLogger(__name__)
 
 # About where each phase begins, as a share of the whole: for the progress bar.
 _BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
@@ -107,6 +109,8 @@ def prepare(
             algorithms=chosen,
             quantization=quantizer,
         )
+    for step in pipeline.passes:
+        _LOGGER.debug("pass %s: %.3f s", step.name, step.seconds)
     notes = [*imported.notes, *pipeline.notes]
     lowered = LoweredModel(
         module=scheduled,
@@ -183,6 +187,7 @@ class Clock:
         begin = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begin
+        _LOGGER.info("%s: %.2f s", name, self.seconds[name])
 
     def show(self, name: str, share_of_phase: float, step: str = "") -> None:
         if self._progress is not None:

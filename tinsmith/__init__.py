@@ -4,7 +4,7 @@
 
     module = tinsmith.compile("resnet50.onnx", target="native", output="out/")
     module = tinsmith.load("out/")
-    scores = module({"input": image})
+    scores = module(input=image)["output"]  # a numpy array
 
 What `__all__` lists is public; everything else may change. Names are resolved on
 first use, so that loading and running a module needs neither TVM nor any extra.
@@ -12,6 +12,7 @@ first use, so that loading and running a module needs neither TVM nor any extra.
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 # And it takes half of the processors of an x86 for hyper-threads, which those of a cloud are not.
 os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+# Whoever wants to read along adds a handler: `logging.basicConfig(level="INFO")`.
+logging.getLogger("tinsmith").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from tinsmith.compiler.api import CompileReport, compile, compile_to

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from tinsmith.compiler.cli import early, output
-from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.cli.options import (
+    DIAGNOSIS,
+    PRUNING,
+    QUANTISING,
+    TUNING,
+    AsJson,
+    Constant,
+    Shape,
+)
 from tinsmith.compiler.cli.pruning import (
     Allocation,
     Augment,
@@ -21,9 +29,6 @@ from tinsmith.compiler.cli.pruning import (
     Sparsity,
     Steps,
     print_pruning,
-    prune_config,
-    refuse_without_goal,
-    residual_of,
 )
 from tinsmith.compiler.cli.quantization import print_quantization, write_json
 from tinsmith.compiler.cli.samples import (
@@ -38,13 +43,10 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError
-from tinsmith.compiler.quantization.config import (
-    AUTO,
-    QuantizationConfig,
-    parse_choice,
-)
+from tinsmith.compiler.pruning.config import AUTO
+from tinsmith.compiler.words import config_of
 
 
 @output.reported
@@ -54,82 +56,122 @@ def compile_model(
     target: Annotated[
         str, typer.Option(help="The machine to compile for; see `tinsmith targets`.")
     ] = "native",
-    shape: Shape = None,
-    constant: Constant = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
-    ] = 0,
-    dump: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the graph after each pass there.")
-    ] = None,
-    log: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Tuning records to ask first.")
-    ] = None,
-    tuned: Annotated[
-        bool, typer.Option("--tuned/--untuned", help="Use tuning records, or defaults alone.")
-    ] = True,
-    winograd: Annotated[
-        bool, typer.Option(help="Winograd's algorithm for 3x3 convolutions, where it is faster.")
-    ] = True,
-    timing: Annotated[bool, typer.Option("--timing", help="Print what each pass took.")] = False,
     quantize: Annotated[
         str | None,
         typer.Option(metavar="FORMAT", help="In fewer bits: int8, bf16, or weights: int4-weights."),
     ] = None,
     calibration: Calibration = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="Remove this share of the channels: 0.3."),
+    ] = None,
+    shape: Shape = None,
+    constant: Constant = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
+    ] = 0,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.json", help="Write the report of each layer or group."
+        ),
+    ] = None,
     samples: Samples = 100,
     mean: Mean = "0",
     std: Std = "1",
     pixel_range: PixelRange = 1.0,
     layout: Layout = None,
     resize: Resize = None,
+    labels: Labels = None,
+    evaluation: HeldOut = None,
     rounding: Annotated[
-        str, typer.Option(help="Of int8 weights: nearest, or least-squares (by the data).")
+        str,
+        typer.Option(
+            help="Of int8 weights: nearest, or least-squares (by the data).",
+            rich_help_panel=QUANTISING,
+        ),
     ] = "nearest",
     observer: Annotated[
-        str, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
+        str,
+        typer.Option(
+            help="minmax, moving_average, percentile, entropy or mse.", rich_help_panel=QUANTISING
+        ),
     ] = "percentile",
     equalize: Annotated[
-        str, typer.Option(help="Cross-layer equalisation: on, off, or auto: as the data prefer.")
+        str,
+        typer.Option(
+            help="Cross-layer equalisation: on, off, or auto: as the data prefer.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = AUTO,
-    smooth: Annotated[str, typer.Option(help="SmoothQuant: on, off, or auto.")] = AUTO,
+    smooth: Annotated[
+        str, typer.Option(help="SmoothQuant: on, off, or auto.", rich_help_panel=QUANTISING)
+    ] = AUTO,
     correct_bias: Annotated[
-        bool, typer.Option(help="Make up for rounded weights in the biases.")
+        bool,
+        typer.Option(help="Make up for rounded weights in the biases.", rich_help_panel=QUANTISING),
     ] = True,
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="Top-1 points that may be lost; needs labels."),
+        typer.Option(
+            metavar="POINTS",
+            help="Top-1 points that may be lost; needs labels.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="Samples that must keep their class: 99.5."),
+        typer.Option(
+            metavar="PERCENT",
+            help="Samples that must keep their class: 99.5.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
-    labels: Labels = None,
-    evaluation: HeldOut = None,
     keep_float: Annotated[
         list[str] | None,
-        typer.Option(metavar="LAYER", help="A layer, as the report names it, to leave in float."),
+        typer.Option(
+            metavar="LAYER",
+            help="A layer, as the report names it, to leave in float.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = None,
     fallback: Annotated[
-        bool, typer.Option(help="Leave layers in float that are slower in integers.")
+        bool,
+        typer.Option(
+            help="Leave layers in float that are slower in integers.", rich_help_panel=QUANTISING
+        ),
     ] = True,
     group_size: Annotated[
         int,
-        typer.Option(metavar="N", help="Compressed weights that share a scale: 16 to 256."),
+        typer.Option(
+            metavar="N",
+            help="Compressed weights that share a scale: 16 to 256.",
+            rich_help_panel=QUANTISING,
+        ),
     ] = 64,
-    prune: Annotated[
-        float | None,
-        typer.Option(metavar="RATIO", help="Remove this share of the channels: 0.3."),
-    ] = None,
     prune_flops: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the operations.")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Prune to a share of the operations.",
+            rich_help_panel=PRUNING,
+        ),
     ] = None,
     prune_params: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Prune to a share of the parameters.")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Prune to a share of the parameters.",
+            rich_help_panel=PRUNING,
+        ),
     ] = None,
     prune_latency: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Prune to a share of the latency, measured here."),
+        typer.Option(
+            metavar="SHARE",
+            help="Prune to a share of the latency, measured here.",
+            rich_help_panel=PRUNING,
+        ),
     ] = None,
     sparsity: Sparsity = None,
     prune_criterion: Criterion = AUTO,
@@ -141,12 +183,35 @@ def compile_model(
     recover: Recover = AUTO,
     distill_minutes: DistillMinutes = 10.0,
     augment: Augment = None,
-    report_file: Annotated[
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Tuning records to ask first.", rich_help_panel=TUNING),
+    ] = None,
+    tuned: Annotated[
+        bool,
+        typer.Option(
+            "--tuned/--untuned",
+            help="Use tuning records, or defaults alone.",
+            rich_help_panel=TUNING,
+        ),
+    ] = True,
+    winograd: Annotated[
+        bool,
+        typer.Option(
+            help="Winograd's algorithm for 3x3 convolutions, where it is faster.",
+            rich_help_panel=TUNING,
+        ),
+    ] = True,
+    dump: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE.json", help="Write the report of each layer or group."
+            metavar="DIR", help="Write the graph after each pass there.", rich_help_panel=DIAGNOSIS
         ),
     ] = None,
+    timing: Annotated[
+        bool,
+        typer.Option("--timing", help="Print what each pass took.", rich_help_panel=DIAGNOSIS),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a model into a module: a folder with a shared library, its manifest and a runner.
@@ -174,73 +239,47 @@ def compile_model(
         labels=labels,
         evaluation=evaluation,
     )
-    pruning = prune_config(
+    config = config_of(
         {
-            "ratio": prune,
-            "flops": prune_flops,
-            "params": prune_params,
-            "latency": prune_latency,
-        },
-        sparsity=sparsity,
-        criterion=prune_criterion,
-        allocation=prune_allocation,
-        residual=residual_of(prune_residual),
-        alignment=prune_alignment,
-        steps=prune_steps,
-        keep=tuple(keep_group or ()),
-        recovery=recover,
-        distill_minutes=distill_minutes,
-        augment=tuple(augment.split(",")) if augment else (),
-        **data,
-    )
-    if pruning is None:
-        refuse_without_goal(
-            prune_criterion=prune_criterion != AUTO,
-            prune_allocation=prune_allocation != "uniform",
-            prune_residual=prune_residual != AUTO,
-            prune_alignment=prune_alignment is not None,
-            prune_steps=prune_steps != 1,
-            keep_group=keep_group,
-            recover=recover != AUTO,
-            augment=augment,
-        )
-    quantization = None
-    if quantize is not None:
-        quantization = QuantizationConfig(
-            format=quantize,
-            observer=observer,
-            rounding=rounding,
-            equalize=parse_choice("--equalize", equalize),
-            smooth=parse_choice("--smooth", smooth),
-            correct_bias=correct_bias,
-            group_size=group_size,
-            keep_float=tuple(keep_float or ()),
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            fallback=fallback,
             **data,
-        )
-    else:
-        _refuse_without_quantize(
-            max_drop=max_drop, min_agreement=min_agreement, keep_float=keep_float or None
-        )
-        if pruning is None:
-            _refuse_without_quantize(
-                calibration=calibration, report=report_file, labels=labels, evaluation=evaluation
-            )
-    config = CompileConfig(
-        target=target,
-        shapes=parse_shape_options(shape or ()),
-        constants=parse_constant_options(constant or ()),
-        threads=threads,
-        dump=dump,
-        timing=timing,
-        log=log,
-        tuned=tuned,
-        winograd=winograd,
-        quantization=quantization,
-        pruning=pruning,
+            "quantize": quantize,
+            "rounding": rounding,
+            "observer": observer,
+            "equalize": equalize,
+            "smooth": smooth,
+            "correct_bias": correct_bias,
+            "max_drop": max_drop,
+            "min_agreement": min_agreement,
+            "keep_float": keep_float,
+            "fallback": fallback,
+            "group_size": group_size,
+            "prune": prune,
+            "prune_flops": prune_flops,
+            "prune_params": prune_params,
+            "prune_latency": prune_latency,
+            "sparsity": sparsity,
+            "prune_criterion": prune_criterion,
+            "prune_allocation": prune_allocation,
+            "prune_residual": prune_residual,
+            "prune_alignment": prune_alignment,
+            "prune_steps": prune_steps,
+            "keep_group": keep_group,
+            "recover": recover,
+            "distill_minutes": distill_minutes,
+            "augment": augment,
+            "target": target,
+            "shapes": parse_shape_options(shape or ()),
+            "constants": parse_constant_options(constant or ()),
+            "threads": threads,
+            "dump": dump,
+            "timing": timing,
+            "log": log,
+            "tuned": tuned,
+            "winograd": winograd,
+        }
     )
+    if report_file is not None and config.quantization is None and config.pruning is None:
+        raise ConfigError("--report is for quantising: add --quantize int8")
     early.check_model(model)
     early.check_target(target)
     early.check_samples(data)
@@ -274,10 +313,3 @@ def compile_model(
             ("pass", "ms"),
             [(name, output.milliseconds(seconds)) for name, seconds in report.pass_seconds],
         )
-
-
-def _refuse_without_quantize(**options: object) -> None:
-    """Raise ConfigError for an option that is given and means nothing for a float module."""
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} is for quantising: add --quantize int8")

@@ -14,6 +14,14 @@ from tinsmith.compiler.module.regular_file import open_regular
 if TYPE_CHECKING:
     import numpy as np
 
+# Groups of options in `--help`; what most need comes before them, without a group.
+QUANTISING = "Quantising"
+PRUNING = "Pruning"
+SAMPLES = "Samples"
+TUNING = "Tuning records"
+DIAGNOSIS = "Diagnosis"
+DETAILS = "Details"
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModulePath = Annotated[
     Path,

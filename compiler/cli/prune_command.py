@@ -20,8 +20,6 @@ from tinsmith.compiler.cli.pruning import (
     Residual,
     Steps,
     print_pruning,
-    prune_config,
-    residual_of,
 )
 from tinsmith.compiler.cli.samples import (
     Calibration,
@@ -39,6 +37,7 @@ from tinsmith.compiler.config import parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
 from tinsmith.compiler.pruning.config import AUTO
+from tinsmith.compiler.words import pruning_of
 
 
 @output.reported
@@ -125,21 +124,26 @@ def prune_model(
         labels=labels,
         evaluation=evaluation,
     )
-    config = prune_config(
-        {"ratio": ratio, "flops": flops, "params": params, "latency": latency},
-        criterion=prune_criterion,
-        allocation=prune_allocation,
-        residual=residual_of(prune_residual),
-        alignment=prune_alignment,
-        steps=prune_steps,
-        keep=tuple(keep_group or ()),
-        recovery=recover,
-        distill_minutes=distill_minutes,
-        augment=tuple(augment.split(",")) if augment else (),
-        **data,
-    )
-    if config is None:
+    goals = {"prune": ratio, "prune_flops": flops, "prune_params": params}
+    if all(goal is None for goal in (*goals.values(), latency)):
         raise ConfigError("give a goal: --ratio 0.3, --flops 0.5, --params 0.5 or --latency 0.6")
+    config = pruning_of(
+        {
+            **data,
+            **goals,
+            "prune_latency": latency,
+            "prune_criterion": prune_criterion,
+            "prune_allocation": prune_allocation,
+            "prune_residual": prune_residual,
+            "prune_alignment": prune_alignment,
+            "prune_steps": prune_steps,
+            "keep_group": keep_group,
+            "recover": recover,
+            "distill_minutes": distill_minutes,
+            "augment": augment,
+        }
+    )
+    assert config is not None  # there is a goal
     if out.suffix not in (".onnx", CHECKPOINT_SUFFIX):
         raise ConfigError(f"--output {out}: the file ends in .onnx or {CHECKPOINT_SUFFIX}")
     shapes = parse_shape_options(shape or ())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tinsmith.compiler.cli import output
-from tinsmith.compiler.errors import ConfigError
-from tinsmith.compiler.pruning.config import AUTO, GOALS, PruneConfig
+from tinsmith.compiler.cli.options import PRUNING
 from tinsmith.compiler.pruning.report import PruneReport
 
 Sparsity = Annotated[
@@ -18,6 +16,7 @@ Sparsity = Annotated[
         metavar="0.5|2:4|below:0.01",
         help="Set small weights to zero: a share, N of every M stay, or by magnitude. For "
         "`tinsmith pack`; no faster.",
+        rich_help_panel=PRUNING,
     ),
 ]
 Criterion = Annotated[
@@ -26,6 +25,7 @@ Criterion = Annotated[
         "--prune-criterion",
         help="Importance of channels: reconstruction, taylor, activation, apoz, l1, l2, "
         "geometric-median, batch-norm, random; auto: by the data, if there are any.",
+        rich_help_panel=PRUNING,
     ),
 ]
 Allocation = Annotated[
@@ -33,6 +33,7 @@ Allocation = Annotated[
     typer.Option(
         "--prune-allocation",
         help="How a ratio is spread over groups: uniform, global or sensitivity.",
+        rich_help_panel=PRUNING,
     ),
 ]
 PruneAlignment = Annotated[
@@ -42,6 +43,7 @@ PruneAlignment = Annotated[
         min=1,
         metavar="N",
         help="Widths are multiples of N channels; default: the lanes of the target's vectors.",
+        rich_help_panel=PRUNING,
     ),
 ]
 Residual = Annotated[
@@ -50,51 +52,41 @@ Residual = Annotated[
         "--prune-residual",
         metavar="0..1",
         help="How much residual streams shrink: 1 as others, 0 not at all, auto by their width.",
+        rich_help_panel=PRUNING,
     ),
 ]
 Steps = Annotated[
-    int, typer.Option("--prune-steps", min=1, help="Steps, with recovery after each.")
+    int,
+    typer.Option(
+        "--prune-steps", min=1, help="Steps, with recovery after each.", rich_help_panel=PRUNING
+    ),
 ]
 Recover = Annotated[
     str,
     typer.Option(
-        help="Pruned weights learn from data: none, batch-norm, least-squares, distill, auto."
+        help="Pruned weights learn from data: none, batch-norm, least-squares, distill, auto.",
+        rich_help_panel=PRUNING,
     ),
 ]
-DistillMinutes = Annotated[float, typer.Option(help="Longest time of --recover distill.")]
+DistillMinutes = Annotated[
+    float, typer.Option(help="Longest time of --recover distill.", rich_help_panel=PRUNING)
+]
 Augment = Annotated[
     str | None,
     typer.Option(
-        metavar="flip,crop,mixup", help="Pictures changed at random for --recover distill."
+        metavar="flip,crop,mixup",
+        help="Pictures changed at random for --recover distill.",
+        rich_help_panel=PRUNING,
     ),
 ]
 KeepGroup = Annotated[
     list[str] | None,
-    typer.Option(metavar="GROUP", help="A group, as the report names it, to leave whole."),
+    typer.Option(
+        metavar="GROUP",
+        help="A group, as the report names it, to leave whole.",
+        rich_help_panel=PRUNING,
+    ),
 ]
-
-
-def prune_config(
-    goals: Mapping[str, float | None], sparsity: str | None = None, **options: Any
-) -> PruneConfig | None:
-    """The configuration that the options mean; None without a goal and a sparsity.
-
-    Raises ConfigError for options that mean nothing without one, and as `PruneConfig` does.
-    """
-    given: dict[str, Any] = {name: goal for name, goal in goals.items() if goal is not None}
-    if len(given) > 1:
-        named = ", ".join(_option(name) for name in given)
-        raise ConfigError(f"{named}: give one goal of pruning")
-    if not given and sparsity is None:
-        return None
-    return PruneConfig(**given, sparsity=sparsity, **options)
-
-
-def refuse_without_goal(**options: object) -> None:
-    """Raise ConfigError for an option that is not at its default while nothing is pruned."""
-    for name, changed in options.items():
-        if changed:
-            raise ConfigError(f"--{name.replace('_', '-')} is for pruning: add --prune 0.3")
 
 
 def print_pruning(report: PruneReport) -> None:
@@ -148,21 +140,5 @@ def _print_channels(report: PruneReport) -> None:
     )
 
 
-def residual_of(text: str) -> float | str:
-    """`auto` or a number; ConfigError names the option."""
-    if text == AUTO:
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"--prune-residual {text}: expected a number from 0 to 1, or auto"
-        ) from error
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _option(goal: str) -> str:
-    return "--prune" if goal == GOALS[0] else f"--prune-{goal}"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tinsmith.compiler.cli.options import SAMPLES
 from tinsmith.compiler.quantization.config import parse_numbers, parse_resize
 
 Calibration = Annotated[
@@ -14,25 +15,48 @@ Calibration = Annotated[
 ]
 Samples = Annotated[
     int,
-    typer.Option(min=1, help="Samples of --calibration for statistics; distillation reads all."),
+    typer.Option(
+        min=1,
+        help="Samples of --calibration for statistics; distillation reads all.",
+        rich_help_panel=SAMPLES,
+    ),
 ]
-Mean = Annotated[str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.")]
-Std = Annotated[str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.")]
-PixelRange = Annotated[float, typer.Option(help="The value of white: 1 or 255.")]
+Mean = Annotated[
+    str, typer.Option(metavar="N,N,N", help="Subtracted from pixels.", rich_help_panel=SAMPLES)
+]
+Std = Annotated[
+    str, typer.Option(metavar="N,N,N", help="Pixels are divided by this.", rich_help_panel=SAMPLES)
+]
+PixelRange = Annotated[
+    float, typer.Option(help="The value of white: 1 or 255.", rich_help_panel=SAMPLES)
+]
 Layout = Annotated[
-    str | None, typer.Option(help="Of the input: NCHW or NHWC; default: from its shape.")
+    str | None,
+    typer.Option(
+        help="Of the input: NCHW or NHWC; default: from its shape.", rich_help_panel=SAMPLES
+    ),
 ]
 Resize = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Resize pictures: SIZE or HEIGHT,WIDTH.", rich_help_panel=SAMPLES
+    ),
 ]
 Labels = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Class indices, .npy, .csv or .txt; or `from-names` of pictures."
+        metavar="FILE",
+        help="Class indices, .npy, .csv or .txt; or `from-names` of pictures.",
+        rich_help_panel=SAMPLES,
     ),
 ]
 HeldOut = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Held-out samples to measure accuracy on.")
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Held-out samples to measure accuracy on.",
+        rich_help_panel=SAMPLES,
+    ),
 ]
 
 

@@ -14,8 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
@@ -45,6 +46,7 @@ from tinsmith.compiler.tuning.selection import select
 from tinsmith.compiler.tuning.store import Shelf, Store
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
 from tinsmith.compiler.tuning.trials import TrialLoop
+from tinsmith.compiler.words import config_of
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.spec import TargetSpec
 
@@ -62,23 +64,38 @@ _BORROWED_LONGER_SECONDS = 1800
 
 def tune(
     model: str | Path | ModelProto,
+    target: str | None = None,
     *,
     config: CompileConfig | None = None,
     options: TuneOptions | None = None,
     progress: Progress | None = None,
+    **words: Any,
 ) -> TuneReport:
     """Search the decisions of a model's kernels where they run, and remember the best.
 
-    `config` says how the model is compiled (target, shapes, threads, quantization), `options`
-    how long and where to search: on this machine, or on boards. `tinsmith.compile` uses what was
-    found from then on. A job that is interrupted loses nothing: the same call goes on.
+        tinsmith.tune("resnet50.onnx", minutes=10, shapes={"input": (1, 3, 224, 224)})
+
+    model, target: as for `tinsmith.compile`, which uses what was found from then on.
+    config: how the model is compiled, as one object.
+    options: how long and where to search, on this machine or on boards, as one object.
+    progress: called with a JobView, the state of the job, whenever that changes.
+    words: fields of TuneOptions (`minutes`, `trials`, `rpc`, `key`, ...), and what
+        `tinsmith.compile` takes (`shapes`, `threads`, `quantize`, `calibration`, ...); they win
+        over `config` and `options`.
+
+    A job that is interrupted loses nothing: the same call goes on.
 
     Raises a subclass of TinsmithError: as `tinsmith.compile` does, TargetError for a target that
     is not this machine, for boards that cannot be used and when all are lost, ConfigError for a
     folder that is no tuning log, is in use by another job, or for a model without a kernel that
     leaves anything to decide.
     """
-    config, options = config or CompileConfig(), options or TuneOptions()
+    searching = {item.name for item in fields(TuneOptions)}
+    chosen = {name: words.pop(name) for name in searching & words.keys()}
+    if chosen.get("log") is not None:
+        chosen["log"] = Path(chosen["log"])
+    options = replace(options or TuneOptions(), **chosen)
+    config = config_of(words | ({} if target is None else {"target": target}), config)
     spec = target_of(config)
     threads = config.threads or spec.cores
     store = Store(options.log or user_folder())
