@@ -30,9 +30,9 @@ def bench_module(
     """
     early.check_module(module)
     early.check_model(model)
-    from tinsmith.compiler.evaluate.bench import bench
-
     with output.progress_bar("bench", hidden=as_json) as show:
+        from tinsmith.compiler.evaluate.bench import bench
+
         report = bench(
             module,
             model,

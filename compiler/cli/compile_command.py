@@ -286,9 +286,9 @@ def compile_model(
     early.check_new_folder(out)
     early.check_new_file("--report", report_file)
     early.check_log(log if tuned else None)
-    from tinsmith.compiler.api import compile_to  # imports TVM
-
     with output.progress_bar(f"compile {model.name}", hidden=as_json) as show:
+        from tinsmith.compiler.api import compile_to  # imports TVM
+
         report = compile_to(model, out, config=config, progress=show)
     if report_file is not None:
         written = {"quantization": report.quantization, "pruning": report.pruning}

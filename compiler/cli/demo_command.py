@@ -28,14 +28,14 @@ def run_demo(
     """
     early.check_target(target)
     early.check_new_folder(out)
-    from tinsmith.compiler.api import compile_to
-    from tinsmith.compiler.evaluate.accuracy import LabelledImages, top1
-    from tinsmith.compiler.evaluate.bench import bench
-    from tinsmith.compiler.evaluate.verify import verify
-    from tinsmith.compiler.module.loader import load
-    from tinsmith.compiler.module.manifest import update_measured
-
     with output.progress_bar("demo: compile", hidden=as_json) as show:
+        from tinsmith.compiler.api import compile_to
+        from tinsmith.compiler.evaluate.accuracy import LabelledImages, top1
+        from tinsmith.compiler.evaluate.bench import bench
+        from tinsmith.compiler.evaluate.verify import verify
+        from tinsmith.compiler.module.loader import load
+        from tinsmith.compiler.module.manifest import update_measured
+
         report = compile_to(MODEL, out, target=target, progress=show)
     if not as_json:
         output.say(f"compiled: {report.path}: {report.summary()}")

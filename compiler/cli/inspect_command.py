@@ -30,9 +30,9 @@ def inspect_module(
     **Example:** `tinsmith inspect out/ --threads 2`
     """
     early.check_module(module)
-    from tinsmith.compiler.evaluate.kernels import inspect
-
     with output.progress_bar("inspect", hidden=as_json) as show:
+        from tinsmith.compiler.evaluate.kernels import inspect
+
         report = inspect(module, runs, threads, show)
     if as_json:
         output.print_json(report.to_dict())

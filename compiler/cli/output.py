@@ -21,8 +21,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
+from tinsmith.compiler.cli.tables import console, fitted
 from tinsmith.compiler.errors import TinsmithError
 from tinsmith.compiler.plain_text import plain_line
 
@@ -93,20 +93,13 @@ def print_json(data: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
 ) -> None:
-    """A table on standard output; all but the first `left` columns are right-aligned."""
-    table = Table(
-        title=plain_line(title), title_justify="left", title_style="bold", header_style="bold"
-    )
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(plain_line(str(cell)) for cell in row))
-    console().print(table)
+    """A table on standard output; all but the first `left` columns are right-aligned.
 
-
-def console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough for any table if it is a file."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    Nothing of it is cut off, however narrow the terminal, but for the middle of long names.
+    """
+    screen = console()
+    plain = [[plain_line(str(cell)) for cell in row] for row in rows]
+    screen.print(fitted(plain_line(title), columns, plain, left, screen.width), soft_wrap=False)
 
 
 def say(line: str) -> None:
@@ -153,7 +146,7 @@ def progress_bar(title: str, hidden: bool = False) -> Iterator[Callable[[str, fl
     )
     with bar:
         title = plain_line(title)
-        task = bar.add_task(title, total=1.0)
+        task = bar.add_task(f"{title}: starting", total=1.0)
 
         def show(phase: str, fraction: float) -> None:
             bar.update(task, description=f"{title}: {plain_line(phase)}", completed=fraction)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.tables import elided
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.quantization.report import LayerReport, QuantizationReport
 
 # Rows of the table beyond which only the layers that matter most are shown.
 _ROWS = 80
-_NAME = 27
+_NAME = 36
 
 
 def print_quantization(report: QuantizationReport) -> None:
@@ -45,11 +46,6 @@ def _shown(layers: Sequence[LayerReport]) -> list[LayerReport]:
     return [layer for layer in layers if layer.name in chosen]
 
 
-def _tail(name: str) -> str:
-    """The end of a long name: models name layers from the outside in."""
-    return name if len(name) <= _NAME else "..." + name[-(_NAME - 3) :]
-
-
 def _microseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.1f}"
 
@@ -75,7 +71,7 @@ def _number(value: float | None, form: str) -> str:
 # The cells of a layer's row by the title of their column; columns without any are not shown.
 _COLUMNS: dict[str, Callable[[LayerReport], str]] = {
     "layer": lambda layer: layer.name,
-    "in the model": lambda layer: _tail(layer.origin),
+    "in the model": lambda layer: elided(layer.origin, _NAME),
     "operator": lambda layer: layer.operator.removeprefix("relax."),
     "computes in": lambda layer: layer.computes + (layer.reason and f": {layer.reason}"),
     "bits": lambda layer: (

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson, Constant, Shape
+from tinsmith.compiler.cli.tables import fitted
 from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.plain_text import plain_line
@@ -135,10 +135,10 @@ def tune_shown(
     model: Path, config: CompileConfig, options: TuneOptions, hidden: bool
 ) -> TuneReport:
     """Run a job with a live table; an interruption is told with how to go on."""
-    from tinsmith.compiler.tuning.job import tune  # imports TVM
-
     try:
         with live_table(f"tune {model.name}", hidden) as show:
+            from tinsmith.compiler.tuning.job import tune  # imports TVM
+
             return tune(model, config=config, options=options, progress=show)
     except KeyboardInterrupt:
         output.note("what was measured is kept: the same command goes on from here")
@@ -152,17 +152,15 @@ def live_table(title: str, hidden: bool) -> Iterator[Callable[[JobView], None]]:
     if hidden or not screen.is_terminal:
         yield lambda view: None
         return
-    with Live(console=screen, transient=True, auto_refresh=False) as live:
+    begin = f"{plain_line(title)}: starting"
+    with Live(begin, console=screen, transient=True, auto_refresh=False) as live:
+        live.refresh()
 
         def show(view: JobView) -> None:
             eta = f"{view.eta_seconds:.0f} s left at most"
             head = f"{plain_line(title)}: {view.phase}, {view.seconds:.0f} s, {eta}"
-            table = Table(title=head, title_justify="left", title_style="bold")
-            for index, column in enumerate(_COLUMNS):
-                table.add_column(column, justify="left" if index in (0, 1, 8) else "right")
-            for row in view.rows[:_ROWS]:
-                table.add_row(*map(plain_line, _cells(row)))
-            live.update(table, refresh=True)
+            rows = [[plain_line(cell) for cell in _cells(row)] for row in view.rows[:_ROWS]]
+            live.update(fitted(head, _COLUMNS, rows, 2, screen.width), refresh=True)
 
         yield show
 

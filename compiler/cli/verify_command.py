@@ -39,9 +39,9 @@ def verify_module(
         raise ConfigError("--bisect replays the compilation: give the model with --model")
     early.check_module(module)
     early.check_model(model)
-    from tinsmith.compiler.evaluate.verify import verify
-
     with output.progress_bar("verify", hidden=as_json) as show:
+        from tinsmith.compiler.evaluate.verify import verify
+
         report = verify(module, model, samples, seed, threads, show)
         found = None
         if bisect and model is not None:
