@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -18,8 +19,10 @@ from tinsmith.compiler.cli import (
     bench_command,
     compile_command,
     demo_command,
+    doctor_command,
     inspect_command,
     logs_command,
+    output,
     pack_command,
     prune_command,
     run_command,
@@ -28,22 +31,44 @@ from tinsmith.compiler.cli import (
     tune_command,
     verify_command,
 )
-from tinsmith.compiler.cli.output import DEBUG_VARIABLE
 from tinsmith.compiler.cli.usage import Commands
+from tinsmith.compiler.module.version import tinsmith_version
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     cls=Commands,
     name="tinsmith",
-    help="Trained model in; small, fast, verified module out.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Add `--debug` to any command for the traceback of an error.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.say(f"tinsmith {tinsmith_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def tinsmith(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Trained model in; small, fast, verified module out.
+
+    **Example:** `tinsmith compile model.onnx -o out/`, then `tinsmith run out/ --input x=x.npy`
+
+    `tinsmith doctor` tells whether everything is there.
+    """
+
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command.compile_model,
@@ -57,6 +82,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "pack": pack_command.pack_module,
     "targets": targets_command.list_targets,
     "demo": demo_command.run_demo,
+    "doctor": doctor_command.examine,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
@@ -67,7 +93,7 @@ def main() -> None:
     """Entry point of the console script."""
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
-        os.environ[DEBUG_VARIABLE] = "1"
+        os.environ[output.DEBUG_VARIABLE] = "1"
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter shows its code.
         if isinstance(stream, io.TextIOWrapper):

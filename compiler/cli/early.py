@@ -20,6 +20,7 @@ from tinsmith.compiler.errors import (
     ModelError,
     TargetError,
 )
+from tinsmith.compiler.frontends.foreign_files import told_by_content
 
 _WORDS = {"calibration": "random", "evaluation": "random", "labels": "from-names"}
 _MANIFEST = "manifest.json"
@@ -36,12 +37,18 @@ def check_model(path: Path | None) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{path}: cannot be read: {reason}") from error
-    if not stat.S_ISREG(found.st_mode):
+    folder = stat.S_ISDIR(found.st_mode)
+    if not folder and not stat.S_ISREG(found.st_mode):
         raise ModelError(f"{path}: is not a regular file")
     if not os.access(path, os.R_OK):
         raise ModelError(f"{path}: cannot be read: Permission denied")
     if found.st_size == 0:
         raise ModelError(f"{path}: is empty")
+    told = told_by_content(path)
+    if told is not None:
+        raise ModelError(f"{path}: {told}")
+    if folder:
+        raise ModelError(f"{path}: is not a regular file")
 
 
 def check_target(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads
 from tinsmith.compiler.cli.quantization import print_quantization
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.quantization.report import QuantizationReport
+
+if TYPE_CHECKING:
+    from tinsmith.compiler.evaluate.kernels import KernelRow, KernelsReport
 
 
 @output.reported
@@ -25,7 +28,8 @@ def inspect_module(
     """Show a module's kernels: template, decisions, FLOPs, bytes, time, share of the roofline.
 
     The roofline of this machine is measured once and kept in the user's cache folder. Of a
-    quantised module the report of its layers follows.
+    quantised module the report of its layers follows. Of a module for another machine all is
+    told that needs no run.
 
     **Example:** `tinsmith inspect out/ --threads 2`
     """
@@ -39,26 +43,7 @@ def inspect_module(
         return
     for line in report.header():
         output.say(line)
-    output.print_table(
-        "kernels, slowest first",
-        ("kernel", "template", "decisions", "from", "calls", "MFLOP", "KiB", "us", "time", "roof"),
-        [
-            (
-                row.name,
-                f"{row.template} {row.arithmetic}".rstrip(),
-                " ".join(f"{key}={value}" for key, value in row.decisions.items()) or "-",
-                row.source,
-                row.calls,
-                f"{row.flops / 1e6:.2f}",
-                f"{row.bytes / 1024:.0f}",
-                f"{row.seconds * 1e6:.1f}",
-                f"{row.share_of_time:.1%}",
-                f"{row.share_of_roofline:.0%}" if row.known_work else "-",
-            )
-            for row in report.rows
-        ],
-        left=4,
-    )
+    _print_kernels(report)
     for line in report.footer():
         output.say(line)
     quantization = report.manifest.measured.get("quantization")
@@ -71,3 +56,37 @@ def inspect_module(
             f"{module}: the report of quantisation in its manifest is damaged ({error}); "
             "compile the model again"
         ) from error
+
+
+def _print_kernels(report: KernelsReport) -> None:
+    """A row for each kernel; without times if the module was not run."""
+    timed = report.roofline is not None
+    output.print_table(
+        "kernels, slowest first" if timed else "kernels, most operations first",
+        (
+            *("kernel", "template", "decisions", "from", "calls", "MFLOP", "KiB"),
+            *(("us", "time", "roof") if timed else ()),
+        ),
+        [
+            (
+                row.name,
+                f"{row.template} {row.arithmetic}".rstrip(),
+                " ".join(f"{key}={value}" for key, value in row.decisions.items()) or "-",
+                row.source,
+                row.calls,
+                f"{row.flops / 1e6:.2f}",
+                f"{row.bytes / 1024:.0f}",
+                *(_times(row) if timed else ()),
+            )
+            for row in report.rows
+        ],
+        left=4,
+    )
+
+
+def _times(row: KernelRow) -> tuple[str, ...]:
+    return (
+        f"{row.seconds * 1e6:.1f}",
+        f"{row.share_of_time:.1%}",
+        f"{row.share_of_roofline:.0%}" if row.known_work else "-",
+    )

@@ -44,8 +44,9 @@ def run_module(
     loaded = load(module, threads=threads)
     arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])
     begin = time.perf_counter()
-    results = loaded(arrays)
+    computed = loaded.run(arrays, strict=True)  # files are what they say
     seconds = time.perf_counter() - begin
+    results = dict(zip((entry.name for entry in loaded.outputs), computed, strict=True))
     if out is not None:
         _write(out, results)
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -43,10 +44,8 @@ _EXPECTED: Mapping[tuple[type, ...], str] = {
 
 def read_jobs(path: Path) -> list[dict[str, Any]]:
     """The tables of the file, with models relative to its folder. Raises ConfigError."""
-    try:
-        toml = import_module("tomllib")
-    except ModuleNotFoundError as error:
-        raise ConfigError("--job needs Python 3.11 or later, which can read TOML") from error
+    # Python 3.10 has none of its own: there tomli, which became tomllib, is required.
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     if path.exists() and not path.is_file():
         raise ConfigError(f"--job {path}: is not a file")
     try:

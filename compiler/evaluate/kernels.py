@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
 from tinsmith.compiler.evaluate.roofline import Roofline, cached
 from tinsmith.compiler.module.loader import load, verify_files
-from tinsmith.compiler.module.machine import cpu_features
+from tinsmith.compiler.module.machine import check_machine, cpu_features
 from tinsmith.compiler.module.manifest import Manifest
 
 
@@ -20,7 +21,8 @@ class KernelRow:
 
     `arithmetic` names what is multiplied or compared, empty where that is not stated.
     `known_work` is whether a template stated FLOPs and bytes; without, the share of the
-    roofline is 0 and means nothing. `decisions` are the template's.
+    roofline is 0 and means nothing. `decisions` are the template's. Of a module that does not
+    run here `seconds` and the shares are 0.
     """
 
     name: str
@@ -39,13 +41,18 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class KernelsReport:
-    """The kernels of a module, slowest first, and the ceilings they are compared with."""
+    """The kernels of a module, slowest first, and the ceilings they are compared with.
+
+    Of a module that this machine cannot run, `not_run` says why; then there are no times and no
+    ceilings, and the kernels come in the order of their operations, most first.
+    """
 
     path: Path
     manifest: Manifest
     threads: int
-    roofline: Roofline
+    roofline: Roofline | None
     rows: tuple[KernelRow, ...]
+    not_run: str = ""
 
     @property
     def seconds(self) -> float:
@@ -70,6 +77,9 @@ class KernelsReport:
             f"weights {m.weights_bytes / 2**20:.2f} MiB "
             f"({_where_weights_are(m)}), "
             f"arena {m.arena_bytes / 2**20:.2f} MiB, Tinsmith {m.tinsmith}, TVM {m.tvm}",
+            f"needs {', '.join(m.target['cpu_features']) or m.target['architecture']}; "
+            f"{len(m.files)} files, {sum(file.bytes for file in m.files.values()) / 2**20:.2f} MiB"
+            f"{_measured(m)}",
             *(f"note: {remark}" for remark in m.notes),
         )
 
@@ -77,6 +87,12 @@ class KernelsReport:
         """Lines with the totals and the ceilings."""
         flops = sum(row.flops for row in self.rows)
         naive = [row.name for row in self.rows if not row.known_work]
+        if self.roofline is None:
+            lines = [
+                f"{len(self.rows)} kernels, {sum(row.calls for row in self.rows)} calls, "
+                f"{flops / 1e6:.2f} MFLOP; not run: {self.not_run}"
+            ]
+            return (*lines, *_without_template(naive))
         ceilings = ", ".join(
             f"{rate / 1e9:.0f} GB/s up to {size / 2**20:.1f} MiB"
             for size, rate in self.roofline.bandwidth
@@ -88,9 +104,7 @@ class KernelsReport:
             f"roofline: {self.roofline.flops_per_second / 1e9:.0f} GFLOP/s, {ceilings} "
             f"({self.roofline.cpu}, {self.roofline.threads} threads)",
         ]
-        if naive:
-            lines.append(f"without a template: {', '.join(naive)}")
-        return tuple(lines)
+        return (*lines, *_without_template(naive))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; seconds, bytes, operations."""
@@ -105,9 +119,10 @@ class KernelsReport:
             "arena_bytes": self.manifest.arena_bytes,
             "measured": dict(self.manifest.measured),
             "threads": self.threads,
-            "seconds": self.seconds,
-            "share_of_roofline": self.share_of_roofline,
-            "roofline": asdict(self.roofline),
+            "not_run": self.not_run or None,
+            "seconds": self.seconds if self.roofline else None,
+            "share_of_roofline": self.share_of_roofline if self.roofline else None,
+            "roofline": asdict(self.roofline) if self.roofline else None,
             "kernels": [asdict(row) for row in self.rows],
         }
 
@@ -120,12 +135,16 @@ def inspect(
 ) -> KernelsReport:
     """Profile a module (`runs` runs, medians) against this machine's roofline.
 
-    Raises ArtifactError if the module is damaged or for another machine, BuildError if
-    the roofline's microbenchmark cannot be built.
+    Of a module for another machine all is told that needs no run. Raises ArtifactError if the
+    module is damaged, BuildError if the roofline's microbenchmark cannot be built.
     """
     show = progress or (lambda phase, share: None)
     show("digests", 0.0)
-    verify_files(path)
+    manifest = verify_files(path)
+    try:
+        check_machine("module", manifest.target)
+    except ArtifactError as error:
+        return _described(path, manifest, threads, str(error).removeprefix("module: "))
     show("roofline (measured once)", 0.1)
     roofline = cached(threads, vector_bits())
     with load(path, threads=threads) as module:
@@ -153,6 +172,28 @@ def inspect(
     return KernelsReport(path, manifest, threads, roofline, tuple(rows))
 
 
+def _described(path: Path, manifest: Manifest, threads: int, reason: str) -> KernelsReport:
+    """The report of a module that does not run here."""
+    rows = [_row(entry, [0.0] * int(entry["calls"]), 0.0, None) for entry in manifest.kernels]
+    rows.sort(key=lambda row: -row.flops)
+    return KernelsReport(path, manifest, threads, None, tuple(rows), reason)
+
+
+def _measured(manifest: Manifest) -> str:
+    """The latency that was measured where the module was compiled, if it was."""
+    latency = manifest.measured.get("latency")
+    if not latency:
+        return ""
+    return (
+        f"; {latency['median_ms']:.3f} ms with {latency['threads']} threads when it was compiled "
+        f"({latency.get('cpu', 'unknown CPU')})"
+    )
+
+
+def _without_template(names: Sequence[str]) -> tuple[str, ...]:
+    return (f"without a template: {', '.join(names)}",) if names else ()
+
+
 def _where_weights_are(manifest: Manifest) -> str:
     if manifest.weights_embedded:
         return "embedded"
@@ -177,7 +218,7 @@ def vector_bits() -> int:
 
 
 def _row(
-    entry: Mapping[str, Any], times: list[float], total: float, roofline: Roofline
+    entry: Mapping[str, Any], times: list[float], total: float, roofline: Roofline | None
 ) -> KernelRow:
     calls, seconds = len(times), sum(times)
     flops, traffic = int(entry.get("flops", 0)), int(entry.get("bytes", 0))
@@ -192,6 +233,6 @@ def _row(
         bytes=traffic * calls,
         seconds=seconds,
         share_of_time=seconds / total if total else 0.0,
-        share_of_roofline=roofline.share(flops, traffic, seconds / calls),
+        share_of_roofline=roofline.share(flops, traffic, seconds / calls) if roofline else 0.0,
         known_work=bool(flops or traffic),
     )

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
 from tinsmith.compiler.errors import ModelError, UnsafeModelError
+from tinsmith.compiler.frontends.foreign_files import told_of_foreign
 from tinsmith.compiler.frontends.onnx_external import load_external
 from tinsmith.compiler.frontends.onnx_limits import check_axes, check_functions
 from tinsmith.compiler.frontends.onnx_schemas import check_nodes
@@ -56,9 +57,15 @@ def read_model(path: str | Path) -> ModelProto:
     try:
         model.ParseFromString(_read_bytes(path))
     except DecodeError as error:
+        told = told_of_foreign(path)
         raise ModelError(
-            f"{path}: not an ONNX file, or a truncated one (protobuf cannot parse it)"
+            f"{path}: {told}"
+            if told
+            else f"{path}: not an ONNX file, or a truncated one (protobuf cannot parse it)"
         ) from error
+    told = told_of_foreign(path)
+    if told and not model.HasField("graph"):
+        raise ModelError(f"{path}: {told}")
     check_model(model, str(path))
     load_external(model, path)
     return model

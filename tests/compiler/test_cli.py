@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from tinsmith.compiler.cli import app, output
+from tinsmith.compiler.module.version import tinsmith_version
 
-COMMANDS = ("compile", "run", "bench", "verify", "inspect", "targets", "demo")
+COMMANDS = ("compile", "run", "bench", "verify", "inspect", "targets", "demo", "doctor")
 
 
 def tinsmith(*arguments: object) -> Result:
@@ -59,6 +60,45 @@ def test_help_has_an_example(command: str) -> None:
 def test_help_lists_every_command() -> None:
     text = tinsmith("--help").output
     assert all(command in text for command in COMMANDS)
+
+
+def test_the_most_used_options_come_first_and_the_rest_in_groups() -> None:
+    text = tinsmith("compile", "--help").output
+    text = text[text.index("─ Options ─") :]
+    places = [text.index(part) for part in (
+        "--output", "--quantize", "--prune ", "─ Samples", "─ Quantising", "--observer",
+        "─ Pruning", "--prune-criterion", "─ Tuning records", "─ Diagnosis", "--dump",
+    )]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_the_version_is_told() -> None:
+    result = tinsmith("--version")
+    assert result.exit_code == 0
+    assert result.output == f"tinsmith {tinsmith_version()}\n"
+
+
+def test_shells_complete_commands_and_options() -> None:
+    for typed, expected in (("tinsmith comp", "compile"), ("tinsmith run --thr", "--threads")):
+        asked = {"_TINSMITH_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+        asked["COMP_CWORD"] = str(len(typed.split()) - 1)
+        result = CliRunner().invoke(app, [], prog_name="tinsmith", env=asked)
+        assert result.output.split() == [expected]
+    assert "--install-completion" in tinsmith("--help").output
+
+
+# doctor ----------------------------------------------------------------------
+
+
+def test_doctor_tells_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = succeeds("doctor")
+    assert found["works"] and found["tvm"].startswith("0.27")
+    versions = {package["name"]: package["version"] for package in found["packages"]}
+    assert versions["numpy"] == np.__version__ and "pytest" not in versions
+    assert found["usable"] >= 1 and found["vector_bits"] in (0, 128, 256, 512)
+    assert {place["path"] for place in found["places"]} >= {str(tmp_path / "tinsmith")}
+    assert all(place["writable"] for place in found["places"])
 
 
 # compile ---------------------------------------------------------------------
@@ -211,7 +251,8 @@ def test_damaged_and_foreign_modules(small_module: Path, tmp_path: Path) -> None
     empty.mkdir()
     for command in ("run", "verify", "inspect", "bench"):
         fails([command, damaged], "damaged", "digest")
-        fails([command, foreign], "vax")
+        if command != "inspect":
+            fails([command, foreign], "vax")
         fails([command, empty], "empty")
         fails([command, tmp_path / "absent"], "absent")
 
@@ -270,6 +311,25 @@ def test_inspect_accounts_for_the_time(
     text = tinsmith("inspect", small_module).stdout
     assert "convolution" in text
     assert "of the roofline" in text
+
+
+def test_inspect_tells_of_modules_for_other_machines_what_needs_no_run(
+    small_module: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(small_module, foreign)
+    manifest = json.loads((foreign / "manifest.json").read_text())
+    manifest["target"]["cpu_features"].append("flux_capacitor")
+    (foreign / "manifest.json").write_text(json.dumps(manifest))
+    report = succeeds("inspect", foreign)
+    assert "this CPU lacks flux_capacitor" in report["not_run"]
+    assert report["roofline"] is None and report["seconds"] is None
+    flops = [kernel["flops"] for kernel in report["kernels"]]
+    assert flops == sorted(flops, reverse=True) and flops[0] > 0
+    text = tinsmith("inspect", foreign).stdout
+    for part in ("convolution", "decisions", "flux_capacitor", "inputs: image", "not run:"):
+        assert part in text
+    assert "roof" not in text
 
 
 def test_bench_races_and_names_who_is_missing(

@@ -46,6 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other" / "letter.txt").write_text("mine")
     os.mkfifo(folder / "pipe")
     (folder / "jobs.toml").write_text("[[job]]\nnonsense = 1\n")
+    (folder / "model.pth").write_bytes(b"PK\x03\x04")
+    (folder / "anything").write_bytes(b"\x1c\0\0\0TFL3")
     return folder
 
 
@@ -54,6 +56,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "compile X -o out": ("X: no such file",),
     "compile empty.onnx -o out": ("empty.onnx: is empty",),
     "compile other -o out": ("other: is not a regular file",),
+    "compile model.pth -o out": ("model.pth: a file of PyTorch", "torch.onnx.export("),
+    "tune anything": ("anything: a model of TensorFlow Lite", "tf2onnx.convert --tflite"),
+    "doctor --frob": ("--frob", "tinsmith doctor --help"),
     "compile pipe -o out": ("pipe: is not a regular file",),
     "compile M -o out --target pdp11": ("pdp11",),
     "compile M -o out --target sm_90": ("sm_90",),
@@ -72,6 +77,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "compile M -o out --quantize int8 --calibration random --labels X": ("--labels X",),
     "compile M -o out --quantize int8 --calibration random --evaluation X": ("--evaluation X",),
     "compile M -o out --quantize bf16 --min-agreement 0.9": ("--min-agreement 0.9",),
+    "compile M -o out --observer mse": ("--observer is for quantising: add --quantize",),
+    "compile M -o out --mean 0.5": ("--mean is for quantising: add --quantize",),
     "compile M -o out --mean a,b --quantize bf16": ("--mean a,b",),
     "compile M -o out --prune 7": ("7",),
     "compile M -o out --prune 0.5 --prune-criterion eye": ("eye",),
@@ -162,5 +169,5 @@ def test_mistakes_are_one_line_before_anything_heavy_is_imported(place: Path) ->
         else:
             assert out == "", told
     assert sorted(path.name for path in place.iterdir()) == [
-        "empty.onnx", "jobs.toml", "model.onnx", "other", "pipe",
+        "anything", "empty.onnx", "jobs.toml", "model.onnx", "model.pth", "other", "pipe",
     ]  # fmt: skip

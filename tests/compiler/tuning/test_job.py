@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -304,8 +303,6 @@ def test_a_job_whose_boards_are_lost_fails(
 
 
 def test_wrong_types_in_job_files(tmp_path: Path) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("reading TOML needs Python 3.11")
     jobs = tmp_path / "jobs.toml"
     for content, message in (
         ("model = 3", "model must be text, not 3"),
@@ -341,8 +338,6 @@ def test_wrong_types_in_job_files(tmp_path: Path) -> None:
 
 
 def test_job_files(small_model_file: Path, tmp_path: Path) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("reading TOML needs Python 3.11")
     jobs = tmp_path / "jobs.toml"
     log = ["--log", str(tmp_path / "log"), "--json"]
     jobs.write_text('[[job]]\nmodel = "missing.onnx"\n')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,8 +113,6 @@ def test_options_are_text() -> None:
 
 
 def test_a_job_file_may_name_boards(small_model_file: Path, tmp_path: Path) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("reading TOML needs Python 3.11")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     model = os.path.relpath(small_model_file, tmp_path)
