@@ -111,7 +111,7 @@ class HalfWeights(Float32):
     name = "float16-weights"
     weights = "float16"
     temporaries = 1
-    operations = (1, 1)
+    operations = (1, 2)  # a conversion is two operations of the processor
 
     def multiply_add(self, accumulator: Expr, value: Expr, weights: Expr, lanes: int) -> Expr:
         wide = weights.astype(vector("float32", lanes))

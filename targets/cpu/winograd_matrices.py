@@ -35,13 +35,15 @@ class WinogradMatrices:
     """The transforms of one axis; `n` is `m + 2`.
 
     `input` is the `n x n` B^T as (second, first) factor, `output` the `m x n` A^T likewise;
-    `weights` is the `n x 3` G, and `recovery` the sparsest `3 x n` matrix with
-    `recovery @ weights` the identity: it reads a filter back from its transform.
+    `weights` is the `n x 3` G, `weight_factors` the same as a product for those who transform
+    at run time, and `recovery` the sparsest `3 x n` matrix with `recovery @ weights` the
+    identity: it reads a filter back from its transform.
     """
 
     input: tuple[Matrix, Matrix]
     output: tuple[Matrix, Matrix]
     weights: Matrix
+    weight_factors: tuple[Matrix, Matrix]
     recovery: Matrix
 
 
@@ -53,6 +55,8 @@ def winograd_matrices(tile: int) -> WinogradMatrices:
     last = n - 1
     shared, combined, sums = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
     powers, weights, recovery = np.zeros((tile, n)), np.zeros((n, 3)), np.zeros((3, n))
+    # The first, middle and last tap, then the even part of each pair.
+    parts, from_parts = np.zeros((3 + len(pairs), 3)), np.zeros((n, 3 + len(pairs)))
     # A row of B^T holds the coefficients of the product of (x - q) over all other points q.
     every = _product(pairs)
     shared[0, :last] = shared[last, 1:] = every
@@ -60,6 +64,8 @@ def winograd_matrices(tile: int) -> WinogradMatrices:
     sums[0, 0] = sums[last, last] = 1.0
     powers[0, 0] = powers[tile - 1, last] = 1.0
     weights[0, 0], weights[last, 2] = 1.0 / every[0], 1.0
+    parts[0, 0] = weights[0, 0]
+    parts[1, 1] = parts[2, 2] = from_parts[0, 0] = from_parts[last, 2] = 1.0
     for k, a in enumerate(pairs):
         plus, minus = 2 * k + 1, 2 * k + 2
         both = [plus, minus]
@@ -72,10 +78,15 @@ def winograd_matrices(tile: int) -> WinogradMatrices:
             powers[power, minus if power % 2 else plus] = a**power
         scale = 2 * a * a * np.polynomial.polynomial.polyval(a, others)
         weights[both] = np.array([[1.0, a, a * a], [1.0, -a, a * a]]) / scale
+        parts[3 + k] = [1.0 / scale, 0.0, a * a / scale]
+        from_parts[both, 3 + k] = 1.0
+        from_parts[both, 1] = [a / scale, -a / scale]
     recovery[0, 0], recovery[2, last] = every[0], 1.0
     # The middle tap is in the difference of a pair.
     recovery[1, 1:3] = np.array([1.0, -1.0]) / (weights[1, 1] - weights[2, 1])
-    return WinogradMatrices((combined, shared), (powers, sums), weights, recovery)
+    return WinogradMatrices(
+        (combined, shared), (powers, sums), weights, (from_parts, parts), recovery
+    )
 
 
 def _product(pairs: tuple[float, ...]) -> Matrix:

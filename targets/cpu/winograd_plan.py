@@ -19,7 +19,13 @@ import tvm
 from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
 from tinsmith.targets.cpu.operators.winograd import WinogradWorkload
-from tinsmith.targets.cpu.schedules.register_tile import least_sizes, step_cycles
+from tinsmith.targets.cpu.schedules.half_panel import has_half_weights
+from tinsmith.targets.cpu.schedules.register_tile import (
+    choose_tile,
+    least_sizes,
+    step_cycles,
+    tiled_cycles,
+)
 from tinsmith.targets.spec import TargetSpec
 
 # Larger blocks of tiles or wider register tiles than this are not considered.
@@ -78,10 +84,16 @@ def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
     columns = w.in_width * w.kernel_width - 2 * w.pad_left
     inside = min(1.0, rows / (w.out_height * w.kernel_height))
     inside *= min(1.0, columns / (w.out_width * w.kernel_width))
-    pixels = w.batch * w.out_height * w.out_width
-    steps = pixels * w.kernel_height * w.kernel_width * w.in_channels * w.blocks
+    line = w.out_width * w.blocks / 2
+    arithmetic = arithmetic_named(w.arithmetic)
+    if has_half_weights(arithmetic):
+        # Of these the ideal is too far off: small images leave room for few rows to share a weight
+        # that was widened.
+        tile = choose_tile(w.out_width, w.blocks, spec, arithmetic)
+        line = tiled_cycles(w.out_width, w.blocks, tile, arithmetic.operations)
+    steps = w.batch * w.out_height * w.kernel_height * w.kernel_width * w.in_channels
     weights = w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
-    return (inside * steps / 2 + weight_bytes(w) * weights / _MEMORY_RATE) / spec.cores
+    return (inside * steps * line + weight_bytes(w) * weights / _MEMORY_RATE) / spec.cores
 
 
 def weight_bytes(w: ConvolutionWorkload) -> int:

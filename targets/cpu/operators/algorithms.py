@@ -6,15 +6,18 @@ from collections.abc import Hashable
 from typing import Any
 
 from tinsmith.targets.algorithms import DIRECT, AlgorithmLookup, Algorithms
+from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
 from tinsmith.targets.cpu.operators.winograd import WinogradWorkload, supports_winograd
+from tinsmith.targets.cpu.schedules.half_panel import has_half_weights
 from tinsmith.targets.cpu.winograd_plan import best_plan, direct_cycles
 from tinsmith.targets.spec import TargetSpec
 
 # Height and width of the output tile by the name of the algorithm.
 WINOGRAD_TILES = {"winograd2": 2, "winograd4": 4}
-# By how much the estimate must be better than that of the direct algorithm.
-_MARGIN = 1.25
+# By how much the estimate must be better than that of the direct algorithm, which for weights of
+# 16 bits is nearer to the truth.
+_MARGIN, _MARGIN_OF_HALVES = 1.25, 1.15
 # With fewer, the transforms have not enough products between them.
 _FEWEST_CHANNELS = 16
 
@@ -63,7 +66,8 @@ def default_algorithm(w: ConvolutionWorkload, spec: TargetSpec) -> str:
         return DIRECT
     estimates = {name: _winograd_cycles(w, tile, spec) for name, tile in WINOGRAD_TILES.items()}
     best = min(estimates, key=lambda name: estimates[name])
-    return best if estimates[best] * _MARGIN < direct_cycles(w, spec) else DIRECT
+    margin = _MARGIN_OF_HALVES if has_half_weights(arithmetic_named(w.arithmetic)) else _MARGIN
+    return best if estimates[best] * margin < direct_cycles(w, spec) else DIRECT
 
 
 def _winograd_cycles(w: ConvolutionWorkload, tile: int, spec: TargetSpec) -> float:

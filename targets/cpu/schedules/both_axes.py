@@ -22,18 +22,18 @@ def transform_both_axes(
 ) -> Stmt:
     """`T x T^T` for the square `x` of vectors that `source` reads; `T` is the factors' product."""
     outer, inner = factors
-    extent, results = inner.shape[1], outer.shape[0]
+    (parts, extent), results = inner.shape, outer.shape[0]
     line = _Registers("line", (extent,), lanes)
-    shared = _Registers("shared", (extent,), lanes)
+    shared = _Registers("shared", (parts,), lanes)
     half = _Registers("half", (results, extent), lanes)
     statements: list[Stmt] = []
     for j in range(extent):
         statements += [line.put(source(i, j), i) for i in range(extent)]
-        statements += [shared.put(_combined(inner[i], line), i) for i in range(extent)]
+        statements += [shared.put(_combined(inner[i], line), i) for i in range(parts)]
         statements += [half.put(_combined(outer[i], shared), i, j) for i in range(results)]
     for i in range(results):
         statements += [line.put(half.get(i, j), j) for j in range(extent)]
-        statements += [shared.put(_combined(inner[j], line), j) for j in range(extent)]
+        statements += [shared.put(_combined(inner[j], line), j) for j in range(parts)]
         statements += [sink(i, j, _combined(outer[j], shared)) for j in range(results)]
     return loops.allocate([line.buffer, shared.buffer, half.buffer], loops.sequence(statements))
 

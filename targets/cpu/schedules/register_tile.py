@@ -238,16 +238,22 @@ def choose_tile(
         most_rows = (spec.vector_registers - others) // v
         whole = -(-rows // kind.rows) * kind.rows
         for r in range(kind.rows, min(whole, most_rows) + 1, kind.rows):
-            row_tiles = -(-rows // r)
-            full, rest = divmod(vectors, v)
-            steps = full * step_cycles(r, v, kind.operations)
-            steps += step_cycles(r, rest, kind.operations) if rest else 0.0
-            cost = (row_tiles * steps, -r * v, -v)
+            cost = (tiled_cycles(rows, vectors, (r, v), kind.operations), -r * v, -v)
             if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
                 best = (cost[0], r, v)
     if best is None:
         raise ValueError(f"no register tile for {rows} rows and {vectors} vectors")
     return best[1], best[2]
+
+
+def tiled_cycles(
+    rows: int, vectors: int, tile: tuple[int, int], operations: tuple[int, int] = (1, 0)
+) -> float:
+    """Estimated cycles of one reduction step of a `rows x vectors` output cut into tiles."""
+    full, rest = divmod(vectors, tile[1])
+    steps = full * step_cycles(*tile, operations)
+    steps += step_cycles(tile[0], rest, operations) if rest else 0.0
+    return -(-rows // tile[0]) * steps
 
 
 def step_cycles(rows: int, vectors: int, operations: tuple[int, int] = (1, 0)) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import Stmt, Var
@@ -154,7 +153,7 @@ class TapProducts:
             first = (i * n + j) * self.pitch + slot * self._width + number * lanes
             return tirx.BufferStore(self.transformed, value, [loops.ramp(first, lanes)])
 
-        factors = (winograd_matrices(self.work.tile).weights, np.eye(3))
+        factors = winograd_matrices(self.work.tile).weight_factors
         return transform_both_axes(factors, lanes, source, sink)
 
     def _block(

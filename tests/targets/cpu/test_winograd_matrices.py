@@ -23,6 +23,15 @@ def test_computes_a_filter(tile):
 
 
 @pytest.mark.parametrize("tile", TILES)
+def test_the_factors_of_the_weights(tile):
+    matrices = winograd_matrices(tile)
+    outer, inner = matrices.weight_factors
+    np.testing.assert_allclose(outer @ inner, matrices.weights, rtol=1e-15)
+    operations = np.count_nonzero(inner) + np.count_nonzero(outer) - len(outer)
+    assert operations < 2 * np.count_nonzero(matrices.weights) - len(outer)
+
+
+@pytest.mark.parametrize("tile", TILES)
 def test_weights_can_be_read_back(tile):
     matrices = winograd_matrices(tile)
     np.testing.assert_allclose(matrices.recovery @ matrices.weights, np.eye(3), atol=1e-15)

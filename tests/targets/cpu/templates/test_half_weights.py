@@ -21,6 +21,7 @@ from tinsmith.targets.cpu.schedules.matmul import MatmulTemplate
 from tinsmith.targets.cpu.schedules.winograd import WinogradTemplate
 from tinsmith.targets.half_weights import FEWEST, half_dtype, numpy_dtype
 from tinsmith.targets.schedule import match_template, schedule_function
+from tinsmith.targets.x86.specs import X86_64_V3
 
 HALVES = ("float16", "bfloat16")
 
@@ -115,6 +116,15 @@ def test_winograd(tile, dtype, shape, channels, decisions, spec, schedule):
     packed = pack_taps(weights.astype(numpy_dtype(dtype)), spec.float_lanes)
     actual = run(schedule(WinogradTemplate(), function, decisions), spec, [data, packed])
     assert deviation(actual, reference(data, weights, 1, 1, 1, 1)) < 1e-5
+
+
+@pytest.mark.parametrize(("size", "channels"), [(7, 512), (14, 256), (56, 64)])
+def test_the_rule_transforms_halves_too(size, channels):
+    """Where little of an image shares each widened weight as well."""
+    weights = np.full((3, 3, channels, channels), 0.5, np.float32)
+    function = kernel({"x": (1, size, size, channels)}, weights, 1, X86_64_V3, None)
+    match = match_template(function, X86_64_V3)[1]
+    assert match.arithmetic == "float16-weights F(4x4)"
 
 
 @pytest.mark.parametrize("tile", TILES)
