@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinsmith.compiler import attended
 from tinsmith.compiler.errors import BuildError
+from tinsmith.compiler.module.write.elf import drop_debug_sections
 from tinsmith.compiler.user_folders import tool_cache
 from tinsmith.targets.spec import TargetSpec
 
@@ -122,6 +123,8 @@ def link_shared(
 ) -> None:
     """Link objects and C sources into a shared library that exports `exported` and nothing else.
 
+    Names of all functions stay in its symbol table, for profilers and disassemblers.
+
     `libraries` are those of the C library besides `m` and `pthread`.
     """
     folder = result.parent
@@ -132,7 +135,7 @@ def link_shared(
     run_zig(
         [
             *options, *(f"-D{d}" for d in definitions),
-            "-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs",
+            "-shared", "-Wl,--gc-sections", "-Wl,-z,defs",
             f"-Wl,--version-script={script.name}", "-o", f"./{result.name}",
             *_seen_from(folder, objects), "-lm", "-lpthread", *(f"-l{name}" for name in libraries),
         ],
@@ -140,6 +143,7 @@ def link_shared(
         folder,
     )  # fmt: skip
     script.unlink()
+    drop_debug_sections(result)
 
 
 def link_objects(objects: Sequence[Path], result: Path, spec: TargetSpec) -> None:
@@ -161,12 +165,13 @@ def link_executable(
     options = _compile_options(spec, "musl", _seen_from(folder, include))
     run_zig(
         [
-            *options, *(f"-D{d}" for d in definitions), "-static", "-s", "-Wl,--gc-sections",
+            *options, *(f"-D{d}" for d in definitions), "-static", "-Wl,--gc-sections",
             "-o", f"./{result.name}", *_seen_from(folder, sources), "-lm", "-lpthread",
         ],
         f"link {result.name}",
         folder,
     )  # fmt: skip
+    drop_debug_sections(result)
 
 
 def make_archive(objects: Sequence[Path], result: Path) -> None:

@@ -6,6 +6,7 @@
 | `model.a` | the same for static linking, every global symbol prefixed with the model's name |
 | `tinsmith-run` | static executable: info, run, bench, verify |
 | `model.h`, `tinsmith.h` | C interface |
+| `example.c`, `tinsmith-config.cmake`, `tinsmith-<model>.pc` | for programs in C |
 | `weights.bin` | weights, mapped read-only, when they are not embedded |
 | `golden.bin` | golden vectors |
 | `manifest.json` | what the module is, needs and consists of, with the digests of all files |
@@ -47,6 +48,7 @@ from tinsmith.compiler.module.manifest import (
 )
 from tinsmith.compiler.module.version import tinsmith_version
 from tinsmith.compiler.module.write.build import BuiltKernels, build_kernels
+from tinsmith.compiler.module.write.c_project import write_project
 from tinsmith.compiler.module.write.driver import (
     RUNTIME_FOLDER,
     generate_driver,
@@ -266,6 +268,7 @@ def _self_contained(
     )  # fmt: skip
     (folder / "model.h").write_text(generate_header(prefix, lowered.source_name, plan))
     shutil.copyfile(RUNTIME_FOLDER / "tinsmith.h", folder / "tinsmith.h")
+    write_project(folder, lowered.source_name, lowered.spec.name, tinsmith_version())
 
     entry = f"MODULE_ENTRY={prefix}_module"
 

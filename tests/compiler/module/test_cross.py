@@ -38,6 +38,9 @@ def test_an_arm_module_proves_itself(target: str, tmp_path: Path) -> None:
         network_model(spec=get_target(target)), tmp_path / "m", golden=golden, embed_weights=False
     )
     assert written.manifest.form == "self-contained"
+    for file in ("model.so", "tinsmith-run"):
+        content = (tmp_path / "m" / file).read_bytes()
+        assert b"small_k_softmax_0\0" in content and b".debug_info" not in content[:-4096]
     for threads in ("1", "3"):
         done = subprocess.run(
             [emulator, tmp_path / "m" / "tinsmith-run", "--threads", threads, "verify"],

@@ -29,7 +29,8 @@ def test_all_files_are_there_and_listed(network_folder: Path) -> None:
     names = {path.name for path in network_folder.iterdir()}
     assert names == {
         "model.so", "model.a", "model.h", "tinsmith.h", "tinsmith-run", "weights.bin",
-        "golden.bin", "manifest.json",
+        "golden.bin", "manifest.json", "example.c", "tinsmith-small.pc", "tinsmith-config.cmake",
+        "tinsmith-config-version.cmake",
     }  # fmt: skip
     manifest = verify_files(network_folder)
     assert set(manifest.files) == names - {"manifest.json"}
