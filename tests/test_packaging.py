@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import configparser
 import fnmatch
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,18 @@ def test_every_data_file_is_declared() -> None:
     assert not missing
 
 
-def test_everything_is_installed_inside_one_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own `targets.py` must not come in between."""
-    declared: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", declared.update)
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What setup.py hands to setuptools, and under "" what it defines."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", found.update)
     monkeypatch.chdir(ROOT)
-    runpy.run_path(str(ROOT / "setup.py"))
+    found[""] = runpy.run_path(str(ROOT / "setup.py"))
+    return found
+
+
+def test_everything_is_installed_inside_one_package(declared: dict[str, Any]) -> None:
+    """A user's own `targets.py` must not come in between."""
     assert {package.partition(".")[0] for package in declared["packages"]} == {"tinsmith"}
     folders = {folder: package for package, folder in declared["package_dir"].items()}
     sources = {
@@ -66,3 +75,60 @@ def test_everything_is_installed_inside_one_package(monkeypatch: pytest.MonkeyPa
 def test_every_declared_pattern_finds_a_file() -> None:
     for pattern in declared_patterns():
         assert list(ROOT.glob(pattern)), pattern
+
+
+def test_the_source_archive_has_everything(tmp_path: Path) -> None:
+    """Tests, documents, examples and what builds it, and nothing that was made on the way."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    listed = (tmp_path / "tinsmith.egg-info" / "SOURCES.txt").read_text().splitlines()
+    sources = {name for name in listed if ".egg-info" not in name}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (*SHIPPED, "benchmarks", "docs", "examples", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+        and path.suffix not in (".pyc", ".lock")
+        and "__pycache__" not in path.parts
+    }
+    assert expected <= sources
+    others = sources - expected
+    assert others == {
+        ".ci/run", ".gitignore", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile",
+        "README.md", "pyproject.toml", "ruff.toml", "setup.cfg", "setup.py",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("document", sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "compiler/**/*.md", "tuning_logs/**/*.md")
+    for path in ROOT.glob(pattern)
+))  # fmt: skip
+def test_links_of_documents_lead_somewhere(document: str, declared: dict[str, Any]) -> None:
+    path = ROOT / document
+    text = path.read_text(encoding="utf-8")
+    for _, target in declared[""]["LOCAL_LINK"].findall(text):
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve()
+        assert found.is_relative_to(ROOT) and found.exists(), (document, target)
+        assert not anchor or anchor in headings(found), (document, target)
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings(path), (document, anchor)
+
+
+def test_the_page_of_a_package_index_has_no_links_to_files_beside_it(
+    declared: dict[str, Any],
+) -> None:
+    page = declared["long_description"]
+    assert declared["long_description_content_type"] == "text/markdown"
+    assert not declared[""]["LOCAL_LINK"].search(page)
+    assert "`docs/module-format.md`" in page and "](https://" in page
+    assert "ADR 0080 (`docs/adr/0080-halves-are-for-storage.md`)" in page
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a document, as pages of Markdown name them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
