@@ -16,11 +16,13 @@ import onnx
 from onnx import numpy_helper
 
 from tinsmith.compiler.calibration import open_calibration
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.distillation import Distiller
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.compiler.workshop import workshop
 from tinsmith.targets.registry import get_target
 
 NORMS = {"l1": 1, "l2": 2}
@@ -89,12 +91,12 @@ def distilled_top1(
 ) -> float:
     """The share of right answers after the distillation that `config` asks for, from the model."""
     shapes = {"input": (1, *images.shape[1:])}
-    spec = get_target("native")
+    here = workshop(CompileConfig(threads=threads), get_target("native"))
     whole, student = (readable(import_onnx(m, shapes).module) for m in (model, pruned))
     source = open_calibration(config.calibration, {"input": (shapes["input"], "float32")})
-    distiller = Distiller(config, whole, source, spec, threads=threads)
+    distiller = Distiller(config, whole, source, here)
     trained, _ = distiller.distilled(student, {})
-    with compile_graph(trained, spec, threads) as compiled:
+    with compile_graph(trained, here) as compiled:
         chosen = [int(compiled.run([image[None]]).outputs[0].argmax()) for image in images]
     return float((np.array(chosen) == classes).mean())
 

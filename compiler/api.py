@@ -26,14 +26,16 @@ from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import Module, load
 from tinsmith.compiler.module.manifest import Manifest, update_measured
 from tinsmith.compiler.module.write.writer import new_module, replace_golden
-from tinsmith.compiler.preparation import Clock, Progress, prepare, target_of
+from tinsmith.compiler.preparation import Clock, prepare, target_of
 from tinsmith.compiler.processes import at_end
 from tinsmith.compiler.pruning.report import PruneReport
 from tinsmith.compiler.quantization.report import QuantizationReport
 from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.compiler.tuning.algorithms import StoredAlgorithms
-from tinsmith.compiler.tuning.lookup import StoredRecords, stores, told_of_ignored
+from tinsmith.compiler.tuning.decisions import stored_decisions
+from tinsmith.compiler.tuning.lookup import StoredRecords, told_of_ignored
 from tinsmith.compiler.words import config_of
+from tinsmith.passes.progress import Progress
 from tinsmith.targets.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
@@ -198,11 +200,10 @@ def compile_to(
     config = config_of(options, config)
     spec = target_of(config)
     clock = Clock(progress, config.pruning is not None)
-    asked, unread = stores(config.log) if config.tuned else ((), ())
-    records = StoredRecords(asked, spec) if config.tuned else None
-    algorithms = StoredAlgorithms(records)
+    known = stored_decisions(config, spec)
+    records, algorithms = known.records, known.algorithms
     prepared = prepare(model, config, spec, clock, records, algorithms=algorithms)
-    golden, notes = prepared.golden, [*unread, *prepared.notes]
+    golden, notes = prepared.golden, [*known.unread, *prepared.notes]
     forms = ["shared"]
     forms += ["static"] if config.static_library else []
     forms += ["runner"] if config.runner else []
@@ -218,6 +219,7 @@ def compile_to(
                     golden=golden,
                     forms=forms,
                     embed_weights=config.embed_weights,
+                    builds=prepared.builds,
                 )
             )
         manifest = written.manifest

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from tinsmith.compiler.module.machine import cpu_features
 from tinsmith.compiler.module.version import tinsmith_version
 from tinsmith.compiler.processes import child_environment, describe_exit
 from tinsmith.compiler.user_folders import cache_folder, tool_cache
+from tinsmith.passes.progress import Progress
 from tinsmith.targets.machine_at_hand import first_processor
 from tinsmith.targets.registry import NATIVE, get_target
 from tinsmith.targets.spec import DetectionError, UnknownTargetError
@@ -104,7 +105,7 @@ class Health:
         return asdict(self) | {"works": self.works}
 
 
-def examine(progress: Callable[[str, float], None] | None = None) -> Health:
+def examine(progress: Progress | None = None) -> Health:
     """Look at the installation and the machine; takes as long as TVM takes to be imported."""
     show = progress or (lambda phase, share: None)
     show("packages", 0.0)

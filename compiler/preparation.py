@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +19,30 @@ from tinsmith.compiler.errors import ModelError, TargetError
 from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from tinsmith.compiler.evaluate.float_model import measure
 from tinsmith.compiler.evaluate.inputs import random_inputs
-from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.write.build import Builds
 from tinsmith.compiler.module.write.lowered import LoweredModel
-from tinsmith.compiler.pipeline import PipelineReport, lower
+from tinsmith.compiler.pipeline import (
+    QUANTIZED_BEFORE,
+    PassRunner,
+    Pipeline,
+    PipelineReport,
+    configured,
+)
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
-from tinsmith.compiler.quantization.quantizer import Quantizer
+from tinsmith.compiler.quantization.comparison import Sample
+from tinsmith.compiler.quantization.config import QuantizationConfig
+from tinsmith.compiler.quantization.quantizer import Quantized, Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
-from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.compiler.workshop import Workshop, local_spec, workshop
+from tinsmith.passes.progress import Progress, within
+from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.registry import backend_of, get_target
 from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec, UnknownTargetError
@@ -40,13 +50,14 @@ from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Progress = Callable[[str, float], None]
 _LOGGER = logging.getLogger(__name__)
 
 # About where each phase begins, as a share of the whole: for the progress bar.
 _BEGIN = {"import": 0.0, "lower": 0.1, "reference": 0.45, "build": 0.5, "prove": 0.95}
 _BEGIN_PRUNING = {"import": 0.0, "prune": 0.02, "lower": 0.8, "reference": 0.85, "build": 0.88,
                   "prove": 0.98}  # fmt: skip
+# The part of lowering that quantising takes.
+_QUANTIZING = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Prepared:
     `pipeline.fused` are the kernels before they were scheduled. `reference` names what has
     computed the golden vectors; it is empty, like `golden`, if there are none. `judge` settles
     what a module makes of them, where somebody else's implementation has computed them.
+    `builds` are kernels of the module that were compiled on the way.
     `float_model` says how far the golden vectors of a quantised or pruned model are from the
     float model, see `tinsmith.compiler.evaluate.float_model`.
     """
@@ -68,6 +80,7 @@ class Prepared:
     quantization: QuantizationReport | None
     pruning: PruneReport | None
     judge: Reference | None = None
+    builds: Builds | None = None
     float_model: Mapping[str, dict[str, float | None]] | None = None
 
 
@@ -90,30 +103,27 @@ def prepare(
     """
     with clock.phase("import"):
         imported = import_model(model, config.shapes, config.constants)
+    here = None
+    if config.pruning is not None or config.quantization is not None:
+        here = workshop(config, spec, records, algorithms, model_name(imported.source))
     module, pruner = imported.module, None
-    if config.pruning is not None:
+    if here is not None and config.pruning is not None:
         with clock.phase("prune"):
-            pruner = _pruner(config.pruning, imported, config, spec, clock)
+            pruner = _pruner(config.pruning, imported, config, spec, here, clock)
             module = pruner(module)
-    # Winograd's transformed weights have no zeros to be packed.
-    sparse = config.pruning is not None and config.pruning.sparsity is not None
+    quantizer = None
     with clock.phase("lower"):
-        chosen = DirectOnly() if sparse or not config.winograd else algorithms
-        quantizer = _quantizer(imported, config, spec, clock, records, reported, chosen)
-        scheduled, pipeline = lower(
-            module,
-            spec,
-            dump=config.dump,
-            progress=lambda step, share: clock.show("lower", share, step),
-            records=records,
-            algorithms=chosen,
-            quantization=quantizer,
-        )
+        if here is not None and config.quantization is not None:
+            quantizer = _quantizer(
+                config.quantization, imported, config, spec, here, clock, reported
+            )
+        steps = configured(config, spec, records, algorithms)
+        pipeline, quantized = _lowered(module, steps, quantizer, config, clock)
     for step in pipeline.passes:
         _LOGGER.debug("pass %s: %.3f s", step.name, step.seconds)
     notes = [*imported.notes, *pipeline.notes]
     lowered = LoweredModel(
-        module=scheduled,
+        module=pipeline.module,
         spec=spec,
         input_names=imported.input_names,
         output_names=imported.output_names,
@@ -125,9 +135,10 @@ def prepare(
     )
     judge = promise = None
     with clock.phase("reference"):
-        if quantizer is not None:
+        if quantizer is not None and quantized is not None:
+            notes += quantizer.source.notes
             same = _same_bits(pipeline, spec, final=reported)
-            golden, reference = _quantized_golden(quantizer, config, notes, same)
+            golden, reference = _quantized_golden(quantized.sample, config, same)
         elif pruner is not None:
             # The ONNX model computes something else; what pruning costs stands in its report.
             notes += pruner.source.notes if pruner.source is not None else ()
@@ -149,11 +160,33 @@ def prepare(
         golden,
         reference,
         tuple(notes),
-        None if quantizer is None else quantizer.report,
+        None if quantized is None else quantized.report,
         None if pruner is None else pruner.report,
         judge,
+        None if here is None else here.builds,
         promise,
     )
+
+
+def _lowered(
+    module: tvm.IRModule,
+    pipeline: Pipeline,
+    quantizer: Quantizer | None,
+    config: CompileConfig,
+    clock: Clock,
+) -> tuple[PipelineReport, Quantized | None]:
+    """What the pipeline makes of a module, with the passes that quantise it, if that is asked."""
+    runner = PassRunner(config.dump)
+    begin, end = _QUANTIZING if quantizer is not None else (0.5, 0.5)
+    on_graph, later = pipeline.until(QUANTIZED_BEFORE), pipeline.since(QUANTIZED_BEFORE)
+    show = within(clock.shown("lower"), 0.0, begin)
+    graph = on_graph.run(module, progress=show, runner=runner).module
+    quantized = None
+    if quantizer is not None:
+        quantized = quantizer(graph)
+        later = later.with_steps(quantized.steps, before=QUANTIZED_BEFORE)
+    show = within(clock.shown("lower"), end, 1.0)
+    return later.run(graph, progress=show, runner=runner), quantized
 
 
 def target_of(config: CompileConfig) -> TargetSpec:
@@ -189,6 +222,10 @@ class Clock:
         self.seconds[name] = time.perf_counter() - begin
         _LOGGER.info("%s: %.2f s", name, self.seconds[name])
 
+    def shown(self, name: str) -> Progress:
+        """The progress of that phase."""
+        return lambda step, share: self.show(name, share, step)
+
     def show(self, name: str, share_of_phase: float, step: str = "") -> None:
         if self._progress is not None:
             names = list(self._begin)
@@ -204,17 +241,15 @@ def model_name(model: str | Path | ModelProto) -> str:
 
 
 def _quantizer(
+    options: QuantizationConfig,
     imported: ImportedModel,
     config: CompileConfig,
     spec: TargetSpec,
+    here: Workshop,
     clock: Clock,
-    records: RecordLookup | None,
     reported: bool,
-    algorithms: AlgorithmLookup | None,
-) -> Quantizer | None:
-    """What quantises the graph, if that is asked for."""
-    if config.quantization is None:
-        return None
+) -> Quantizer:
+    """What quantises the graph."""
     described = zip(imported.output_names, imported.output_shapes, strict=True)
     open_outputs = [name for name, shape in described if None in shape]
     if open_outputs:
@@ -224,17 +259,14 @@ def _quantizer(
             "compile it without --quantize"
         )
     return Quantizer(
-        config.quantization,
+        options,
         spec,
         imported.signature,
         imported.domains,
-        model_name(imported.source),
-        config.threads,
+        here,
         config.seed,
-        progress=lambda step, share: clock.show("lower", share, step),
-        records=records,
+        progress=within(clock.shown("lower"), *_QUANTIZING),
         reported=reported,
-        algorithms=algorithms,
     )
 
 
@@ -243,6 +275,7 @@ def _pruner(
     imported: ImportedModel,
     config: CompileConfig,
     spec: TargetSpec,
+    here: Workshop,
     clock: Clock,
 ) -> Pruner:
     """What prunes the imported graph."""
@@ -251,9 +284,9 @@ def _pruner(
         spec,
         imported.signature,
         imported.domains,
-        config.threads,
+        here,
         config.seed,
-        progress=lambda step, share: clock.show("prune", share, step),
+        progress=clock.shown("prune"),
     )
 
 
@@ -268,17 +301,15 @@ def _graph_golden(
 
 
 def _quantized_golden(
-    quantizer: Quantizer, config: CompileConfig, notes: list[str], same_bits: bool
+    sample: Sample, config: CompileConfig, same_bits: bool
 ) -> tuple[GoldenVectors | None, str]:
     """A calibration sample with the quantised graph's own outputs, as this machine computes them.
 
     A float reference would not tell a broken kernel from rounding; what rounding costs stands
     in the quantisation report.
     """
-    notes += quantizer.source.notes
-    if not config.golden or quantizer.sample is None:
+    if not config.golden:
         return None, ""
-    sample = quantizer.sample
     return (
         GoldenVectors(sample.inputs, sample.outputs, 0.0 if same_bits else QUANTIZED_TOLERANCE),
         "the quantised graph",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +14,14 @@ from tinsmith.compiler.module.base import Context
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
-from tinsmith.compiler.pipeline import PassRunner, integer_passes, kernel_passes
+from tinsmith.compiler.pipeline import QUANTIZED_BEFORE, Step
 from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.expose_tensors import ExposeTensors
 from tinsmith.passes.graph.fused_groups import kernel_calls
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.quantize.observers import ObservationError, Observer, ObserverFactory
-from tinsmith.targets.algorithms import AlgorithmLookup
-from tinsmith.targets.schedule import RecordLookup, schedule_module
-from tinsmith.targets.spec import TargetSpec
-from tinsmith.targets.template import KernelReport
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,12 @@ class ObservedModule:
     """
 
     def __init__(
-        self,
-        module: tvm.IRModule,
-        spec: TargetSpec,
-        tensors: Sequence[str],
-        threads: int = 0,
-        name: str = "calibration",
-        records: RecordLookup | None = None,
-        algorithms: AlgorithmLookup | None = None,
+        self, module: tvm.IRModule, workshop: Workshop, tensors: Sequence[str] = ()
     ) -> None:
         """Compile `module`, a graph after the graph passes, float or quantised.
 
         `tensors` are names as `tinsmith.passes.graph.dataflow.Dataflow` gives them, parameters
-        included. `spec` must describe the machine at hand; `name` is that of the module,
-        `records` and `algorithms` are the decisions of earlier searches.
+        included.
         Raises ModelError for an unknown name, PassError and BuildError as a compilation does.
         """
         names = tuple(dict.fromkeys(tensors))
@@ -74,13 +62,15 @@ class ObservedModule:
         self._position = {name: i for i, name in enumerate(parameters)}
         self._computed = tuple(name for name in names if name not in self._position)
         self._names = names
-        lowered = _lower(module, self._computed, spec, parameters, name, records, algorithms)
+        lowered = _lower(module, self._computed, workshop, parameters)
         self._own = len(lowered.output_names) - len(self._computed)
         self.calls = kernel_calls(lowered.module)
         self._folder = ScratchFolder()
         try:
-            written = write_module(lowered, self._folder.path / "module", forms=("shared",))
-            self._module = load(written.path, threads=threads)
+            written = write_module(
+                lowered, self._folder.path / "module", forms=("shared",), builds=workshop.builds
+            )
+            self._module = load(written.path, threads=workshop.threads)
         except BaseException:
             self._folder.close()
             raise
@@ -125,12 +115,11 @@ class ObservedModule:
 
 def observe_tensors(
     module: tvm.IRModule,
-    spec: TargetSpec,
+    workshop: Workshop,
     tensors: Sequence[str],
     source: CalibrationSource,
     observer: ObserverFactory,
     *,
-    threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Observer]:
     """An observer for each of `tensors` that has seen it in a run on each sample of `source`.
@@ -141,7 +130,7 @@ def observe_tensors(
     observers = {name: observer() for name in dict.fromkeys(tensors)}
     if progress is not None:
         progress("compile for calibration", 0.0)
-    with ObservedModule(module, spec, tensors, threads) as observed:
+    with ObservedModule(module, workshop, tensors) as observed:
         for index, sample in enumerate(source):
             if progress is not None:
                 total = source.count
@@ -161,55 +150,37 @@ def observe_tensors(
 
 def calibrate(
     module: tvm.IRModule,
-    spec: TargetSpec,
+    workshop: Workshop,
     tensors: Sequence[str],
     source: CalibrationSource,
     observer: ObserverFactory,
     *,
-    threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, tuple[float, float]]:
     """The range (low, high) of each of `tensors` over the samples of `source`.
 
     `module` is the float graph after the graph passes, `tensors` the names that
-    `tinsmith.passes.quantize.placement.observed_tensors` lists; `spec` describes the machine.
+    `tinsmith.passes.quantize.placement.observed_tensors` lists.
     Errors are those of `observe_tensors`.
     """
-    found = observe_tensors(
-        module, spec, tensors, source, observer, threads=threads, progress=progress
-    )
+    found = observe_tensors(module, workshop, tensors, source, observer, progress=progress)
     return {name: seen.range() for name, seen in found.items()}
 
 
 def _lower(
-    module: tvm.IRModule,
-    tensors: Sequence[str],
-    spec: TargetSpec,
-    parameters: Sequence[str],
-    source_name: str,
-    records: RecordLookup | None,
-    algorithms: AlgorithmLookup | None,
+    module: tvm.IRModule, tensors: Sequence[str], workshop: Workshop, parameters: Sequence[str]
 ) -> LoweredModel:
     """The graph with `tensors` as further results and scheduled kernels, by the pipeline."""
-    runner = PassRunner()
-    expose = ("expose_tensors", ExposeTensors(tensors))
-    for step_name, step in (expose, *integer_passes(spec), *kernel_passes(spec, algorithms)):
-        module = runner.run(step_name, step, module)
-    kernels: list[KernelReport] = []
-
-    def schedule(fused: tvm.IRModule) -> tvm.IRModule:
-        scheduled, reports = schedule_module(fused, spec, records)
-        kernels.extend(reports)
-        return scheduled
-
-    module = runner.run("schedule", schedule, module)
-    results = module["main"].ret_ty
+    expose = Step("expose_tensors", ExposeTensors(tensors))
+    pipeline = workshop.pipeline.since(QUANTIZED_BEFORE).with_step(expose, before=QUANTIZED_BEFORE)
+    report = pipeline.run(module)
+    results = report.module["main"].ret_ty
     fields = len(results.fields) if isinstance(results, tvm.relax.TupleType) else 1
     return LoweredModel(
-        module=module,
-        spec=spec,
+        module=report.module,
+        spec=workshop.spec,
         input_names=tuple(f"input{i}" for i in range(len(parameters))),
         output_names=tuple(f"output{i}" for i in range(fields)),
-        kernels=tuple(kernels),
-        source_name=source_name,
+        kernels=report.kernels,
+        source_name=workshop.name,
     )

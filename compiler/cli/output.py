@@ -15,16 +15,17 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 
 from tinsmith.compiler.cli.tables import console, fitted
 from tinsmith.compiler.errors import TinsmithError
 from tinsmith.compiler.plain_text import plain_line
+from tinsmith.passes.progress import Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -126,14 +127,14 @@ def size(count: float) -> str:
 
 
 @contextmanager
-def progress_bar(title: str, hidden: bool = False) -> Iterator[Callable[[str, float], None]]:
+def progress_bar(title: str, hidden: bool = False) -> Iterator[Progress]:
     """A bar with percentage, time elapsed and time left on standard error.
 
     Yields `show(phase, fraction)`, `fraction` being the share of the whole that is done.
     Nothing is drawn if `hidden` or if standard error is not a terminal.
     """
     screen = Console(stderr=True)
-    bar = Progress(
+    bar = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),

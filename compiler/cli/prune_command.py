@@ -33,7 +33,7 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
 from tinsmith.compiler.pruning.config import AUTO
@@ -158,13 +158,16 @@ def prune_model(
     from tinsmith.compiler.module.manifest import write_atomically
     from tinsmith.compiler.preparation import target_named
     from tinsmith.compiler.pruning.pruner import Pruner, readable
+    from tinsmith.compiler.workshop import workshop
 
     imported = import_model(model, shapes, constants)
+    spec = target_named(target)
     as_onnx = out.suffix == ".onnx"
     if as_onnx:
         # Told before hours of training rather than after.
         try:
-            to_onnx(readable(imported.module), imported.input_names, imported.output_names)
+            module = readable(imported.module)
+            to_onnx(module, imported.input_names, imported.output_names)
         except ModelError as error:
             raise ModelError(
                 f"{error}; -o {out.with_suffix(CHECKPOINT_SUFFIX)} keeps it"
@@ -172,10 +175,10 @@ def prune_model(
     with output.progress_bar(f"prune {model.name}", hidden=as_json) as show:
         pruner = Pruner(
             config,
-            target_named(target),
+            spec,
             imported.signature,
             imported.domains,
-            threads,
+            workshop(CompileConfig(threads=threads), spec),
             progress=show,
         )
         pruned = pruner(imported.module)

@@ -23,7 +23,7 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.pruning.config import AUTO, PruneConfig
 from tinsmith.compiler.quantization.config import parse_numbers
@@ -92,16 +92,18 @@ def measure_model(
     early.check_new_file("--plot", plot)
     from tinsmith.compiler.frontends.model import import_model
     from tinsmith.compiler.pruning.pruner import Pruner
+    from tinsmith.compiler.workshop import workshop
     from tinsmith.targets.registry import get_target
 
     imported = import_model(model, shapes, constants)
+    spec = get_target("native")
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
         found = Pruner(
             config,
-            get_target("native"),
+            spec,
             imported.signature,
             imported.domains,
-            threads,
+            workshop(CompileConfig(threads=threads), spec),
             progress=show,
         ).sensitivity(imported.module, chosen)
     if plot is not None:

@@ -9,7 +9,7 @@ generated code are compared with those of the last graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
-from tinsmith.compiler.pipeline import PassRunner, graph_passes, kernel_passes
+from tinsmith.compiler.pipeline import PassRunner, Pipeline, Step, configured
 from tinsmith.compiler.scratch import ScratchFolder
-from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.compiler.tuning.decisions import stored_decisions
+from tinsmith.passes.progress import Progress
 from tinsmith.targets.registry import get_target
-from tinsmith.targets.schedule import schedule_module
 from tinsmith.targets.spec import TargetSpec
 
 IMPORT = "import"
@@ -41,11 +41,9 @@ MODULE = "code generation"
 # Of the tensor's range: a tensor that a pass has merely recomputed differs by rounding only.
 _SAME = 1e-4
 
-Stages = Sequence[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]
-
 
 @dataclass(frozen=True)
-class Step:
+class Finding:
     """After a pass: the output farthest from the reference; `tensor` is the first to diverge."""
 
     name: str
@@ -59,10 +57,10 @@ class Bisection:
     """The steps that were replayed, up to and with the first that diverges."""
 
     reference: str
-    steps: tuple[Step, ...]
+    steps: tuple[Finding, ...]
 
     @property
-    def first_divergence(self) -> Step | None:
+    def first_divergence(self) -> Finding | None:
         """The first step that does not agree, or None."""
         return next((step for step in self.steps if not step.agrees), None)
 
@@ -95,7 +93,7 @@ def bisect_module(
     path: Path,
     model: Path,
     seed: int = 1,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Bisection:
     """Replay the compilation of the module in `path` from `model`, and run the module itself.
 
@@ -115,31 +113,27 @@ def bisect_module(
         imported = import_onnx(model, shapes, config.constants)
         if imported.output_names != tuple(t.name for t in manifest.outputs):
             raise ModelError(f"{model}: is not the model that {manifest.name} was compiled from")
+        if config.log is not None and not config.log.is_dir():
+            config = replace(config, log=None)  # that of another machine, or gone by now
         spec = get_target(config.target)
         if config.threads:
             spec = replace(spec, cores=config.threads)
-        algorithms = None if config.winograd else DirectOnly()
-        stages = pipeline_stages(spec, algorithms)
-        return bisect(imported, spec, stages, seed, module.run, progress)
-
-
-def pipeline_stages(spec: TargetSpec, algorithms: AlgorithmLookup | None = None) -> Stages:
-    """All passes that `tinsmith.compiler.pipeline.lower` runs, by name."""
-    schedule = ("schedule", lambda module: schedule_module(module, spec)[0])
-    return (*graph_passes(), *kernel_passes(spec, algorithms), schedule)
+        known = stored_decisions(config, spec)
+        pipeline = configured(config, spec, known.records, known.algorithms)
+        return bisect(imported, spec, pipeline, seed, module.run, progress)
 
 
 def bisect(
     imported: ImportedModel,
     spec: TargetSpec,
-    stages: Stages,
+    pipeline: Pipeline,
     seed: int,
     run_module: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]] | None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Bisection:
-    """Replay `stages` on an imported model until a result departs from the reference.
+    """Replay `pipeline` on an imported model until a result departs from the reference.
 
-    `run_module` is the compiled module to compare after all stages agree.
+    `run_module` is the compiled module to compare after all steps agree.
     """
     show = progress or (lambda phase, share: None)
     reference = Reference(imported.original, imported.reference_bytes())
@@ -147,7 +141,7 @@ def bisect(
     arrays = list(inputs.values())
     expected = reference.run(inputs)
     runner = PassRunner()
-    steps: list[Step] = []
+    steps: list[Finding] = []
 
     def judge(values: Sequence[np.ndarray]) -> Difference:
         actual = dict(zip(imported.output_names, values, strict=True))
@@ -155,18 +149,15 @@ def bisect(
         return max(differences, key=lambda d: (not d.agrees, d.relative))
 
     module, before = imported.module, None
-    replayed: Iterator[tuple[str, Callable[[tvm.IRModule], tvm.IRModule] | None]] = iter(
-        [(IMPORT, None), *stages]
-    )
     worst: Difference | None = None
-    for index, (name, stage) in enumerate(replayed):
-        show(f"after {name}", index / (len(stages) + 2))
-        if stage is not None:
-            before, module = module, runner.run(name, stage, module)
+    for index, (name, apply) in enumerate([Step(IMPORT, _unchanged), *pipeline.steps]):
+        show(f"after {name}", index / (len(pipeline.steps) + 2))
+        if index:
+            before, module = module, runner.run(name, apply, module)
         if worst is None or before is None or not tvm_ffi.structural_equal(before, module):
             worst = judge(run_stage(module, arrays, spec))
         if worst.agrees:
-            steps.append(Step(name, True, worst.relative))
+            steps.append(Finding(name, True, worst.relative))
             continue
         show("tensors", 1.0)
         if before is None:
@@ -174,7 +165,7 @@ def bisect(
         else:
             good = run_all_tensors(before, arrays, spec)
         tensor = first_divergent(good, run_all_tensors(module, arrays, spec)) or worst.name
-        steps.append(Step(name, False, worst.relative, tensor))
+        steps.append(Finding(name, False, worst.relative, tensor))
         return Bisection(reference.label, tuple(steps))
     if run_module is not None:
         show(MODULE, 1.0)
@@ -184,8 +175,12 @@ def bisect(
             good = run_all_tensors(module, arrays, spec)
             tensor = first_divergent(good, _generated_tensors(imported, module, arrays, spec))
             tensor = tensor or f"{worst.name} (freshly generated code agrees)"
-        steps.append(Step(MODULE, worst.agrees, worst.relative, tensor))
+        steps.append(Finding(MODULE, worst.agrees, worst.relative, tensor))
     return Bisection(reference.label, tuple(steps))
+
+
+def _unchanged(module: tvm.IRModule) -> tvm.IRModule:
+    return module
 
 
 def first_divergent(good: Sequence[Tensor], bad: Sequence[Tensor]) -> str:

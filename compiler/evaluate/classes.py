@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,7 @@ from tinsmith.compiler.evaluate.inputs import Domains
 from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.outputs import ClassOutput, class_output, described
 from tinsmith.compiler.sample_options import SampleOptions
-
-Progress = Callable[[str, float], None]
+from tinsmith.passes.progress import Progress
 
 
 @dataclass(frozen=True)

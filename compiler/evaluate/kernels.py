@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tinsmith.compiler.evaluate.roofline import Roofline, cached
 from tinsmith.compiler.module.loader import load, verify_files
 from tinsmith.compiler.module.machine import check_machine, cpu_features
 from tinsmith.compiler.module.manifest import Manifest
+from tinsmith.passes.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def inspect(
     path: Path,
     runs: int = 10,
     threads: int = 2,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> KernelsReport:
     """Profile a module (`runs` runs, medians) against this machine's roofline.
 

@@ -11,8 +11,6 @@ import numpy as np
 from tinsmith.compiler.calibration import ObservedModule
 from tinsmith.passes.graph.fused_groups import KernelCall
 from tinsmith.passes.quantize.bias_correction import PRODUCT_SUFFIX
-from tinsmith.targets.registry import get_target
-from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 
 # Seconds that are spent on measuring, if that is enough for the fewest rounds.
 _SECONDS = 1.5
@@ -44,17 +42,6 @@ class Timing:
     def is_steady(self) -> bool:
         """Whether other load has left the times good enough to decide by them."""
         return self.spread <= _MOST_SPREAD
-
-
-def local_spec(spec: TargetSpec) -> TargetSpec | None:
-    """`spec` if its kernels are those of the machine at hand, whatever its name; else None."""
-    try:
-        native = get_target("native")
-    except UnknownTargetError:
-        return None
-    described = (spec.llvm_triple, spec.llvm_cpu, spec.llvm_attributes, spec.vector_bits)
-    own = (native.llvm_triple, native.llvm_cpu, native.llvm_attributes, native.vector_bits)
-    return spec if described == own else None
 
 
 def measure(

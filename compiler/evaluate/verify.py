@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.float_model import Distance, judge
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
 from tinsmith.compiler.module.loader import Module, load, verify_files
+from tinsmith.passes.progress import Progress
 
 # Fields of the reports of quantisation and pruning, the former's last word.
 _REPORTED = ("output_sqnr_db", "agreement", "samples", "top1", "float_top1")
@@ -90,7 +91,7 @@ def verify(
     samples: int = 3,
     seed: int = 1,
     threads: int = 2,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Check all digests, the golden vectors, and with `model` also `samples` fresh random inputs.
 

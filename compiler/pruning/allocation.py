@@ -9,11 +9,12 @@ import numpy as np
 import tvm
 
 from tinsmith.compiler.errors import ConfigError
-from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.judge import Judge
 from tinsmith.compiler.pruning.latency_table import latencies, latency_model
 from tinsmith.compiler.pruning.sensitivity import Sensitivity, measure_sensitivity
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.allocation.by_sensitivity import by_sensitivity
 from tinsmith.passes.prune.allocation.cost import CostModel
 from tinsmith.passes.prune.allocation.flops import flops_model
@@ -25,8 +26,6 @@ from tinsmith.passes.prune.allocation.uniform import uniform
 from tinsmith.passes.prune.groups import Groups
 from tinsmith.passes.prune.shrink import shrink
 from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 # A measured latency this near to the goal will do; measuring again is no surer.
 _NEAR = 0.02
@@ -44,8 +43,8 @@ class Graph:
 class Allocator:
     """Chooses the widths of each step.
 
-    `whole` is the unpruned graph, `inputs` are what latency is measured on, on `threads`
-    threads. After `widths`, `predicted` is the latency over the unpruned one that the table of
+    `whole` is the unpruned graph, `inputs` are what latency is measured on. After `widths`,
+    `predicted` is the latency over the unpruned one that the table of
     latencies foretells, if the goal is one, and `sensitivity` the curves, if they were measured.
     """
 
@@ -56,7 +55,7 @@ class Allocator:
         whole: Graph,
         inputs: Callable[[], Sequence[np.ndarray]],
         judge: Judge,
-        threads: int = 0,
+        workshop: Workshop,
         progress: Progress | None = None,
     ) -> None:
         """Raises ConfigError for a goal in latency on another machine."""
@@ -64,13 +63,12 @@ class Allocator:
         self._whole = whole
         self._inputs = inputs
         self._judge = judge
-        self._threads = threads
+        self._workshop = workshop
         self._progress = progress
-        self._spec = spec
         self._latency: CostModel | None = None
         self.predicted: float | None = None
         self.sensitivity: Sensitivity | None = None
-        if config.goal_name == "latency" and local_spec(spec) is None:
+        if config.goal_name == "latency" and not workshop.is_target:
             raise ConfigError(
                 f"--prune-latency is measured, but {spec.name} is another machine: prune there, "
                 "or choose --prune-flops"
@@ -131,8 +129,8 @@ class Allocator:
         inputs = self._inputs()
         if self._latency is None:
             self._latency = latency_model(
-                self._whole.module, self._whole.groups, rankings, self._spec, inputs,
-                self._threads, self._progress,
+                self._whole.module, self._whole.groups, rankings, self._workshop,
+                inputs, self._progress,
             )  # fmt: skip
         narrowest = {ranking.group: ranking.widths[-1] for ranking in rankings}
         floor = self._latency.total(narrowest) / self._latency.total({})
@@ -146,9 +144,7 @@ class Allocator:
                 self._progress(f"check the latency {attempt + 1}", attempt / _CORRECTIONS)
             keep = {r.group: r.kept(widths[r.group]) for r in rankings}
             smaller = shrink(current.module, keep)
-            before, after = latencies(
-                self._whole.module, smaller, self._spec, inputs, self._threads
-            )
+            before, after = latencies(self._whole.module, smaller, self._workshop, inputs)
             found = after / before
             if abs(found / share - 1) < least:
                 best, least = widths, abs(found / share - 1)

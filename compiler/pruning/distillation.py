@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tvm
@@ -25,15 +25,15 @@ from tinsmith.compiler.pruning.batches import (
     torch_graph,
 )
 from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.recovery.distillation import (
     Batch,
     DistillationOptions,
     DistillationResult,
     find_hints,
 )
-from tinsmith.targets.spec import TargetSpec
 
-Progress = Callable[[str, float], None]
 Positions = Mapping[tuple[str, int], np.ndarray]
 
 _INSTEAD = "--recover least-squares"
@@ -44,7 +44,7 @@ _LEAST_SAMPLES = 2 * _HELD_OUT_EVERY
 
 
 class Distiller:
-    """Trains pruned graphs to compute what `whole` does; `spec` describes the machine at hand.
+    """Trains pruned graphs to compute what `whole` does, on the machine at hand.
 
     All of the data are read, whatever the limit for statistics is, but what is held out.
     """
@@ -54,9 +54,8 @@ class Distiller:
         config: PruneConfig,
         whole: tvm.IRModule,
         source: CalibrationSource,
-        spec: TargetSpec,
+        workshop: Workshop,
         seed: int = 0,
-        threads: int = 0,
         progress: Progress | None = None,
         held_out: CalibrationSource | None = None,
     ) -> None:
@@ -67,9 +66,9 @@ class Distiller:
         require_torch("--recover distill")
         self._config = config
         self._whole = whole
-        self._spec = spec
+        self._workshop = workshop
         self._seed = seed
-        self._threads = threads or spec.cores
+        self._threads = workshop.threads or workshop.spec.cores
         self._progress = progress
         preprocessing = Preprocessing.of(config)
         self._source = source
@@ -111,7 +110,7 @@ class Distiller:
                 student,
                 options,
                 find_hints(pruned, positions),
-                low_precision=self._spec.bfloat16,
+                low_precision=self._workshop.spec.bfloat16,
             )
             result = distillation.run(self._epoch, held_out, self._told, self._length())
         finally:
@@ -156,6 +155,6 @@ class Distiller:
         training = sum(not self._is_held_out(index) for index in range(self._samples.count))
         return max(training // BATCH, 1)
 
-    def _told(self, share: float, standing: str) -> None:
+    def _told(self, standing: str, share: float) -> None:
         if self._progress is not None:
             self._progress(f"distill, {standing}", share)

@@ -11,10 +11,10 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import static_shape
 from tinsmith.passes.prune.recovery.segment import between, segment
-from tinsmith.targets.spec import TargetSpec
 
 # Arrays of so many bytes stay in memory, further ones go to files.
 _ROOM = 1 << 30
@@ -62,17 +62,14 @@ class Arrays:
 class Frontier:
     """Runs a graph on the samples of a source as far as it is asked to, once for each part.
 
-    Only what the rest of the graph reads is kept, for all samples. `spec` describes the machine
-    at hand. Between two calls of `advance` weights may be replaced in what was not computed yet.
+    Only what the rest of the graph reads is kept, for all samples. Between two calls of
+    `advance` weights may be replaced in what was not computed yet.
     """
 
-    def __init__(
-        self, source: CalibrationSource, spec: TargetSpec, arrays: Arrays, threads: int = 0
-    ) -> None:
+    def __init__(self, source: CalibrationSource, workshop: Workshop, arrays: Arrays) -> None:
         self._source = source
-        self._spec = spec
+        self._workshop = workshop
         self._store = arrays
-        self._threads = threads
         self._done: set[str] = set()
         self._samples: list[dict[str, np.ndarray]] = []
 
@@ -135,7 +132,7 @@ class Frontier:
         given = [node.name for node in begin if node in read]
         names = [node.name for node in end]
         part = segment(module, given, names)
-        with compile_graph(part, self._spec, self._threads) as compiled:
+        with compile_graph(part, self._workshop) as compiled:
             for sample in self._samples:
                 found = compiled.run([sample[name] for name in given]).outputs
                 for name, array in zip(names, found, strict=True):

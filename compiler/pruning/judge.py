@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tvm
 
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.classes import Evaluation, Verdict
 from tinsmith.compiler.pruning.observed import compile_graph
-from tinsmith.targets.registry import get_target
-
-Progress = Callable[[str, float], None]
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 
 
 class Judge:
@@ -24,13 +21,13 @@ class Judge:
     def __init__(
         self,
         evaluation: Evaluation | None,
-        threads: int = 0,
+        workshop: Workshop,
         progress: Progress | None = None,
     ) -> None:
         """Graphs have learned from the samples of `evaluation` unless these are held out."""
         self.evaluation = evaluation
         self.notes: tuple[str, ...] = ()
-        self._threads = threads
+        self._workshop = workshop
         self._progress = progress
         self._classes: np.ndarray | None = None
 
@@ -65,5 +62,5 @@ class Judge:
         return self.evaluation.judge(self._classes, self._chosen(self.evaluation, module))
 
     def _chosen(self, evaluation: Evaluation, module: tvm.IRModule) -> np.ndarray:
-        with compile_graph(module, get_target("native"), self._threads) as compiled:
+        with compile_graph(module, self._workshop) as compiled:
             return evaluation.classes(compiled, self._progress)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,15 @@ from tinsmith.compiler.evaluate.layer_timing import measure
 from tinsmith.compiler.module.version import tinsmith_version
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.user_folders import cache_folder
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.allocation.cost import Axis, CostModel, Term
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.ranking import Ranking
 from tinsmith.passes.prune.groups import Groups
 from tinsmith.passes.prune.shrink import shrink
 from tinsmith.targets.key import describe
-from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 # Widths at which all groups are measured, as shares of the whole ones.
 GRID = (0.75, 0.5, 0.25)
@@ -48,22 +47,21 @@ def latency_model(
     module: tvm.IRModule,
     groups: Groups,
     rankings: Sequence[Ranking],
-    spec: TargetSpec,
+    workshop: Workshop,
     inputs: Sequence[np.ndarray],
-    threads: int = 0,
     progress: Progress | None = None,
 ) -> CostModel:
     """Seconds of a run as a function of the widths of the groups that `rankings` name.
 
-    `spec` describes the machine at hand. What was measured is kept in the user's cache and
+    What was measured is kept in the user's cache and
     used again for the same graph, machine and number of threads.
     """
     terms = flops_model(module, groups).terms
     rest = Term(_REST, (Axis(sum(r.units for r in rankings), _blocks(rankings)),), ())
-    file = _cache_file(module, groups, rankings, spec, threads)
+    file = _cache_file(module, groups, rankings, workshop)
     known = _read(file)
     if known is None:
-        known = _measured(module, rankings, (*terms, rest), spec, inputs, threads, progress)
+        known = _measured(module, rankings, (*terms, rest), workshop, inputs, progress)
         _write(file, known)
     return CostModel(
         "latency",
@@ -84,14 +82,13 @@ def evenly(rankings: Sequence[Ranking], share: float) -> dict[int, int]:
 def latencies(
     whole: tvm.IRModule,
     pruned: tvm.IRModule,
-    spec: TargetSpec,
+    workshop: Workshop,
     inputs: Sequence[np.ndarray],
-    threads: int = 0,
 ) -> tuple[float, float]:
     """Seconds that a run of either graph takes, measured in turns on the machine at hand."""
     with (
-        compile_graph(whole, spec, threads) as before,
-        compile_graph(pruned, spec, threads) as after,
+        compile_graph(whole, workshop) as before,
+        compile_graph(pruned, workshop) as after,
     ):
         modules = [before, after]
         found = [measure(modules, (), (), inputs, ROUNDS) for _ in range(_REPEATS)]
@@ -109,15 +106,14 @@ def _measured(
     module: tvm.IRModule,
     rankings: Sequence[Ranking],
     terms: Sequence[Term],
-    spec: TargetSpec,
+    workshop: Workshop,
     inputs: Sequence[np.ndarray],
-    threads: int,
     progress: Progress | None,
 ) -> dict[str, list[tuple[float, float]]]:
     """(share of the work, seconds) of each layer, rising in share."""
     points: dict[str, dict[float, list[float]]] = {term.name: {} for term in terms}
     reference: float | None = None
-    with compile_graph(module, spec, threads) as whole:
+    with compile_graph(module, workshop) as whole:
         chains = _names_of(module, [term.name for term in terms])
         present = {name for call in whole.calls for name in call.members}
         named = {
@@ -131,7 +127,7 @@ def _measured(
                 progress(f"latency at {share:.0%} of the widths", index / len(GRID))
             widths = evenly(rankings, share)
             keep = {r.group: np.arange(widths[r.group]) for r in rankings}
-            with compile_graph(shrink(module, keep), spec, threads) as smaller:
+            with compile_graph(shrink(module, keep), workshop) as smaller:
                 timings = measure([whole, smaller], layers, tensors, inputs, ROUNDS)
             # Other load changes between the rounds: all are told in the first one's seconds.
             reference = reference or timings[0].total
@@ -172,8 +168,7 @@ def _cache_file(
     module: tvm.IRModule,
     groups: Groups,
     rankings: Sequence[Ranking],
-    spec: TargetSpec,
-    threads: int,
+    workshop: Workshop,
 ) -> Path:
     """Named by all that the latencies depend on: the values of weights are not part of that."""
     content = {
@@ -182,8 +177,8 @@ def _cache_file(
         "graph": module.script(show_meta=False),
         "constants": [list(array.shape) for array in groups.constants],
         "groups": [(ranking.group, ranking.units, ranking.step) for ranking in rankings],
-        "target": describe(spec),
-        "threads": threads,
+        "target": describe(workshop.spec),
+        "threads": workshop.threads,
         "grid": GRID,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

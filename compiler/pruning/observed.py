@@ -9,20 +9,16 @@ import tvm
 
 from tinsmith.compiler.calibration import ObservedModule
 from tinsmith.compiler.calibration.source import Sample
-from tinsmith.compiler.pipeline import PassRunner, graph_passes
+from tinsmith.compiler.pipeline import QUANTIZED_BEFORE
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.expose_tensors import ExposeTensors
-from tinsmith.targets.spec import TargetSpec
 
 
-def compile_graph(
-    module: tvm.IRModule, spec: TargetSpec, threads: int = 0, name: str = "pruning"
-) -> ObservedModule:
+def compile_graph(module: tvm.IRModule, workshop: Workshop) -> ObservedModule:
     """A graph as it was imported, compiled for this machine with nothing observed."""
-    runner = PassRunner()
-    for step_name, step in graph_passes():
-        module = runner.run(step_name, step, module)
-    return ObservedModule(module, spec, [], threads, name)
+    graph = workshop.pipeline.until(QUANTIZED_BEFORE).run(module).module
+    return ObservedModule(graph, workshop)
 
 
 class ObservedGraph:
@@ -33,12 +29,10 @@ class ObservedGraph:
     manager: it holds a module in a temporary folder.
     """
 
-    def __init__(
-        self, module: tvm.IRModule, spec: TargetSpec, tensors: Sequence[str], threads: int = 0
-    ) -> None:
+    def __init__(self, module: tvm.IRModule, workshop: Workshop, tensors: Sequence[str]) -> None:
         """`tensors` are names as `Dataflow` gives them, parameters included.
 
-        `spec` describes the machine at hand. Raises what `ObservedModule` raises.
+        Raises what `ObservedModule` raises.
         """
         parameters = [node.name for node in Dataflow(module).nodes[: len(module["main"].params)]]
         self._position = {name: i for i, name in enumerate(parameters)}
@@ -48,7 +42,7 @@ class ObservedGraph:
         self._module: ObservedModule | None = None
         if self._computed:
             expose: tvm.transform.Pass = ExposeTensors(self._computed, only=True)
-            self._module = compile_graph(expose(module), spec, threads)
+            self._module = compile_graph(expose(module), workshop)
 
     def __enter__(self) -> ObservedGraph:
         return self

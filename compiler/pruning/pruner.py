@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,7 @@ from tinsmith.compiler.calibration.plausibility import warnings
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.evaluate.inputs import Domains, random_inputs
-from tinsmith.compiler.evaluate.layer_timing import local_spec
-from tinsmith.compiler.pipeline import PassRunner, graph_passes
+from tinsmith.compiler.pipeline import PRUNED_BEFORE, Pipeline, graph_passes
 from tinsmith.compiler.pruning import notes
 from tinsmith.compiler.pruning.allocation import Allocator, Graph
 from tinsmith.compiler.pruning.config import AUTO, PruneConfig
@@ -28,6 +27,8 @@ from tinsmith.compiler.pruning.scoring import Scores, Scoring
 from tinsmith.compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from tinsmith.compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
 from tinsmith.compiler.pruning.views import viewed
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune import Groups, find_groups
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.parameters import parameter_model
@@ -36,17 +37,13 @@ from tinsmith.passes.prune.recovery.positions import Positions, composed, positi
 from tinsmith.passes.prune.schedule import progress_of_steps
 from tinsmith.passes.prune.shrink import shrink
 from tinsmith.passes.prune.streams import stream_weights
-from tinsmith.targets.registry import get_target
 from tinsmith.targets.spec import TargetSpec
 
-Progress = Callable[[str, float], None]
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
 # Kernels for registers of fewer lanes compute two at a time.
 _LEAST_LANES = 8
 NOT_TIMED = "latency not measured: the module is for another machine"
-# The first pass after those that only make the imported graph readable.
-_AFTER_READABLE = "fold_batch_norm"
 
 
 def readable(module: tvm.IRModule) -> tvm.IRModule:
@@ -55,12 +52,7 @@ def readable(module: tvm.IRModule) -> tvm.IRModule:
     Layer normalisations that an exporter spelled out are operators: only as such can the
     channels that they run over be removed.
     """
-    runner = PassRunner()
-    for name, step in graph_passes():
-        if name == _AFTER_READABLE:
-            break
-        module = runner.run(name, step, module)
-    return module
+    return Pipeline(graph_passes()).until(PRUNED_BEFORE).run(module).module
 
 
 @dataclass(frozen=True)
@@ -94,28 +86,25 @@ class Pruner:
         spec: TargetSpec,
         signature: Signature,
         bounds: Domains,
-        threads: int = 0,
+        workshop: Workshop,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        """`threads` run what is timed, 0: one for each core.
-
-        Raises ConfigError and InputError for data that cannot be used.
-        """
+        """Raises ConfigError and InputError for data that cannot be used."""
         self._config = config
         self._spec = spec
         self._signature = signature
         self._bounds = bounds
-        self._threads = threads
+        self._workshop = workshop
         self._seed = seed
         self._progress = progress
         samples = open_samples(config, signature, bounds, seed)
         self.source: CalibrationSource | None = samples.learn
         self._samples = samples
-        self._judge = Judge(samples.judging, threads, progress)
+        self._judge = Judge(samples.judging, workshop, progress)
         self._chooser = self._judge
         if samples.choosing is not samples.judging:
-            self._chooser = Judge(samples.choosing, threads, progress)
+            self._chooser = Judge(samples.choosing, workshop, progress)
         self.report: PruneReport | None = None
 
     def __call__(self, module: tvm.IRModule) -> tvm.IRModule:
@@ -161,17 +150,15 @@ class Pruner:
             whole,
             lambda: list(self.first_sample().values()),
             self._chooser,
-            self._threads,
+            self._workshop,
             self._progress,
         )
-        native = get_target("native")
         recovery = Recovery(
             self._config,
             module,
             self.source,
-            native,
+            self._workshop,
             self._seed,
-            self._threads,
             self._progress,
             self._samples.held_out,
         )
@@ -267,11 +254,10 @@ class Pruner:
         return Scoring(
             self._config.chosen_criterion,
             self._config.normalization,
-            get_target("native"),
+            self._workshop,
             seen,
             self._seed,
             self._progress,
-            self._threads,
         )
 
     def _check(self, groups: Groups) -> None:
@@ -352,12 +338,11 @@ class Pruner:
 
     def _latencies(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[float, float] | None:
         """Seconds before and after; None for another machine."""
-        spec = local_spec(self._spec)
-        if spec is None:
+        if not self._workshop.is_target:
             return None
         if self._progress is not None:
             self._progress("time before and after", 0.95)
-        return latencies(whole, pruned, spec, list(self.first_sample().values()), self._threads)
+        return latencies(whole, pruned, self._workshop, list(self.first_sample().values()))
 
     def first_sample(self) -> dict[str, np.ndarray]:
         """The first sample of the data, or a random one without."""

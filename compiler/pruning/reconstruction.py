@@ -11,7 +11,7 @@ its old weights are better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,15 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.pruning.frontier import Arrays, Frontier
 from tinsmith.compiler.pruning.observed import ObservedGraph
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.tensors import constant_array, static_shape
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.recovery.layers import Layer, find_layers
 from tinsmith.passes.prune.recovery.least_squares import RIDGES, Moments, Solution, choose_solution
 from tinsmith.passes.prune.recovery.replace_operands import replace_operands
 from tinsmith.passes.prune.recovery.through_activation import Part, solve_through
-from tinsmith.targets.spec import TargetSpec
 
-Progress = Callable[[str, float], None]
 # By tensor and axis: the positions of the whole graph's tensor that are left in the pruned one's.
 Positions = Mapping[tuple[str, int], np.ndarray]
 
@@ -58,7 +58,7 @@ class LayerError:
 class Reconstruction:
     """Solves the layers of a pruned graph so that it computes what the whole graph did.
 
-    `spec` describes the machine at hand; at most `places` results of each sample count
+    At most `places` results of each sample count
     for each layer, at random. So many `views` of one sample follow each other in `source`.
     `ridge` is the same for all layers, or None to choose it. Tensors of all samples are kept, in
     files if there are many.
@@ -68,23 +68,21 @@ class Reconstruction:
         self,
         whole: tvm.IRModule,
         source: CalibrationSource,
-        spec: TargetSpec,
+        workshop: Workshop,
         *,
         ridge: float | None = None,
         places: int = 64,
         views: int = 1,
         seed: int = 0,
-        threads: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self._whole = whole
         self._source = source
-        self._spec = spec
+        self._workshop = workshop
         self._ridges = RIDGES if ridge is None else (ridge,)
         self._places = places
         self._views = views
         self._seed = seed
-        self._threads = threads
         self._progress = progress
 
     def recovered(
@@ -103,7 +101,7 @@ class Reconstruction:
             layers = [layer for part in rounds for layer in part]
             self._tell("results of the whole graph", 0.0)
             goals = self._goals(pruned, layers, positions, arrays)
-            frontier = Frontier(self._source, self._spec, arrays, self._threads)
+            frontier = Frontier(self._source, self._workshop, arrays)
             for index, part in enumerate(rounds):
                 self._tell(f"reconstruct {part[0].name}", index / len(rounds))
                 needed = [name for layer in part for name in (layer.data, layer.addend) if name]
@@ -159,7 +157,7 @@ class Reconstruction:
         every = {layer.name: layer.places(_empty(graph, layer.data)) for layer in layers}
         goals: dict[str, list[_Goal]] = {layer.name: [] for layer in layers}
         targets = sorted({layer.target for layer in layers})
-        with ObservedGraph(self._whole, self._spec, targets, self._threads) as whole:
+        with ObservedGraph(self._whole, self._workshop, targets) as whole:
             for sample in self._source:
                 wanted = whole.run(sample)
                 for layer in layers:

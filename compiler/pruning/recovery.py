@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tvm
 
@@ -13,56 +11,50 @@ from tinsmith.compiler.pruning.distillation import Distiller
 from tinsmith.compiler.pruning.observed import ObservedGraph
 from tinsmith.compiler.pruning.reconstruction import LayerError, Reconstruction
 from tinsmith.compiler.pruning.views import viewed
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
 from tinsmith.passes.prune.recovery.distillation import DistillationResult
 from tinsmith.passes.prune.recovery.positions import Positions
 from tinsmith.passes.prune.recovery.replace_operands import replace_operands
-from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 # The statistics of a layer depend on those of the layers before it: a few sweeps settle them.
 _SWEEPS = 2
 
 
 class Recovery:
-    """Runs the recovery that the options choose; `spec` describes the machine at hand."""
+    """Runs the recovery that the options choose."""
 
     def __init__(
         self,
         config: PruneConfig,
         whole: tvm.IRModule,
         source: CalibrationSource | None,
-        spec: TargetSpec,
+        workshop: Workshop,
         seed: int = 0,
-        threads: int = 0,
         progress: Progress | None = None,
         held_out: CalibrationSource | None = None,
     ) -> None:
         """Nothing is learned from the samples of `held_out`, which may be part of the data."""
         self._source = source
-        self._spec = spec
-        self._threads = threads
+        self._workshop = workshop
         self._progress = progress
         self._method = config.chosen_recovery
         self._reconstruction: Reconstruction | None = None
         self._distiller: Distiller | None = None
         self.distillation: DistillationResult | None = None
         if source is not None and self._method == "distill":
-            self._distiller = Distiller(
-                config, whole, source, spec, seed, threads, progress, held_out
-            )
+            self._distiller = Distiller(config, whole, source, workshop, seed, progress, held_out)
         if source is not None and self._method in ("least-squares", "distill"):
             seen, views = viewed(source, Preprocessing.of(config))
             self._reconstruction = Reconstruction(
                 whole,
                 seen,
-                spec,
+                workshop,
                 views=views,
                 ridge=config.ridge,
                 places=config.places,
                 seed=seed,
-                threads=threads,
                 progress=progress,
             )
 
@@ -75,9 +67,7 @@ class Recovery:
         """
         if self._source is None or self._method == "none":
             return pruned, ()
-        pruned = estimate_batch_norms(
-            pruned, self._source, self._spec, self._threads, self._progress
-        )
+        pruned = estimate_batch_norms(pruned, self._source, self._workshop, self._progress)
         if self._reconstruction is None:
             return pruned, ()
         pruned, errors = self._reconstruction.recovered(pruned, positions)
@@ -89,8 +79,7 @@ class Recovery:
 def estimate_batch_norms(
     module: tvm.IRModule,
     source: CalibrationSource,
-    spec: TargetSpec,
-    threads: int = 0,
+    workshop: Workshop,
     progress: Progress | None = None,
 ) -> tvm.IRModule:
     """The graph with the statistics of its batch normalisations measured on the samples."""
@@ -99,7 +88,7 @@ def estimate_batch_norms(
         return module
     for sweep in range(_SWEEPS):
         statistics = {norm.name: ChannelStatistics(norm.axis) for norm in norms}
-        with ObservedGraph(module, spec, [norm.data for norm in norms], threads) as observed:
+        with ObservedGraph(module, workshop, [norm.data for norm in norms]) as observed:
             for index, sample in enumerate(source):
                 if progress is not None:
                     share = index / (source.count or index + 1)

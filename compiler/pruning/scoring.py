@@ -12,6 +12,8 @@ from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.pruning.observed import ObservedGraph
 from tinsmith.compiler.pruning.taylor import taylor_scores
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.allocation.ranking import Kind
 from tinsmith.passes.prune.groups import Channels, Group, Groups, Member
 from tinsmith.passes.prune.importance.apoz import ActiveShare
@@ -29,9 +31,6 @@ from tinsmith.passes.prune.importance.reconstruction_error import (
 )
 from tinsmith.passes.prune.importance.weights import batch_norm_scales, produced_weights, unit_rows
 from tinsmith.passes.prune.recovery.least_squares import Moments
-from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 WEIGHT_CRITERIA: Mapping[str, Callable[[Sequence[np.ndarray]], np.ndarray]] = {
     "l1": l1_norm,
@@ -56,16 +55,15 @@ class Scores:
 class Scoring:
     """What scores are computed from. `source` is needed by the criteria that look at data.
 
-    `spec` describes the machine at hand. `normalization` is one of `NORMALIZATIONS`.
+    `normalization` is one of `NORMALIZATIONS`.
     """
 
     criterion: str
     normalization: str
-    spec: TargetSpec
+    workshop: Workshop
     source: CalibrationSource | None = None
     seed: int = 0
     progress: Progress | None = None
-    threads: int = 0
 
     def scores(self, module: tvm.IRModule, groups: Groups) -> Scores:
         """The scores of all groups that may be pruned; `groups` are those of `module`.
@@ -156,7 +154,7 @@ class Scoring:
         names = list(tensors)
         if not names:
             return
-        with ObservedGraph(module, self.spec, names, self.threads) as observed:
+        with ObservedGraph(module, self.workshop, names) as observed:
             for index, sample in enumerate(self.source):
                 if self.progress is not None:
                     self.progress("statistics", index / (self.source.count or index + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ import tvm
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.pruning.judge import Judge
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.allocation.ranking import Ranking
 from tinsmith.passes.prune.groups import Groups
 from tinsmith.passes.prune.shrink import shrink
-
-Progress = Callable[[str, float], None]
 
 RATIOS = (0.25, 0.5, 0.75)
 

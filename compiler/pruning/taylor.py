@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tvm
@@ -10,11 +10,10 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.pruning.batches import Samples, batch_of, parts, require_torch, torch_graph
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.groups import Group, Groups
 from tinsmith.passes.prune.importance.taylor import taylor_of_weights
 from tinsmith.passes.prune.importance.weights import unit_rows
-
-Progress = Callable[[str, float], None]
 
 
 def taylor_scores(

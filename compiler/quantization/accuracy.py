@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -12,8 +12,7 @@ from tinsmith.compiler.evaluate.classes import Bounds, Evaluation, Verdict
 from tinsmith.compiler.quantization.recipe import Mixture
 from tinsmith.compiler.quantization.sensitivity import fewest, sensitivities
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench
-
-Progress = Callable[[str, float], None]
+from tinsmith.passes.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class AccuracyKeeper:
                 "be kept in float to reach it: loosen it or choose another format"
             )
         names, probe = mixture.probe()
-        found = sensitivities(probe, names, source, self._progress)
+        found = sensitivities(probe, names, source, self._bench.workshop, self._progress)
         worst = sorted(names, key=lambda name: -found[name])
         for precision in mixture.precisions:
             count, chosen = self._fewest(candidate, mixture, worst, precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,9 @@ import tvm
 from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
 from tinsmith.compiler.quantization.noise import SignalToNoise
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow
-from tinsmith.targets.registry import get_target
-
-Progress = Callable[[str, float], None]
+from tinsmith.passes.progress import Progress
 
 # Samples that are compared; more make the figures of a layer no surer.
 _COMPARED = 32
@@ -49,20 +48,20 @@ def compare_graphs(
     tensors: Sequence[str],
     observed: Sequence[str],
     source: CalibrationSource,
+    workshop: Workshop,
     progress: Progress | None = None,
 ) -> Comparison:
     """Run both graphs on samples of `source`; `tensors` that one of them lacks are left out.
 
     `exact` is run with all of `observed`: it has been compiled with these before.
     """
-    native = get_target("native")
     before, after = Dataflow(exact), Dataflow(quantized)
     names = [n for n in tensors if before.named(n) is not None and after.named(n) is not None]
     noise = {name: SignalToNoise() for name in names}
     output, classes, same, count = OutputNoise(), class_output(exact), 0.0, 0
     with (
-        ObservedModule(exact, native, [*dict.fromkeys([*observed, *names])]) as float_run,
-        ObservedModule(quantized, native, names) as integer_run,
+        ObservedModule(exact, workshop, [*dict.fromkeys([*observed, *names])]) as float_run,
+        ObservedModule(quantized, workshop, names) as integer_run,
     ):
         for sample in source:
             if count == _COMPARED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 
 from tinsmith.compiler.errors import ConfigError, ModelError
+from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
@@ -66,5 +67,5 @@ class FloatRecipe(Recipe):
             for kept in placement.float_operators
         ]
         step = ReducePrecision(precision, keep_float=keep_float)
-        steps = () if reason else (("reduce_precision", step),)
+        steps = () if reason else (Step("reduce_precision", step),)
         return Prepared(steps, graph, (), tuple(layers))

@@ -12,7 +12,14 @@ import tvm
 from tinsmith.compiler.calibration import observe_tensors
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.pipeline import Step, quantization_passes
-from tinsmith.compiler.quantization.recipe import Mixture, Prepared, Recipe, Task, known_layers
+from tinsmith.compiler.quantization.recipe import (
+    Mixture,
+    Prepared,
+    Recipe,
+    Task,
+    after,
+    known_layers,
+)
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.compiler.quantization.scaling import Scaling, most_exact, scaling_name, scalings
 from tinsmith.compiler.quantization.weights import gram_batches, is_grouped, layer_grams
@@ -35,7 +42,7 @@ from tinsmith.passes.quantize.precision_placement import place_precision
 from tinsmith.passes.quantize.probe_quantization import ProbeQuantization, probed_operators
 from tinsmith.passes.quantize.reduce_precision import ReducePrecision
 from tinsmith.targets.number_formats import NumberFormats, float_precisions
-from tinsmith.targets.registry import backend_of, get_target
+from tinsmith.targets.registry import backend_of
 
 
 class _ValuesAndChannels:
@@ -76,8 +83,7 @@ def _calibrated(
     graph: tvm.IRModule, scaling: Scaling, task: Task, keep_float: Collection[str]
 ) -> _Calibrated:
     """Ranges and means of the graph with its channels scaled."""
-    for _, step in scaling:
-        graph = step(graph)
+    graph = after(scaling, graph)
     table = backend_of(task.spec).formats
     placement = place(graph, table, keep_float)
     axes = operand_tensors(graph, table, keep_float)
@@ -139,7 +145,7 @@ class _Calibrated(Mixture):
     @property
     def precisions(self) -> tuple[str, ...]:
         """bfloat16 where the target has it, and this machine, to try it, too."""
-        for spec in (self.task.spec, get_target("native")):
+        for spec in (self.task.spec, self.task.workshop.spec):
             if "bfloat16" not in float_precisions(spec):
                 return ("float",)
         return ("bfloat16", "float")
@@ -152,10 +158,10 @@ class _Calibrated(Mixture):
         options = QuantizationOptions(keep_float=keep_float, weight_codes=self.codes)
         steps = list(self.first)
         if self.means is not None:
-            steps.append(("correct_bias", CorrectBias(self.means, table, options)))
+            steps.append(Step("correct_bias", CorrectBias(self.means, table, options)))
         steps += quantization_passes(self.task.spec, self.ranges, options)
         if reduced:
-            steps.append(("reduce_precision", ReducePrecision("bfloat16", only=reduced)))
+            steps.append(Step("reduce_precision", ReducePrecision("bfloat16", only=reduced)))
         layers = self._layers(place(self.exact, table, keep_float), table, reduced)
         return Prepared(tuple(steps), self.exact, self.observed, layers, self, self.notes)
 
@@ -202,7 +208,7 @@ def _observers(
     if not names:
         return {}
     return observe_tensors(
-        graph, get_target("native"), names, task.source, factory, progress=task.progress
+        graph, task.workshop, names, task.source, factory, progress=task.progress
     )
 
 

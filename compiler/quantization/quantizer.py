@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import tvm
@@ -19,7 +19,6 @@ from tinsmith.compiler.calibration.folds import told_of_samples
 from tinsmith.compiler.calibration.plausibility import warnings
 from tinsmith.compiler.evaluate.classes import SEEN, Bounds, Verdict, open_evaluation
 from tinsmith.compiler.evaluate.inputs import Domains
-from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.accuracy import Accuracy, AccuracyKeeper
 from tinsmith.compiler.quantization.comparison import Comparison, Sample, compare_graphs
@@ -31,13 +30,10 @@ from tinsmith.compiler.quantization.report import LayerReport, QuantizationRepor
 from tinsmith.compiler.quantization.speed import Speed, measured
 from tinsmith.compiler.quantization.weights import WeightRecipe
 from tinsmith.compiler.quantization.workbench import Candidate, Workbench
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow, model_name
-from tinsmith.targets.algorithms import AlgorithmLookup
-from tinsmith.targets.registry import get_target
-from tinsmith.targets.schedule import RecordLookup
+from tinsmith.passes.progress import Progress
 from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 RECIPES: Mapping[str, type[Recipe]] = {
     "int8": IntegerRecipe,
@@ -47,12 +43,24 @@ RECIPES: Mapping[str, type[Recipe]] = {
 }
 
 
-class Quantizer:
-    """Callable for `tinsmith.compiler.pipeline.lower`: graph in, passes out.
+@dataclass(frozen=True)
+class Quantized:
+    """What quantising a graph comes to.
 
-    After the call, `report` says what was done (if that is asked for) and `sample` holds an
-    input with the quantised graph's own outputs. Calibration runs on this machine, whatever
-    the target.
+    `steps` are the passes that do it, before the step `QUANTIZED_BEFORE` of the pipeline. `sample`
+    is an input with the quantised graph's own outputs, `report` says what was done, if that is
+    asked for.
+    """
+
+    steps: tuple[Step, ...]
+    sample: Sample
+    report: QuantizationReport | None = None
+
+
+class Quantizer:
+    """Callable on a graph after the graph passes, float; answers the passes that quantise it.
+
+    Calibration runs in the workshop, on this machine, whatever the target.
     """
 
     def __init__(
@@ -61,29 +69,20 @@ class Quantizer:
         spec: TargetSpec,
         signature: Mapping[str, tuple[tuple[int, ...], str]],
         bounds: Domains,
-        name: str = "model",
-        threads: int = 0,
+        workshop: Workshop,
         seed: int = 0,
         progress: Progress | None = None,
-        records: RecordLookup | None = None,
         reported: bool = True,
-        algorithms: AlgorithmLookup | None = None,
     ) -> None:
-        """`threads` run what is timed, 0: one for each core, with the decisions of `records`
-        and the convolution `algorithms` with which the model will be compiled.
-
-        Without `reported` there will be no report, which takes two compilations and a run on
-        many samples.
+        """Without `reported` there will be no report, which takes two compilations and a run
+        on many samples.
 
         Raises ConfigError and InputError for calibration data that cannot be used.
         """
         self._config = config
         self._spec = spec
-        self._name = name
-        self._threads = threads
+        self._workshop = workshop
         self._progress = progress
-        self._records = records
-        self._algorithms = algorithms
         self._reports = reported
         source = open_calibration(
             config.calibration,
@@ -103,33 +102,23 @@ class Quantizer:
         if self._evaluation is not None and config.evaluation is not None:
             self._judge, self._unseen = self._evaluation.source, True
         self._bounds = Bounds(config.min_agreement, config.max_drop)
-        self.report: QuantizationReport | None = None
-        self.sample: Sample | None = None
 
-    def __call__(self, module: tvm.IRModule) -> Sequence[Step]:
-        """The passes that quantise `module`, a graph after the graph passes.
+    def __call__(self, module: tvm.IRModule) -> Quantized:
+        """Calibrate `module`, and choose by accuracy and time what stays in float.
 
         Raises ModelError if nothing in it can be quantised, or if it answers no scores where
         these are to be compared.
         """
         if self._evaluation is not None:
             self._evaluation.check(module)
-        task = Task(self._config, self._spec, self.source, self._progress)
+        task = Task(self._config, self._spec, self.source, self._workshop, self._progress)
         prepared = RECIPES[self._config.format]().prepare(module, task)
-        local = local_spec(self._spec)
         self._show("compile float and quantised", 0.5)
-        with Workbench(
-            module,
-            self.source,
-            local or get_target("native"),
-            self._threads,
-            self._name,
-            None if local is None else self._records,
-            None if local is None else self._algorithms,
-        ) as bench:
-            outcome = self._chosen(bench, bench.candidate(prepared), local is not None)
-            self.sample = bench.sample(outcome.candidate)
+        with Workbench(module, self.source, self._workshop) as bench:
+            outcome = self._chosen(bench, bench.candidate(prepared), self._workshop.is_target)
+            sample = bench.sample(outcome.candidate)
         prepared = outcome.candidate.prepared
+        report = None
         if self._reports:
             comparison = compare_graphs(
                 prepared.exact,
@@ -137,10 +126,11 @@ class Quantizer:
                 [layer.tensor for layer in prepared.layers if layer.tensor],
                 prepared.observed,
                 self._judge,
+                self._workshop,
                 self._progress,
             )
-            self.report = self._reported(outcome, comparison)
-        return prepared.steps
+            report = self._reported(outcome, comparison)
+        return Quantized(prepared.steps, sample, report)
 
     def _chosen(self, bench: Workbench, candidate: Candidate, timed: bool) -> _Outcome:
         """The candidate, or one with some layers in float for the sake of accuracy or speed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -11,22 +11,23 @@ import tvm
 
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.errors import ConfigError
-from tinsmith.compiler.pipeline import Step
+from tinsmith.compiler.pipeline import Pipeline, Step
 from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.report import LayerReport
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow, model_name
+from tinsmith.passes.progress import Progress
 from tinsmith.targets.spec import TargetSpec
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe is given: options, the target, and samples of the model's inputs."""
+    """What a recipe is given: options, the target, samples of inputs, and where they are run."""
 
     config: QuantizationConfig
     spec: TargetSpec
     source: CalibrationSource
+    workshop: Workshop
     progress: Progress | None = None
 
 
@@ -56,9 +57,12 @@ class Prepared:
 
     def quantized(self, graph: tvm.IRModule) -> tvm.IRModule:
         """The graph after all steps."""
-        for _, step in self.steps:
-            graph = step(graph)
-        return graph
+        return after(self.steps, graph)
+
+
+def after(steps: Iterable[Step], graph: tvm.IRModule) -> tvm.IRModule:
+    """The graph after some passes."""
+    return Pipeline(tuple(steps)).run(graph).module
 
 
 class Mixture(ABC):

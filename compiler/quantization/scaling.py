@@ -13,7 +13,7 @@ from tinsmith.compiler.calibration import ObservedModule, observe_tensors
 from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.config import AUTO
 from tinsmith.compiler.quantization.outputs import OutputNoise
-from tinsmith.compiler.quantization.recipe import Prepared, Task
+from tinsmith.compiler.quantization.recipe import Prepared, Task, after
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.tensors import constant_array
 from tinsmith.passes.quantize.cross_layer_equalization import (
@@ -22,7 +22,6 @@ from tinsmith.passes.quantize.cross_layer_equalization import (
 )
 from tinsmith.passes.quantize.observers import ChannelMinMaxObserver
 from tinsmith.passes.quantize.smooth_quant import SmoothQuant, smoothable_tensors
-from tinsmith.targets.registry import get_target
 
 Scaling = tuple[Step, ...]
 
@@ -47,10 +46,11 @@ def scalings(graph: tvm.IRModule, task: Task) -> tuple[Scaling, ...]:
         steps: Scaling = ()
         scaled = graph
         if equalized:
-            step = _equalization(graph, task)
-            steps, scaled = (("equalize", step),), step(graph)
+            steps = (Step("equalize", _equalization(graph, task)),)
+            scaled = after(steps, graph)
         for smoothed in _choices(smooth) if smoothable_tensors(scaled) else [False]:
-            found.append((*steps, ("smooth", _smoothing(scaled, task))) if smoothed else steps)
+            smoothing = (Step("smooth", _smoothing(scaled, task)),) if smoothed else ()
+            found.append((*steps, *smoothing))
     return tuple(found)
 
 
@@ -61,12 +61,11 @@ def most_exact(
 
     `names` tell the ways apart. They are run on samples of the calibration data.
     """
-    native = get_target("native")
     noise = [OutputNoise() for _ in prepared]
     with ExitStack() as modules:
-        exact = modules.enter_context(ObservedModule(graph, native, []))
+        exact = modules.enter_context(ObservedModule(graph, task.workshop))
         tried = [
-            modules.enter_context(ObservedModule(way.quantized(graph), native, []))
+            modules.enter_context(ObservedModule(way.quantized(graph), task.workshop))
             for way in prepared
         ]
         for count, sample in enumerate(task.source):
@@ -118,7 +117,7 @@ def _magnitudes(graph: tvm.IRModule, names: Sequence[str], task: Task) -> dict[s
     """The largest magnitude of each channel of the tensors of these names."""
     found: Mapping[str, Any] = observe_tensors(
         graph,
-        get_target("native"),
+        task.workshop,
         names,
         task.source,
         ChannelMinMaxObserver,

@@ -9,9 +9,8 @@ import tvm
 
 from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
 from tinsmith.compiler.quantization.outputs import OutputNoise
-from tinsmith.targets.registry import get_target
-
-Progress = Callable[[str, float], None]
+from tinsmith.compiler.workshop import Workshop
+from tinsmith.passes.progress import Progress
 
 # Samples over which the noise of each layer is summed; the order of layers settles early.
 _SAMPLES = 16
@@ -21,6 +20,7 @@ def sensitivities(
     probe: tvm.IRModule,
     names: Sequence[str],
     source: CalibrationSource,
+    workshop: Workshop,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Noise power over signal power with only that layer quantised, at the output it hurts most.
@@ -30,7 +30,7 @@ def sensitivities(
     """
     noise = {name: OutputNoise() for name in names}
     off = np.zeros((len(names), 1, 1), np.float32)
-    with ObservedModule(probe, get_target("native"), []) as module:
+    with ObservedModule(probe, workshop) as module:
         for index, sample in enumerate(source):
             if index == _SAMPLES:
                 break

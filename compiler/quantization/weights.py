@@ -10,6 +10,7 @@ import tvm
 
 from tinsmith.compiler.calibration import ObservedModule
 from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.pipeline import Step
 from tinsmith.compiler.quantization.noise import SignalToNoise
 from tinsmith.compiler.quantization.recipe import Prepared, Recipe, Task, known_layers
 from tinsmith.compiler.quantization.report import LayerReport
@@ -21,7 +22,6 @@ from tinsmith.passes.quantize.fusion_preview import kept_in_memory
 from tinsmith.passes.quantize.precision_placement import PRODUCTS
 from tinsmith.passes.quantize.weight_compression import Method, compress
 from tinsmith.targets.compressed_weights import CompressedWeights
-from tinsmith.targets.registry import get_target
 
 # Statistics of so many bytes are gathered in one pass over the samples, or of one layer.
 _GRAM_BYTES = 512 * 2**20
@@ -57,7 +57,8 @@ class WeightRecipe(Recipe):
                 gram = grams.pop(product.name, None)
                 stored[product.name] = compress(product.weights, method, config.group_size, gram)
         layers = _layers(graph, found, stored)
-        return Prepared((("compress_weights", CompressWeights(stored)),), graph, (), layers)
+        step = Step("compress_weights", CompressWeights(stored))
+        return Prepared((step,), graph, (), layers)
 
 
 def gram_batches(chosen: Sequence[Product]) -> Iterator[list[Product]]:
@@ -81,7 +82,7 @@ def layer_grams(graph: tvm.IRModule, batch: Sequence[Product], task: Task) -> di
     if not watched:
         return {}
     count = task.source.count
-    with ObservedModule(graph, get_target("native"), [p.data for p in watched]) as observed:
+    with ObservedModule(graph, task.workshop, [p.data for p in watched]) as observed:
         for index, sample in enumerate(task.source):
             if task.progress is not None:
                 task.progress(f"statistics {index + 1}", index / count if count else 0.0)

@@ -11,10 +11,8 @@ from tinsmith.compiler.calibration import CalibrationSource, ObservedModule
 from tinsmith.compiler.evaluate.layer_timing import Timing, measure
 from tinsmith.compiler.quantization.comparison import Sample
 from tinsmith.compiler.quantization.recipe import Prepared
+from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.graph.dataflow import Dataflow
-from tinsmith.targets.algorithms import AlgorithmLookup
-from tinsmith.targets.schedule import RecordLookup
-from tinsmith.targets.spec import TargetSpec
 
 
 class Candidate:
@@ -33,32 +31,17 @@ class Candidate:
 class Workbench:
     """Compiles `graph` as it is and as candidates, and times them on the first sample.
 
-    A context manager: it holds the modules, in temporary folders. `spec` describes the machine
-    at hand, `name` is that of the model: what is compiled here need not be compiled again.
-    `records` and `algorithms` are the decisions with which the model will be compiled: its
-    golden vectors come from here.
+    A context manager: it holds the modules, in temporary folders. The golden vectors of the
+    module come from here.
     """
 
-    def __init__(
-        self,
-        graph: tvm.IRModule,
-        source: CalibrationSource,
-        spec: TargetSpec,
-        threads: int,
-        name: str,
-        records: RecordLookup | None = None,
-        algorithms: AlgorithmLookup | None = None,
-    ) -> None:
-        self._records = records
-        self._algorithms = algorithms
+    def __init__(self, graph: tvm.IRModule, source: CalibrationSource, workshop: Workshop) -> None:
         self._graph = graph
-        self._spec = spec
-        self._threads = threads
-        self._name = name
+        self.workshop = workshop
         self._tensors = frozenset(node.name for node in Dataflow(graph).nodes)
         self.inputs = tuple(np.array(value) for value in next(iter(source)).values())
         self._candidates: list[Candidate] = []
-        self.exact = self._compile(graph)
+        self.exact = ObservedModule(graph, workshop)
 
     def __enter__(self) -> Workbench:
         return self
@@ -76,7 +59,7 @@ class Workbench:
     def candidate(self, prepared: Prepared) -> Candidate:
         """Quantise and compile."""
         quantized = prepared.quantized(self._graph)
-        made = Candidate(prepared, quantized, self._compile(quantized))
+        made = Candidate(prepared, quantized, ObservedModule(quantized, self.workshop))
         self._candidates.append(made)
         return made
 
@@ -95,8 +78,3 @@ class Workbench:
         """The first sample with the outputs of a candidate."""
         outputs = candidate.module.run(self.inputs).outputs
         return Sample(self.inputs, tuple(value.copy() for value in outputs))
-
-    def _compile(self, graph: tvm.IRModule) -> ObservedModule:
-        return ObservedModule(
-            graph, self._spec, [], self._threads, self._name, self._records, self._algorithms
-        )

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tinsmith.compiler.errors import BuildError
 from tinsmith.compiler.module.write.writer import write_module
+from tinsmith.compiler.pipeline import SCHEDULE, lowering
 from tinsmith.compiler.preparation import Prepared
 from tinsmith.compiler.tuning.lookup import ChosenRecords
 from tinsmith.compiler.tuning.records import Record
 from tinsmith.compiler.tuning.runner import Runner
-from tinsmith.targets.schedule import RecordLookup, schedule_module
+from tinsmith.targets.schedule import RecordLookup
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def accept(
 
 def build(prepared: Prepared, records: RecordLookup | None, folder: Path) -> Path:
     """The prepared model, scheduled with `records`, as a module in `folder`."""
-    scheduled, kernels = schedule_module(prepared.pipeline.fused, prepared.lowered.spec, records)
-    lowered = replace(prepared.lowered, module=scheduled, kernels=kernels)
+    schedule = lowering(prepared.lowered.spec, records).since(SCHEDULE)
+    report = schedule.run(prepared.pipeline.fused)
+    lowered = replace(prepared.lowered, module=report.module, kernels=report.kernels)
     return write_module(lowered, folder, golden=prepared.golden, forms=("shared",)).path

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
-from tinsmith.compiler.evaluate.layer_timing import local_spec
 from tinsmith.compiler.module.base import StepTime
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.preparation import Clock, Prepared, model_name, prepare, target_of
@@ -47,13 +46,14 @@ from tinsmith.compiler.tuning.store import Shelf, Store
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
 from tinsmith.compiler.tuning.trials import TrialLoop
 from tinsmith.compiler.words import config_of
+from tinsmith.compiler.workshop import local_spec
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.spec import TargetSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Progress = Callable[[JobView], None]
+JobProgress = Callable[[JobView], None]
 
 # The search among algorithms ends when that share of the job's time is over.
 _ALGORITHMS_SHARE = 0.4
@@ -68,7 +68,7 @@ def tune(
     *,
     config: CompileConfig | None = None,
     options: TuneOptions | None = None,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
     **words: Any,
 ) -> TuneReport:
     """Search the decisions of a model's kernels where they run, and remember the best.
@@ -131,7 +131,7 @@ class _Job:
         model: str | Path | ModelProto,
         config: CompileConfig,
         options: TuneOptions,
-        progress: Progress | None,
+        progress: JobProgress | None,
         store: Store,
         shelf: Shelf,
         records: StoredRecords,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import integers, operator_name, static_shape
 
@@ -31,6 +32,9 @@ class AbsorbInputTransposes:
     the transpose of a whole image is saved. Left alone: grouped convolutions,
     and wider ones, whose kernels read vectors of channels.
     """
+
+    requires = (CHANNELS_LAST,)
+    ensures = (CHANNELS_LAST,)
 
     def __init__(self, max_channels: int = 4) -> None:
         self.max_channels = max_channels

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, layouts
 from tinsmith.passes.graph.quantized_constants import is_quantized_constant, permuted_quantized
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
@@ -42,6 +43,8 @@ class ConvertLayout:
     and calls that are not in NCHW (or OIHW).
     """
 
+    ensures = (CHANNELS_LAST,)
+
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext
     ) -> tvm.IRModule:
@@ -54,9 +57,7 @@ class _Converter(BlockRewriter):
         make = _CHANNELS_LAST.get(str(name))
         if make is None or len(static_shape(value) or ()) != 4:
             return value
-        layout = str(getattr(value.attrs, "data_layout", None) or value.attrs.layout)
-        out_layout = str(getattr(value.attrs, "out_layout", None) or layout)
-        if (layout, out_layout) != ("NCHW", "NCHW"):
+        if layouts(value) != ("NCHW", "NCHW"):
             return value
         operands = list(value.args)
         if name == "relax.nn.conv2d":

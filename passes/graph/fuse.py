@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import KERNELS
 from tinsmith.passes.graph.fused_groups import name_fused_groups
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import element_count, element_type, operator_name, static_shape
@@ -46,6 +47,8 @@ class Fuse:
     is made of one byte each (a `dequantize`) is: it costs less than to store it.
     Nor is a concatenation of many tensors fused into the next one.
     """
+
+    requires = (KERNELS,)
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext

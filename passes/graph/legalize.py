@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import KERNELS
 from tinsmith.passes.graph.tensors import operator_name
 
 # Shape changes move no data: they stay operators, which the executor makes an alias of.
@@ -34,6 +35,8 @@ class Legalize:
     The operators in `first` are lowered before all others, so that their definitions
     can look up what computes their operands, and take it in (a padding, say).
     """
+
+    ensures = (KERNELS,)
 
     def __init__(
         self,

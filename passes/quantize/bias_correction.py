@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
@@ -85,6 +86,8 @@ class CorrectBias:
 
     Left alone: operators that are not quantised, or whose operand has no means.
     """
+
+    requires = (CHANNELS_LAST, PRODUCTS_OF_NUMBERS)
 
     def __init__(
         self,

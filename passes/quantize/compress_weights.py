@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, element_type, operator_name, static_shape
@@ -108,6 +109,8 @@ class CompressWeights:
 
     Raises ValueError for a name that no product of the graph has.
     """
+
+    requires = (PRODUCTS_OF_NUMBERS,)
 
     def __init__(self, weights: Mapping[str, CompressedWeights]) -> None:
         self.weights = dict(weights)

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, operator_name, static_shape
@@ -56,6 +57,8 @@ class CrossLayerEqualization:
     Left alone: tensors that other operators read or write, results of the
     function, and grouped convolutions.
     """
+
+    requires = (CHANNELS_LAST, PRODUCTS_OF_NUMBERS)
 
     def __init__(
         self, channel_ranges: Mapping[str, np.ndarray] | None = None, floor: float = 0.05

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, operator_name
@@ -106,6 +107,9 @@ class InsertQuantization:
 
     Raises ValueError if a range is missing or not finite.
     """
+
+    requires = (CHANNELS_LAST, PRODUCTS_OF_NUMBERS)
+    ensures = (PRODUCTS_OF_NUMBERS,)
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, element_type, operator_name, static_shape
 from tinsmith.passes.quantize.integer_averages import integer_average
@@ -61,6 +62,8 @@ class LowerIntegers:
 
     Must run before constants are folded: folding makes weights float again.
     """
+
+    requires = (CHANNELS_LAST, PRODUCTS_OF_NUMBERS)
 
     def __init__(self, table: NumberFormats) -> None:
         self.table = table

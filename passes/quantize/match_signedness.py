@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import operator_name
@@ -41,6 +42,8 @@ class MatchSignedness:
     channel, constants, and the right operand of a product of two computed ones if it
     has the dtype of weights.
     """
+
+    requires = (PRODUCTS_OF_NUMBERS,)
 
     def __init__(self, table: NumberFormats) -> None:
         self.table = table

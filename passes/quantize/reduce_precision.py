@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, operator_name
@@ -53,6 +54,8 @@ class ReducePrecision:
 
     Raises ValueError for a `dtype` other than "bfloat16".
     """
+
+    requires = (CHANNELS_LAST, PRODUCTS_OF_NUMBERS)
 
     def __init__(
         self,

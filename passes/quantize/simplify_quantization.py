@@ -8,6 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant_array, integers, operator_name, static_shape
 from tinsmith.passes.quantize.operators import (
@@ -45,6 +46,9 @@ class SimplifyQuantization:
     Left alone: conversions with a scale per channel, and pairs of a `dequantize`
     and a `quantize` of different scale (they requantise).
     """
+
+    requires = (PRODUCTS_OF_NUMBERS,)
+    ensures = (PRODUCTS_OF_NUMBERS,)
 
     def __init__(self, table: NumberFormats) -> None:
         self.table = table

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tinsmith.passes.graph.conditions import PRODUCTS_OF_NUMBERS
 from tinsmith.passes.graph.dataflow import Dataflow, Node
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array, integers, static_shape
@@ -41,6 +42,8 @@ class SmoothQuant:
     else than products with constant matrices (and reshapes on the way to them);
     tensors that have no ranges.
     """
+
+    requires = (PRODUCTS_OF_NUMBERS,)
 
     def __init__(self, channel_ranges: Mapping[str, np.ndarray], strength: float = 0.5) -> None:
         if not 0 <= strength <= 1:

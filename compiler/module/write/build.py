@@ -24,7 +24,6 @@ from tinsmith.targets.spec import TargetSpec
 
 # Builds that are kept; each is some hundred kilobytes.
 _REMEMBERED = 4
-_RECENT: dict[Hashable, BuiltKernels] = {}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,26 @@ class BuiltKernels:
     objects: tuple[bytes, ...]
     kernels: Mapping[str, KernelCode]
     sorts: Mapping[str, SortCall]
+
+
+class Builds:
+    """What was compiled last, for who compiles the same kernels again.
+
+    Quantising runs one graph for calibration, comparison and proof.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[Hashable, BuiltKernels] = {}
+
+    def find(self, key: Hashable) -> BuiltKernels | None:
+        """The build of that key, if it is one of the last."""
+        return self._recent.get(key)
+
+    def keep(self, key: Hashable, built: BuiltKernels) -> None:
+        """Remember a build, and forget the oldest of too many."""
+        while len(self._recent) >= _REMEMBERED:
+            del self._recent[next(iter(self._recent))]
+        self._recent[key] = built
 
 
 def lower_kernels(functions: Mapping[str, tirx.PrimFunc], spec: TargetSpec) -> tvm.IRModule:
@@ -105,20 +124,23 @@ def build_kernels(
     aligned: Mapping[str, Sequence[bool]] | None = None,
     prefix: str = "tinsmith",
     jobs: int = 2,
+    builds: Builds | None = None,
 ) -> BuiltKernels:
     """Compile scheduled `functions` to position-independent object code for `spec`.
 
     `aligned` says, per kernel and parameter, whether the pointer is always a
     multiple of 64 (default: no). `prefix` starts every symbol's name. `jobs`
-    object files are made in parallel. Kernels that were compiled a moment ago are
-    not compiled again: quantising runs one graph for calibration, comparison and proof.
+    object files are made in parallel. What is among `builds` is not compiled again,
+    and what is compiled is added to them.
     Raises `UnsupportedKernelError` for a kernel that only the VM form can run,
     `BuildError` when LLVM rejects one.
     """
     aligned = aligned or {}
+    builds = builds or Builds()
     key = _key(functions, spec, aligned, prefix, jobs)
-    if key in _RECENT:
-        return _RECENT[key]
+    known = builds.find(key)
+    if known is not None:
+        return known
     kernels: dict[str, KernelCode] = {}
     sorts: dict[str, SortCall] = {}
     for name, function in functions.items():
@@ -137,8 +159,9 @@ def build_kernels(
     groups = _balance(stages, max(1, jobs))
     with ThreadPoolExecutor(max_workers=len(groups) or 1) as pool:
         objects = list(pool.map(lambda group: _emit(group, spec), groups))
-    _remember(key, BuiltKernels(tuple(objects), kernels, sorts))
-    return _RECENT[key]
+    built = BuiltKernels(tuple(objects), kernels, sorts)
+    builds.keep(key, built)
+    return built
 
 
 def _lower_in_parallel(
@@ -165,12 +188,6 @@ def _key(
         for name, function in functions.items()
     ]
     return tuple(parts), spec, prefix, jobs
-
-
-def _remember(key: Hashable, built: BuiltKernels) -> None:
-    while len(_RECENT) >= _REMEMBERED:
-        del _RECENT[next(iter(_RECENT))]
-    _RECENT[key] = built
 
 
 def tvm_target(spec: TargetSpec) -> tvm.target.Target:

@@ -47,7 +47,7 @@ from tinsmith.compiler.module.manifest import (
     write_atomically,
 )
 from tinsmith.compiler.module.version import tinsmith_version
-from tinsmith.compiler.module.write.build import BuiltKernels, build_kernels
+from tinsmith.compiler.module.write.build import Builds, BuiltKernels, build_kernels
 from tinsmith.compiler.module.write.c_project import write_project
 from tinsmith.compiler.module.write.driver import (
     RUNTIME_FOLDER,
@@ -108,12 +108,14 @@ def write_module(
     forms: Sequence[str] = FORMS,
     embed_weights: bool | None = None,
     jobs: int = 2,
+    builds: Builds | None = None,
 ) -> WrittenModule:
     """Generate code for `lowered` and write the module to the folder `out_dir`.
 
     `forms` chooses among "shared" (always written), "static" and "runner".
     `embed_weights` puts the weights into the libraries (True), into a file
-    (False), or decides by size (None). `jobs` is the number of compiler threads.
+    (False), or decides by size (None). `jobs` is the number of compiler threads;
+    kernels that are among `builds` are not compiled again.
     An existing module at `out_dir` is replaced; any other non-empty folder is
     refused. Models that have no self-contained form (dynamic shapes, control
     flow, kernels that need TVM's runtime) are written in the VM form, with the
@@ -123,7 +125,13 @@ def write_module(
     `out_dir` is as it was.
     """
     with new_module(
-        lowered, out_dir, golden=golden, forms=forms, embed_weights=embed_weights, jobs=jobs
+        lowered,
+        out_dir,
+        golden=golden,
+        forms=forms,
+        embed_weights=embed_weights,
+        jobs=jobs,
+        builds=builds,
     ) as written:
         pass
     return replace(written, path=Path(out_dir))
@@ -138,6 +146,7 @@ def new_module(
     forms: Sequence[str] = FORMS,
     embed_weights: bool | None = None,
     jobs: int = 2,
+    builds: Builds | None = None,
 ) -> Iterator[WrittenModule]:
     """As `write_module`, but the module takes the place of `out_dir` at the end of the block.
 
@@ -151,7 +160,9 @@ def new_module(
     watch = _Stopwatch()
     with scratch_folder(destination) as folder:
         try:
-            manifest = _write_into(folder, lowered, golden, forms, embed_weights, jobs, watch)
+            manifest = _write_into(
+                folder, lowered, golden, forms, embed_weights, jobs, builds, watch
+            )
             yield WrittenModule(folder, manifest, watch.seconds)
             watch.measure("rename", lambda: replace_folder(folder, destination))
         except OSError as error:
@@ -177,10 +188,11 @@ def _write_into(
     forms: Sequence[str],
     embed_weights: bool | None,
     jobs: int,
+    builds: Builds | None,
     watch: _Stopwatch,
 ) -> Manifest:
     try:
-        graph, plan, built = watch.measure("code generation", lambda: _plan(lowered, jobs))
+        graph, plan, built = watch.measure("code generation", lambda: _plan(lowered, jobs, builds))
     except (NeedsVirtualMachineError, UnsupportedKernelError) as error:
         reason = str(error)
         graph = None
@@ -218,13 +230,15 @@ def _write_into(
     return manifest
 
 
-def _plan(lowered: LoweredModel, jobs: int) -> tuple[Graph, Plan, BuiltKernels]:
+def _plan(
+    lowered: LoweredModel, jobs: int, builds: Builds | None
+) -> tuple[Graph, Plan, BuiltKernels]:
     module = lower_calls(lowered.module)
     graph = read_graph(module, lowered.input_names, lowered.output_names)
     used = {call.kernel for call in graph.calls}
     functions = {v.name_hint: f for v, f in module.functions.items() if v.name_hint in used}
     prefix = symbol_prefix(lowered.source_name)
-    built = build_kernels(functions, lowered.spec, aligned_arguments(graph), prefix, jobs)
+    built = build_kernels(functions, lowered.spec, aligned_arguments(graph), prefix, jobs, builds)
     return graph, place_tensors(graph, built.kernels), built
 
 

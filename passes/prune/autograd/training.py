@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.autograd.graph import TorchGraph, scores_name
 from tinsmith.passes.prune.autograd.losses import agreement, logits_loss, relative_error
 from tinsmith.passes.prune.recovery.distillation import (
@@ -24,8 +25,6 @@ from tinsmith.passes.prune.recovery.distillation import (
     DistillationResult,
     Hint,
 )
-
-Progress = Callable[[float, str], None]
 
 # The share of the way over which the rate rises to its full value.
 _WARM_UP = 0.05
@@ -101,7 +100,7 @@ class Distillation:
                     group["lr"] = options.learning_rate * _rate(share)
                 losses.append(self._train(optimizer, batch))
                 if progress is not None:
-                    progress(share, told)
+                    progress(told, share)
             if not clock.due(epoch):
                 continue
             standing = self._standing(held_out)

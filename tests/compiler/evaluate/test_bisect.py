@@ -14,14 +14,14 @@ from tinsmith import CompileConfig, PruneConfig, compile_to
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.bisect import (
     MODULE,
-    Stages,
     Tensor,
     bisect,
     bisect_module,
     first_divergent,
-    pipeline_stages,
 )
 from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.pipeline import Pipeline, Step, lowering
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import constant, constant_array
 from tinsmith.targets.registry import get_target
@@ -56,20 +56,18 @@ def spoil(module: tvm.IRModule, size: int) -> tvm.IRModule:
     return _Doubler(module, size).run()
 
 
-def with_fault(stages: Stages, name: str, size: int) -> Stages:
-    """`stages` with a spoiled pass of that name."""
-    assert name in dict(stages)
-    return tuple(
-        (n, (lambda m, step=step: spoil(step(m), size)) if n == name else step)
-        for n, step in stages
-    )
+def with_fault(pipeline: Pipeline, name: str, size: int) -> Pipeline:
+    """`pipeline` with a spoiled pass of that name."""
+    apply = dict(pipeline.steps)[name]
+    return pipeline.with_step(Step(name, lambda module: spoil(apply(module), size)))
 
 
 def test_a_sound_compilation_has_no_divergence(small_model_file: Path, small_module: Path) -> None:
     found = bisect_module(small_module, small_model_file)
     assert found.first_divergence is None
-    assert found.steps[0].name == "import"
-    assert found.steps[-1].name == MODULE
+    # Every pass that made the module is replayed, in its order.
+    passes = read_manifest(small_module).passes
+    assert [step.name for step in found.steps] == ["import", *passes, MODULE]
     assert "no pass diverges" in found.conclusion()
 
 
@@ -87,8 +85,8 @@ def test_names_the_faulty_pass_and_the_first_spoiled_tensor(
     imported: ImportedModel, name: str
 ) -> None:
     # Only the weights of the second convolution have 16 * 16 * 3 * 3 elements.
-    stages = with_fault(pipeline_stages(SPEC), name, 16 * 16 * 3 * 3)
-    found = bisect(imported, SPEC, stages, seed=0, run_module=None)
+    pipeline = with_fault(lowering(SPEC), name, 16 * 16 * 3 * 3)
+    found = bisect(imported, SPEC, pipeline, seed=0, run_module=None)
     assert found.first_divergence is not None
     assert found.first_divergence.name == name
     assert [step.agrees for step in found.steps] == [True] * (len(found.steps) - 1) + [False]
@@ -99,7 +97,7 @@ def test_names_the_faulty_pass_and_the_first_spoiled_tensor(
 
 def test_a_fault_of_the_import_is_named_against_the_original(imported: ImportedModel) -> None:
     faulty = replace(imported, module=spoil(imported.module, 16 * 3 * 3 * 3))
-    found = bisect(faulty, SPEC, pipeline_stages(SPEC), seed=0, run_module=None)
+    found = bisect(faulty, SPEC, lowering(SPEC), seed=0, run_module=None)
     assert [step.name for step in found.steps] == ["import"]
     assert "conv2d" in found.steps[0].tensor
 
@@ -108,7 +106,7 @@ def test_a_fault_of_the_module_alone_is_code_generation(imported: ImportedModel)
     found = bisect(
         imported,
         SPEC,
-        pipeline_stages(SPEC),
+        lowering(SPEC),
         seed=0,
         run_module=lambda inputs: [np.zeros((1, 5), np.float32)],
     )

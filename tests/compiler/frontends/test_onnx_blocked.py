@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compiler.frontends.small_models import execute
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import graph_passes, kernel_passes
+from tinsmith.compiler.pipeline import Pipeline, graph_passes, kernel_passes
 from tinsmith.targets.registry import get_target
 
 _RANDOM = np.random.default_rng(3)
@@ -69,8 +69,7 @@ def test_agrees_with_onnxruntime(
     (expected,) = runtime.InferenceSession(proto.SerializeToString()).run(None, {"x": data})
     module = import_onnx(proto).module
     assert "tinsmith.decompress" in module.script()
-    for _, step in (*graph_passes(), *kernel_passes(_SPEC)):
-        module = step(module)
+    module = Pipeline((*graph_passes(), *kernel_passes(_SPEC))).run(module).module
     (actual,) = execute(module, data)
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 1e-5 * np.ptp(expected)

@@ -14,7 +14,7 @@ from tvm.ir import GenericConst
 
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.frontends.onnx_halves import HALVES, widen_halves
-from tinsmith.compiler.pipeline import graph_passes
+from tinsmith.compiler.pipeline import Pipeline, graph_passes
 from tinsmith.targets.half_weights import half_dtype
 
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
@@ -149,9 +149,7 @@ def test_weights_before_a_normalisation_stay_in_16_bits() -> None:
     ]
     given = [value("x", (1, 32, 4, 4), TensorProto.FLOAT16)]
     made = typed(model(nodes, given, ["y"], halves), TensorProto.FLOAT16)
-    imported = import_onnx(made).module
-    for _, step in graph_passes():
-        imported = step(imported)
+    imported = Pipeline(graph_passes()).run(import_onnx(made).module).module
     large: list[np.ndarray] = []
     tvm_ffi.structural_walk(
         imported["main"].body,

@@ -17,7 +17,7 @@ from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
-from tinsmith.compiler.pipeline import lower, quantization_passes
+from tinsmith.compiler.pipeline import QUANTIZED_BEFORE, lowering, quantization_passes
 from tinsmith.passes.quantize.placement import observed_tensors
 from tinsmith.targets.cpu.reproducible import is_reproducible
 from tinsmith.targets.registry import backend_of, get_target
@@ -68,15 +68,17 @@ def network() -> onnx.ModelProto:
 def lowered(spec: TargetSpec, formats: TargetSpec) -> LoweredModel:
     """The network in the number formats of one target, with the kernels of another."""
     imported = import_model(network())
-
-    def quantized(graph):
-        ranges = dict.fromkeys(observed_tensors(graph, backend_of(formats).formats), (-3.1, 5.3))
-        return quantization_passes(formats, ranges)
-
-    module, report = lower(imported.module, spec, quantization=quantized)
+    pipeline = lowering(spec)
+    graph = pipeline.until(QUANTIZED_BEFORE).run(imported.module).module
+    ranges = dict.fromkeys(observed_tensors(graph, backend_of(formats).formats), (-3.1, 5.3))
+    steps = quantization_passes(formats, ranges)
+    later = pipeline.since(QUANTIZED_BEFORE).with_steps(steps, before=QUANTIZED_BEFORE)
+    report = later.run(graph)
     kernels = [f for f in report.fused.functions.values() if isinstance(f, tirx.PrimFunc)]
     assert kernels and all(map(is_reproducible, kernels))
-    return LoweredModel(module, spec, ("x",), ("y",), kernels=report.kernels, source_name="codes")
+    return LoweredModel(
+        report.module, spec, ("x",), ("y",), kernels=report.kernels, source_name="codes"
+    )
 
 
 @pytest.mark.slow

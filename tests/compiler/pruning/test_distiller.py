@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinsmith.compiler.calibration import Preprocessing, open_calibration
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError, InputError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
@@ -18,6 +19,7 @@ from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.distillation import Distiller
 from tinsmith.compiler.pruning.pruner import Pruner, readable
 from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.workshop import workshop
 from tinsmith.targets.registry import get_target
 
 SIGNATURE = {"image": ((1, 1, 28, 28), "float32")}
@@ -40,7 +42,7 @@ def prune(imported, **options) -> PruneReport:
         get_target("native"),
         SIGNATURE,
         imported.domains,
-        threads=1,
+        workshop(CompileConfig(threads=1), get_target("native")),
     )
     pruner(imported.module)
     assert pruner.report is not None
@@ -74,7 +76,8 @@ def test_what_cannot_be_distilled_is_refused(imported, images: np.ndarray) -> No
     def distiller(data, **options) -> Distiller:
         config = PruneConfig(ratio=0.5, calibration=data, recovery="distill", **options)
         source = open_calibration(data, SIGNATURE)
-        return Distiller(config, imported.module, source, get_target("native"))
+        here = workshop(CompileConfig(), get_target("native"))
+        return Distiller(config, imported.module, source, here)
 
     if importlib.util.find_spec("torch"):
         few = distiller(images[:7])

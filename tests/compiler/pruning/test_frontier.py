@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from tinsmith.compiler.calibration import open_calibration
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning.frontier import Arrays, Frontier
 from tinsmith.compiler.pruning.observed import ObservedGraph
 from tinsmith.compiler.pruning.pruner import readable
+from tinsmith.compiler.workshop import workshop
 from tinsmith.passes.prune.recovery.layers import find_layers
 from tinsmith.targets.registry import get_target
 
@@ -37,12 +39,12 @@ def test_parts_compute_what_the_whole_graph_does() -> None:
     source = open_calibration(images, {"image": (shape["image"], "float32")})
     layers = find_layers(module)
     wanted = [layers[len(layers) // 2].data, layers[-1].data, layers[-1].target]
-    spec = get_target("native")
+    here = workshop(CompileConfig(threads=1), get_target("native"))
     with (
         Arrays(room=1 << 16) as arrays,
-        ObservedGraph(module, spec, wanted, 1) as whole,
+        ObservedGraph(module, here, wanted) as whole,
     ):
-        frontier = Frontier(source, spec, arrays, 1)
+        frontier = Frontier(source, here, arrays)
         for name in wanted:
             frontier.advance(module, [name])
             for sample, found in zip(source, frontier, strict=True):

@@ -11,6 +11,7 @@ import tvm_ffi
 from onnx import TensorProto, helper, numpy_helper
 
 import tinsmith
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
@@ -18,6 +19,7 @@ from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.workshop import workshop
 from tinsmith.targets.registry import get_target
 
 SHAPE = {"image": (1, 1, 28, 28)}
@@ -32,7 +34,8 @@ def images() -> np.ndarray:
 def prune(imported, **options) -> tuple[object, PruneReport]:
     config = PruneConfig(**options)
     spec = get_target("cortex-a76")  # nothing is timed
-    pruner = Pruner(config, spec, imported.signature, imported.domains, threads=1)
+    here = workshop(CompileConfig(threads=1), spec)
+    pruner = Pruner(config, spec, imported.signature, imported.domains, here)
     module = pruner(imported.module)
     assert pruner.report is not None
     return module, pruner.report

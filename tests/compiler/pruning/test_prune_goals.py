@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.classes import Verdict
 from tinsmith.compiler.frontends.onnx import import_onnx
@@ -16,6 +17,7 @@ from tinsmith.compiler.pruning.allocation import Allocator, Graph
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.compiler.pruning.sensitivity import measure_sensitivity
+from tinsmith.compiler.workshop import Workshop, workshop
 from tinsmith.passes.prune import find_groups
 from tinsmith.passes.prune.allocation.flops import flops_model
 from tinsmith.passes.prune.allocation.ranking import Ranking, rank
@@ -35,8 +37,12 @@ def ranked(graph: Graph, alignment: int = 1) -> list[Ranking]:
     ]
 
 
+def here(target: str = "native") -> Workshop:
+    return workshop(CompileConfig(threads=1), get_target(target))
+
+
 def allocator(graph: Graph, judge: object = None, **options) -> Allocator:
-    return Allocator(PruneConfig(**options), get_target("native"), graph, list, judge, threads=1)
+    return Allocator(PruneConfig(**options), get_target("native"), graph, list, judge, here())
 
 
 def test_flops_are_two_for_each_multiply_add(graph: Graph) -> None:
@@ -53,9 +59,7 @@ def test_latencies_are_measured_once_and_kept(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     image = [np.zeros((1, 3, 8, 8), np.float32)]
     rankings = ranked(graph, 8)
-    model = latency_table.latency_model(
-        graph.module, graph.groups, rankings, get_target("native"), image, threads=1
-    )
+    model = latency_table.latency_model(graph.module, graph.groups, rankings, here(), image)
     assert model.total({}) > 0
     convolutions = {layer.name for layer in flops_model(graph.module, graph.groups).terms}
     assert {term.name for term in model.terms} & convolutions
@@ -65,9 +69,7 @@ def test_latencies_are_measured_once_and_kept(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(latency_table, "_measured", refuse)
-    again = latency_table.latency_model(
-        graph.module, graph.groups, rankings, get_target("native"), image, threads=1
-    )
+    again = latency_table.latency_model(graph.module, graph.groups, rankings, here(), image)
     assert again == model
 
 
@@ -103,7 +105,8 @@ def test_a_goal_in_latency_below_the_floor_tells_it(
 
 def test_latency_of_another_machine_cannot_be_asked_for(graph: Graph) -> None:
     with pytest.raises(ConfigError, match="cortex-a76 is another machine"):
-        Allocator(PruneConfig(latency=0.5), get_target("cortex-a76"), graph, list, None, threads=1)
+        spec = get_target("cortex-a76")
+        Allocator(PruneConfig(latency=0.5), spec, graph, list, None, here(spec.name))
 
 
 def judge_of(graph: Graph) -> SimpleNamespace:

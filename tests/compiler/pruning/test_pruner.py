@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import tinsmith
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError, InputError, ModelError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
@@ -19,6 +20,7 @@ from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.workshop import workshop
 from tinsmith.passes.prune import find_groups
 from tinsmith.targets.registry import get_target
 
@@ -44,7 +46,7 @@ def prune(imported, target: str = "native", **options):
         get_target(target),
         signature,
         imported.domains,
-        threads=1,
+        workshop(CompileConfig(threads=1), get_target(target)),
     )
     module = pruner(imported.module)
     assert pruner.report is not None
@@ -198,7 +200,7 @@ def test_the_width_under_a_spelled_out_layer_normalisation_is_pruned() -> None:
         get_target("native"),
         imported.signature,
         imported.domains,
-        threads=1,
+        workshop(CompileConfig(threads=1), get_target("native")),
     )
     pruner(imported.module)
     assert pruner.report is not None

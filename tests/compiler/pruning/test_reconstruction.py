@@ -9,8 +9,10 @@ import pytest
 from tvm import relax
 
 from tinsmith.compiler.calibration import CalibrationSource
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.pruning.reconstruction import Reconstruction
+from tinsmith.compiler.workshop import workshop
 from tinsmith.passes.graph.tensors import constant
 from tinsmith.passes.prune import find_groups
 from tinsmith.passes.prune.recovery.positions import positions_left
@@ -60,19 +62,20 @@ def two_layers():
 
 @pytest.mark.slow
 def test_what_a_rectifier_leaves_is_what_is_solved_for() -> None:
-    whole, native = two_layers(), get_target("native")
+    whole = two_layers()
+    here = workshop(CompileConfig(threads=1), get_target("native"))
     groups = find_groups(whole)
     group = next(group for group in groups.prunable if group.units == 8)
     keep = {group.index: np.arange(5)}
     pruned, positions = shrink(whole, keep), positions_left(whole, groups, keep)
     learn, others = Noise(32, 0), Noise(24, 1)
-    recovered, errors = Reconstruction(whole, learn, native, threads=1).recovered(pruned, positions)
+    recovered, errors = Reconstruction(whole, learn, here).recovered(pruned, positions)
     (error,) = errors
     assert error.name == "b" and error.ridge is not None and error.after < error.before
 
     results = []
     for module in (whole, recovered):
-        with compile_graph(module, native, 1) as graph:
+        with compile_graph(module, here) as graph:
             results.append(np.stack([graph.run([s["x"]]).outputs[0].copy() for s in others]))
     wanted, found = results
     spread = np.square(wanted - wanted.mean((0, 1, 3, 4), keepdims=True)).sum()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tinsmith
+from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
@@ -17,6 +18,7 @@ from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner, readable
 from tinsmith.compiler.pruning.report import PruneReport
+from tinsmith.compiler.workshop import workshop
 from tinsmith.passes.prune.sparsify import zeros_by_layer
 from tinsmith.targets.registry import get_target
 
@@ -35,7 +37,7 @@ def prune(imported, target: str = "cortex-a76", **options):
         get_target(target),
         {"image": (SHAPE["image"], "float32")},
         imported.domains,
-        threads=1,
+        workshop(CompileConfig(threads=1), get_target(target)),
     )
     module = pruner(imported.module)
     assert pruner.report is not None

@@ -12,7 +12,7 @@ from heads import HEADS, network
 import tinsmith
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import graph_passes
+from tinsmith.compiler.pipeline import Pipeline, graph_passes
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
 from tinsmith.passes.graph.dataflow import Dataflow, stored_behind
 from tinsmith.passes.quantize.placement import place
@@ -29,10 +29,7 @@ def quantized(model: onnx.ModelProto, folder: Path, format: str, **options: obje
 
 
 def prepared(model: onnx.ModelProto):
-    module = import_onnx(model).module
-    for _, step in graph_passes():
-        module = step(module)
-    return module
+    return Pipeline(graph_passes()).run(import_onnx(model).module).module
 
 
 def test_several_heads_at_once_in_integers(tmp_path: Path) -> None:

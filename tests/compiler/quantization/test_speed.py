@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tinsmith.compiler.evaluate.layer_timing import Timing, kernel_owners, local_spec, measure
+from tinsmith.compiler.evaluate.layer_timing import Timing, kernel_owners, measure
 from tinsmith.compiler.quantization.recipe import Mixture, Prepared
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.compiler.quantization.speed import measured, slower_layers
+from tinsmith.compiler.workshop import local_spec
 from tinsmith.passes.graph.fused_groups import KernelCall
 from tinsmith.targets.registry import get_target
 

@@ -42,11 +42,11 @@ def test_workload_keys_are_those_of_other_processes(
 ) -> None:
     script = f"""
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import lower
+from tinsmith.compiler.pipeline import lowering
 from tinsmith.compiler.tuning.tasks import distinct_kernels
 from tinsmith.targets.registry import get_target
 spec = get_target("native")
-_, report = lower(import_onnx({str(small_model_file)!r}, {{}}, {{}}).module, spec)
+report = lowering(spec).run(import_onnx({str(small_model_file)!r}, {{}}, {{}}).module)
 print(*sorted(subject.workload for subject in distinct_kernels(report.fused, spec)))
 """
     result = subprocess.run(

@@ -8,7 +8,7 @@ import tvm
 from quantize_checks import Graph, array
 from tvm import relax
 
-from tinsmith.compiler.pipeline import lower
+from tinsmith.compiler.pipeline import QUANTIZED_BEFORE, Step, lowering
 from tinsmith.passes.graph import FoldConstants
 from tinsmith.passes.graph.tensors import operator_name
 from tinsmith.passes.quantize.compress_weights import CompressWeights, products
@@ -73,11 +73,9 @@ def test_folding_leaves_codes_alone() -> None:
 def test_kernels_read_the_codes() -> None:
     module = network()
     stored = compress(weights_of(module)["big"], Method.KMEANS4, 64)
-    lowered, _ = lower(
-        module,
-        X86_64_V3,
-        quantization=lambda graph: [("compress", CompressWeights({"big": stored}))],
-    )
+    step = Step("compress", CompressWeights({"big": stored}))
+    pipeline = lowering(X86_64_V3).with_step(step, before=QUANTIZED_BEFORE)
+    lowered = pipeline.run(module).module
     (kernel,) = (
         function
         for variable, function in lowered.functions_items()

@@ -16,12 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute
 
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import graph_passes, integer_passes, kernel_passes
+from tinsmith.compiler.pipeline import lowering
 from tinsmith.passes.graph.tensors import element_type, operator_name
 from tinsmith.passes.quantize.lower_integers import LowerIntegers
 from tinsmith.targets.arm.backend import FORMATS as ARM
 from tinsmith.targets.registry import get_target
-from tinsmith.targets.schedule import schedule_module
 
 _RANDOM = np.random.default_rng(11)
 _SPEC = get_target("x86-64-v3")
@@ -63,17 +62,14 @@ def integer_model(
 
 
 def lowered(proto: onnx.ModelProto) -> tvm.IRModule:
-    module = import_onnx(proto).module
-    for _, step in (*graph_passes(), *integer_passes(_SPEC)):
-        module = step(module)
-    return module
+    pipeline = lowering(_SPEC).until("store_exact_codes")
+    return pipeline.run(import_onnx(proto).module).module
 
 
 def run(module: tvm.IRModule, *inputs: np.ndarray) -> tuple[np.ndarray, set[str]]:
     """The result, and the arithmetics of the kernels of the products."""
-    for _, step in kernel_passes(_SPEC):
-        module = step(module)
-    _, reports = schedule_module(module, _SPEC)
+    report = lowering(_SPEC).since("store_exact_codes").run(module)
+    module, reports = report.fused, report.kernels
     used = {r.arithmetic for r in reports if r.template in ("convolution", "matmul", "channelwise")}
     assert not any(r.template == "unscheduled" for r in reports)
     return execute(module, list(inputs))[0], used

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute
 
 from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.pipeline import graph_passes, integer_passes, kernel_passes
+from tinsmith.compiler.pipeline import lowering
 from tinsmith.targets.registry import get_target
 
 _SHAPE = (1, 3, 8, 8)
@@ -82,10 +82,8 @@ def _quantized_model(folder: Path, signed: bool, per_channel: bool) -> Path:
 
 
 def _lowered(path: Path) -> tvm.IRModule:
-    module = import_onnx(path).module
-    for _, step in (*graph_passes(), *integer_passes(_SPEC)):
-        module = step(module)
-    return module
+    pipeline = lowering(_SPEC).until("store_exact_codes")
+    return pipeline.run(import_onnx(path).module).module
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -108,8 +106,8 @@ def test_agrees_with_onnxruntime(tmp_path: Path, signed: bool, per_channel: bool
     scores = next(node for node in onnx.load(path).graph.node[::-1] if node.op_type[0] == "D")
     initializers = {i.name: i for i in onnx.load(path).graph.initializer}
     step = float(numpy_helper.to_array(initializers[scores.input[1]]))
-    for _, lower in kernel_passes(_SPEC):
-        module = lower(module)
+    kernels = lowering(_SPEC).since("store_exact_codes").until("schedule")
+    module = kernels.run(module).module
     for image in _images(5, 2):
         (expected,) = session.run(None, {"image": image})
         (actual,) = execute(module, [image])

@@ -8,7 +8,7 @@ import pytest
 from tvm.script import tirx as T  # noqa: N812
 
 from tinsmith.compiler.errors import BuildError
-from tinsmith.compiler.module.write.build import build_kernels
+from tinsmith.compiler.module.write.build import Builds, build_kernels
 from tinsmith.compiler.module.write.stages import UnsupportedKernelError
 from tinsmith.targets.registry import get_target
 
@@ -79,11 +79,13 @@ def test_an_unknown_cpu_feature_is_a_build_error(monkeypatch: pytest.MonkeyPatch
 
 def test_equal_kernels_are_compiled_once() -> None:
     spec = get_target("x86-64-v3")
-    built = build_kernels({"double": double}, spec, prefix="once")
-    assert build_kernels({"double": double}, spec, prefix="once") is built
+    functions, builds = {"double": double}, Builds()
+    built = build_kernels(functions, spec, prefix="once", builds=builds)
+    assert build_kernels(functions, spec, prefix="once", builds=builds) is built
     for other in (
-        build_kernels({"double": double}, get_target("x86-64-v4"), prefix="once"),
-        build_kernels({"double": double}, spec, {"double": [True, True]}, prefix="once"),
-        build_kernels({"double": double}, spec, prefix="twice"),
+        build_kernels(functions, get_target("x86-64-v4"), prefix="once", builds=builds),
+        build_kernels(functions, spec, {"double": [True, True]}, prefix="once", builds=builds),
+        build_kernels(functions, spec, prefix="twice", builds=builds),
+        build_kernels(functions, spec, prefix="once"),
     ):
         assert other is not built

@@ -16,7 +16,7 @@ from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, PassError
 from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.module.write.vm import TO_INSTRUCTIONS
-from tinsmith.compiler.pipeline import PassRunner, graph_passes, lower
+from tinsmith.compiler.pipeline import PassRunner, Pipeline, graph_passes, lowering
 from tinsmith.compiler.preparation import Clock, prepare
 from tinsmith.targets.x86.specs import X86_64_V3
 
@@ -178,7 +178,8 @@ def _run(module: tvm.IRModule, x: np.ndarray) -> np.ndarray:
 def test_networks_agree_with_onnxruntime(name: str) -> None:
     model = _NETWORKS[name]()
     imported = import_onnx(model)
-    lowered, report = lower(imported.module, X86_64_V3)
+    report = lowering(X86_64_V3).run(imported.module)
+    lowered = report.module
     x = np.random.default_rng(1).standard_normal(imported.input_shapes[0]).astype("float32")
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -195,9 +196,7 @@ def test_networks_agree_with_onnxruntime(name: str) -> None:
 
 
 def _layout_operators(model: onnx.ModelProto) -> list[str]:
-    runner, module = PassRunner(), import_onnx(model).module
-    for name, step in graph_passes():
-        module = runner.run(name, step, module)
+    module = Pipeline(graph_passes()).run(import_onnx(model).module).module
     return [
         binding.value.op.name
         for block in module["main"].body.blocks
@@ -222,9 +221,8 @@ def test_batch_norm_and_bias_leave_one_addition_per_convolution() -> None:
 
 def test_dumps_every_pass_and_reports_it(tmp_path: Path) -> None:
     steps: list[tuple[str, float]] = []
-    _, report = lower(
+    report = lowering(X86_64_V3).run(
         import_onnx(_residual()).module,
-        X86_64_V3,
         dump=tmp_path / "dump",
         progress=lambda name, share: steps.append((name, share)),
     )
@@ -241,7 +239,7 @@ def test_a_dump_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> Non
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ConfigError, match="--dump"):
-        lower(import_onnx(_residual()).module, X86_64_V3, dump=blocked)
+        lowering(X86_64_V3).run(import_onnx(_residual()).module, dump=blocked)
 
 
 def test_an_ill_formed_module_names_the_pass_and_those_before() -> None:
