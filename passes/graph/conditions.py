@@ -59,13 +59,10 @@ def layouts(call: relax.Call) -> tuple[str, str]:
     return layout, str(getattr(call.attrs, "out_layout", None) or layout)
 
 
-def _writes(layout: str) -> Callable[[relax.Expr], bool]:
-    def breaks(value: relax.Expr) -> bool:
-        if operator_name(value) not in SPATIAL_OPERATORS or len(static_shape(value) or ()) != 4:
-            return False
-        return layouts(value)[1] == layout
-
-    return breaks
+def _is_channels_first(value: relax.Expr) -> bool:
+    if operator_name(value) not in SPATIAL_OPERATORS or len(static_shape(value) or ()) != 4:
+        return False
+    return layouts(value)[1] == "NCHW"
 
 
 def _multiplies_codes(value: relax.Expr) -> bool:
@@ -77,10 +74,8 @@ def _is_product(value: relax.Expr) -> bool:
     return name == "relax.matmul" or name.startswith("relax.nn.")
 
 
-# Until `ConvertLayout`: what front ends write and weights are folded into.
-CHANNELS_FIRST = Condition("convolutions, pools and resizes channels first", _writes("NHWC"))
 # From `ConvertLayout` on: what number formats and kernels know.
-CHANNELS_LAST = Condition("convolutions, pools and resizes channels last", _writes("NCHW"))
+CHANNELS_LAST = Condition("convolutions, pools and resizes channels last", _is_channels_first)
 # Until `LowerIntegers`: codes are stored and read back, but not computed with.
 PRODUCTS_OF_NUMBERS = Condition("no products of 8-bit codes yet", _multiplies_codes)
 # From `Legalize` on.

@@ -9,7 +9,6 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tinsmith.passes.graph.conditions import CHANNELS_FIRST
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.subpixel import subpixel_axis, subpixel_weights
 from tinsmith.passes.graph.tensors import (
@@ -53,8 +52,6 @@ class DecomposeConvolutions:
     Left alone: 3-D convolution, other layouts than channels-first, symbolic
     shapes, and transposed convolutions whose weights are not constant.
     """
-
-    requires = (CHANNELS_FIRST,)
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext

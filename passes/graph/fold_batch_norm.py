@@ -9,7 +9,6 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tinsmith.passes.graph.conditions import CHANNELS_FIRST
 from tinsmith.passes.graph.rewriter import BlockRewriter
 from tinsmith.passes.graph.tensors import (
     constant,
@@ -50,8 +49,6 @@ class FoldBatchNorm:
     not be, and take twice the memory), a linear operator whose result is used elsewhere too,
     batch normalisation with parameters that are not constant, and integers.
     """
-
-    requires = (CHANNELS_FIRST,)
 
     def transform_module(
         self, module: tvm.IRModule, context: tvm.transform.PassContext

@@ -32,7 +32,7 @@ from tinsmith.compiler.pipeline import (
 from tinsmith.compiler.pruning.observed import compile_graph
 from tinsmith.compiler.quantization.quantizer import Quantizer
 from tinsmith.compiler.workshop import workshop
-from tinsmith.passes.graph.conditions import CHANNELS_FIRST, CHANNELS_LAST, KERNELS
+from tinsmith.passes.graph.conditions import CHANNELS_LAST, KERNELS
 from tinsmith.passes.quantize.insert_quantization import InsertQuantization
 from tinsmith.passes.quantize.placement import observed_tensors
 from tinsmith.targets.algorithms import DirectOnly
@@ -144,9 +144,6 @@ def refused(pipeline: Pipeline, module: tvm.IRModule) -> str:
 def test_a_pass_whose_requirement_is_not_met_is_refused_by_name(imported: tvm.IRModule) -> None:
     pipeline = lowering(X86_64_V3)
     graph = pipeline.until(QUANTIZED_BEFORE).run(imported).module
-    # Weights are folded along channels that come first, and not once they come last.
-    told = refused(pipeline.since("fold_batch_norm"), graph)
-    assert "pass fold_batch_norm requires convolutions, pools and resizes channels first" in told
     # Integers are placed by the layout of kernels.
     told = refused(pipeline.since("lower_integers"), imported)
     assert "pass lower_integers requires convolutions, pools and resizes channels last" in told
@@ -186,7 +183,6 @@ def test_a_promise_that_is_broken_names_the_pass(imported: tvm.IRModule) -> None
 
 def test_conditions_name_the_first_tensor_that_contradicts(imported: tvm.IRModule) -> None:
     graph = Pipeline(graph_passes()).run(imported).module
-    assert CHANNELS_FIRST.violation(imported) is None
     assert CHANNELS_LAST.violation(graph) is None
     product = next(
         binding.var.name
