@@ -8,9 +8,12 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
+
+from tinsmith.compiler import attended
 
 _prctl = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG = 1
@@ -22,6 +25,16 @@ def child_environment(**more: str) -> dict[str, str]:
     """The environment of a child that imports what this process can import, with `more` in it."""
     path = os.pathsep.join(part or "." for part in sys.path)
     return os.environ | {"PYTHONPATH": path} | more
+
+
+def ending_with_this(command: Sequence[str | Path]) -> list[str]:
+    """A command that runs `command`, and is killed when the thread that starts it ends.
+
+    It is killed whatever it does: while it imports, while it is stopped (SIGSTOP), while it does
+    not look whether its standard input has ended.
+    """
+    wrapper = [sys.executable, "-I", "-S", attended.__file__, str(os.getpid())]
+    return [*wrapper, *map(str, command)]
 
 
 def describe_exit(code: int) -> str:

@@ -24,7 +24,7 @@ from tinsmith.compiler.errors import BuildError, ConfigError
 from tinsmith.compiler.evaluate.inputs import Domain, random_inputs, signature_of
 from tinsmith.compiler.evaluate.peers import PEERS, installed
 from tinsmith.compiler.module.loader import folder_of, load
-from tinsmith.compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.processes import child_environment, describe_exit, ending_with_this
 from tinsmith.compiler.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -246,7 +246,8 @@ class _Contestant:
         # A pipe that nobody reads would block a talkative library.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tinsmith.compiler.evaluate.contestant"],
+            # A stopped process does not see the end of its standard input.
+            ending_with_this([sys.executable, "-m", "tinsmith.compiler.evaluate.contestant"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
-from tinsmith.compiler.processes import child_environment, describe_exit
+from tinsmith.compiler.processes import child_environment, describe_exit, ending_with_this
 from tinsmith.compiler.tuning.boosting import LIMIT_SECONDS, read_arrays, write_arrays
 
 # What the child runs.
@@ -81,7 +81,7 @@ class Learner:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE],
+            ending_with_this([sys.executable, "-m", MODULE]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -9,7 +9,6 @@ that process: it may crash or hang.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from tinsmith.compiler.evaluate.compare import compare_all
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
 from tinsmith.compiler.module.base import Module, StepTime
 from tinsmith.compiler.module.loader import load
-from tinsmith.compiler.processes import child_environment, end_with_parent
+from tinsmith.compiler.processes import child_environment, ending_with_this
 
 # As in `batch`: other load only ever adds time.
 _QUANTILE = 0.25
@@ -52,7 +51,6 @@ def agrees(path: Path, threads: int) -> bool:
 
 def main(order: dict[str, Any]) -> None:
     """Print the answer to what `_asked` asks."""
-    end_with_parent(order["parent"])
     modules = [load(path, threads=order["threads"]) for path in order["paths"]]
     answer = _check(modules[0]) if order["what"] == "check" else _times(modules, order["seconds"])
     print(json.dumps(answer))
@@ -62,14 +60,15 @@ def _asked(what: str, paths: Sequence[Path], threads: int, seconds: float) -> An
     """The answer of a process of its own; None if it crashes or takes too long."""
     order = {
         "what": what,
-        "parent": os.getpid(),
         "paths": [str(path) for path in paths],
         "threads": threads,
         "seconds": seconds,
     }
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "tinsmith.compiler.tuning.variants", json.dumps(order)],
+            ending_with_this(
+                [sys.executable, "-m", "tinsmith.compiler.tuning.variants", json.dumps(order)]
+            ),
             capture_output=True,
             text=True,
             check=False,

@@ -6,14 +6,14 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from tinsmith.compiler import attended
 from tinsmith.compiler.errors import BuildError
 from tinsmith.compiler.module.write.elf import drop_debug_sections
+from tinsmith.compiler.processes import ending_with_this
 from tinsmith.compiler.user_folders import tool_cache
 from tinsmith.targets.spec import TargetSpec
 
@@ -25,6 +25,9 @@ _C_FLAGS = (
     "-std=gnu11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
     "-fdata-sections", "-fno-sanitize=all", "-fno-stack-protector", "-Wno-unused-function",
 )  # fmt: skip
+
+# What the tools inside zig say of it.
+_DISK_FULL = ("NoSpaceLeft", "No space left on device")
 
 
 def _triple(spec: TargetSpec, libc: str) -> str:
@@ -46,6 +49,9 @@ def run_zig(arguments: Sequence[str | Path], purpose: str, folder: Path | None =
         ) from error
     except OSError as error:
         raise BuildError(f"cannot run the linker to {purpose}: {error}") from error
+    if code and any(sign in output for sign in _DISK_FULL):
+        places = f"{_cache()} (ZIG_GLOBAL_CACHE_DIR), {tempfile.gettempdir()} (TMPDIR)"
+        raise BuildError(f"zig could not {purpose}: the disk is full; it writes to {places}")
     if code:
         told = " | ".join(output.strip().splitlines()[-5:])[-_LONGEST_OUTPUT:]
         raise BuildError(f"zig could not {purpose} (exit status {code}): {told}; {shown}")
@@ -61,13 +67,16 @@ def _zig() -> str:
     return str(Path(found.origin).with_name("zig"))
 
 
+def _cache() -> str:
+    return os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(tool_cache())
+
+
 def _attended(command: Sequence[str], folder: Path | None) -> tuple[int, str]:
     """Exit code and error output of a command that dies with this process."""
-    wrapper = [sys.executable, "-I", "-S", attended.__file__, str(os.getpid())]
-    cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(tool_cache())
+    cache = _cache()
     places = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     process = subprocess.Popen(
-        [*wrapper, *command],
+        ending_with_this(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
