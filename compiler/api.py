@@ -21,6 +21,7 @@ from tinsmith.compiler.errors import ArtifactError, VerificationError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.reference import Reference, Settlement
 from tinsmith.compiler.evaluate.roofline import cpu_name
+from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.folder import set_aside
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import Module, load
@@ -202,7 +203,9 @@ def compile_to(
     clock = Clock(progress, config.pruning is not None)
     known = stored_decisions(config, spec)
     records, algorithms = known.records, known.algorithms
-    prepared = prepare(model, config, spec, clock, records, algorithms=algorithms)
+    prepared = prepare(
+        model, config, spec, clock, records, algorithms=algorithms, host=Host.at_hand()
+    )
     golden, notes = prepared.golden, [*known.unread, *prepared.notes]
     forms = ["shared"]
     forms += ["static"] if config.static_library else []

@@ -23,6 +23,7 @@ from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.write.build import Builds
 from tinsmith.compiler.module.write.lowered import LoweredModel
@@ -40,7 +41,7 @@ from tinsmith.compiler.quantization.comparison import Sample
 from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.quantizer import Quantized, Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
-from tinsmith.compiler.workshop import Workshop, local_spec, workshop
+from tinsmith.compiler.workshop import Workshop, workshop
 from tinsmith.passes.progress import Progress, within
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.registry import backend_of, get_target
@@ -92,20 +93,22 @@ def prepare(
     records: RecordLookup | None,
     reported: bool = True,
     algorithms: AlgorithmLookup | None = None,
+    host: Host | None = None,
 ) -> Prepared:
     """Import, prune, quantise and lower a model, and run its reference.
 
     `records` and `algorithms` are what earlier searches found; a configuration without
     Winograd's algorithm has the last word. Without `reported` nothing is found out about the
-    accuracy of a quantised model.
+    accuracy of a quantised model. `host` runs graphs meanwhile; None finds it.
 
     Raises ModelError, PassError and ConfigError as `tinsmith.compile` does.
     """
+    host = host or Host.at_hand()
     with clock.phase("import"):
         imported = import_model(model, config.shapes, config.constants)
     here = None
     if config.pruning is not None or config.quantization is not None:
-        here = workshop(config, spec, records, algorithms, model_name(imported.source))
+        here = workshop(config, spec, records, algorithms, model_name(imported.source), host)
     module, pruner = imported.module, None
     if here is not None and config.pruning is not None:
         with clock.phase("prune"):
@@ -137,18 +140,18 @@ def prepare(
     with clock.phase("reference"):
         if quantizer is not None and quantized is not None:
             notes += quantizer.source.notes
-            same = _same_bits(pipeline, spec, final=reported)
+            same = _same_bits(pipeline, spec, host, final=reported)
             golden, reference = _quantized_golden(quantized.sample, config, same)
         elif pruner is not None:
             # The ONNX model computes something else; what pruning costs stands in its report.
             notes += pruner.source.notes if pruner.source is not None else ()
             inputs = tuple(pruner.first_sample().values())
-            golden, reference = _graph_golden(module, inputs, config, "the pruned graph")
+            golden, reference = _graph_golden(module, inputs, config, host, "the pruned graph")
         elif imported.reference is None:
             inputs = tuple(
                 random_inputs(imported.signature, imported.domains, config.seed).values()
             )
-            golden, reference = _graph_golden(module, inputs, config, "the graph read")
+            golden, reference = _graph_golden(module, inputs, config, host, "the graph read")
         else:
             golden, judge = _golden(imported, imported.reference, config, notes)
             reference = "" if judge is None else judge.label
@@ -291,12 +294,16 @@ def _pruner(
 
 
 def _graph_golden(
-    module: tvm.IRModule, inputs: tuple[np.ndarray, ...], config: CompileConfig, label: str
+    module: tvm.IRModule,
+    inputs: tuple[np.ndarray, ...],
+    config: CompileConfig,
+    host: Host,
+    label: str,
 ) -> tuple[GoldenVectors | None, str]:
     """Inputs with the outputs of a graph that no other runtime has: TVM's own definitions."""
     if not config.golden:
         return None, ""
-    outputs = run_stage(module, inputs, get_target("native"))
+    outputs = run_stage(module, inputs, host.spec)
     return GoldenVectors(inputs, tuple(outputs)), label
 
 
@@ -316,13 +323,13 @@ def _quantized_golden(
     )
 
 
-def _same_bits(pipeline: PipelineReport, spec: TargetSpec, final: bool) -> bool:
+def _same_bits(pipeline: PipelineReport, spec: TargetSpec, host: Host, final: bool) -> bool:
     """Whether the module must compute its golden vectors to the last bit.
 
     Kernels of integers do everywhere. Others do where the vectors were computed by the very
     kernels of the module: by kernels for this machine, unless they are `final` no more.
     """
-    if final and local_spec(spec) is not None:
+    if final and host.makes(spec):
         return True
     kernels = pipeline.fused.functions.values()
     backend = backend_of(spec)

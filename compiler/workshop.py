@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.write.build import Builds
 from tinsmith.compiler.pipeline import Pipeline, configured
 from tinsmith.targets.algorithms import AlgorithmLookup
-from tinsmith.targets.registry import get_target
 from tinsmith.targets.schedule import RecordLookup
-from tinsmith.targets.spec import TargetSpec, UnknownTargetError
+from tinsmith.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,17 @@ def workshop(
     records: RecordLookup | None = None,
     algorithms: AlgorithmLookup | None = None,
     name: str = "calibration",
+    host: Host | None = None,
 ) -> Workshop:
     """The workshop in which a model of that `name` is made for `spec` as `config` has it.
 
     Decisions and algorithms of another machine are of no use here, but what the configuration
-    forbids is forbidden here, too.
+    forbids is forbidden here, too. `host` is the machine at hand; None finds it.
+
+    Raises TargetError where graphs cannot be run.
     """
-    if local_spec(spec) is not None:
+    host = host or Host.at_hand()
+    if host.makes(spec):
         pipeline = configured(config, spec, records, algorithms)
         return Workshop(spec, pipeline, config.threads, name, is_target=True)
-    native = get_target("native")
-    return Workshop(native, configured(config, native), config.threads, name)
-
-
-def local_spec(spec: TargetSpec) -> TargetSpec | None:
-    """`spec` if its kernels are those of the machine at hand, whatever its name; else None."""
-    try:
-        native = get_target("native")
-    except UnknownTargetError:
-        return None
-    described = (spec.llvm_triple, spec.llvm_cpu, spec.llvm_attributes, spec.vector_bits)
-    own = (native.llvm_triple, native.llvm_cpu, native.llvm_attributes, native.vector_bits)
-    return spec if described == own else None
+    return Workshop(host.spec, configured(config, host.spec), config.threads, name)

@@ -72,3 +72,11 @@ class Backend(ABC):
     @abstractmethod
     def is_reproducible(self, function: PrimFunc) -> bool:
         """Whether a fused kernel computes the same bits on every target."""
+
+    def machine_check(self, spec: TargetSpec) -> str:
+        """C source that a module needs before its first kernel runs, or nothing.
+
+        It defines `static int machine_refuses(void)`, which answers 0, or that of
+        `fail(what, detail)`: it may ask the system for what kernels use, in every process.
+        """
+        return ""

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
+from typing import Literal
 
 from tinsmith.targets.spec import DetectionError
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+# Numbers that programs carry of the machines that run them (ELF, e_machine).
+_MACHINES = {40: "arm", 62: "x86_64", 183: "aarch64"}
+_NAMES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "arm", "armv8l": "arm"}
+
+
+def process_architecture() -> str:
+    """The architecture of this process, as `TargetSpec.architecture` spells it.
+
+    The kernel's may be wider: 32-bit programs run on 64-bit boards.
+    """
+    try:
+        with open("/proc/self/exe", "rb") as program:
+            header = program.read(20)
+    except OSError:
+        header = b""
+    if header[:4] == b"\x7fELF":
+        order: Literal["little", "big"] = "little" if header[5] == 1 else "big"
+        known = _MACHINES.get(int.from_bytes(header[18:20], order))
+        if known is not None:
+            return known
+    machine = platform.machine().lower()
+    return _NAMES.get(machine, machine)
 
 
 def first_processor(path: Path = CPUINFO) -> dict[str, str]:

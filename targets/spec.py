@@ -10,6 +10,26 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class CoreRates:
+    """What a core does in a cycle, for estimates; by default an x86 since Haswell or Zen.
+
+    `fmas`, `loads` and `operations` of whole registers begin in a cycle, of all of which the
+    first are a part. `fma_latency` cycles pass before a sum can be added to again, of
+    accumulation alone. An `in_order` core waits with everything behind a value that is not
+    there. `memory_bytes` and `cache_bytes` of weights come in a cycle from memory and from
+    the last cache.
+    """
+
+    fmas: float = 2.0
+    loads: float = 2.0
+    operations: float = 3.0
+    fma_latency: float = 4.0
+    in_order: bool = False
+    memory_bytes: float = 8.0
+    cache_bytes: float = 32.0
+
+
+@dataclass(frozen=True)
 class TargetSpec:
     """One CPU that modules are compiled for.
 
@@ -18,7 +38,8 @@ class TargetSpec:
     `llvm_attributes` refine `llvm_cpu`; `link_triple` is what the linker is
     given, `libc` apart (`gnu` for shared libraries, `musl` for static ones) and what follows it,
     `link_abi`.
-    `bfloat16` says that vectors are rounded to it and multiplied in it.
+    `bfloat16` says that vectors are rounded to it and multiplied in it. `winograd` says that
+    its estimates were found to hold, so that they may choose Winograd's algorithm.
     """
 
     name: str
@@ -37,6 +58,8 @@ class TargetSpec:
     link_abi: str = ""
     pointer_bits: int = 64
     bfloat16: bool = False
+    rates: CoreRates = CoreRates()
+    winograd: bool = False
     description: str = ""
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -95,6 +96,45 @@ def test_only_targets_know_a_family(path: Path) -> None:
     found = imported_modules((ROOT / path).read_text(), str(path))
     families = tuple(f"tinsmith.targets.{name}" for name in ("cpu", "x86", "arm"))
     assert not [name for name in found if name.startswith(families)]
+
+
+INSTRUCTION_SETS = re.compile(
+    r"amx|avx|vnni|\bsse|neon|asimd|i8mm|dotprod|\btiles?\.c", re.IGNORECASE
+)
+
+
+def test_the_runtime_names_no_instruction_set() -> None:
+    """What a family's modules need in C comes from `Backend.machine_check`."""
+    sources = sorted((ROOT / "compiler").rglob("*.[chS]"))
+    assert sources
+    assert not [path.name for path in sources if INSTRUCTION_SETS.search(path.read_text())]
+
+
+def test_only_targets_spell_an_instruction_set() -> None:
+    """In text that a program uses, but for what `doctor` looks at a machine for."""
+    found = {
+        str(path): spelled
+        for path in SOURCES
+        if path.parts[0] != "targets" and not path.name.startswith((*WRITE_KERNELS, "doctor"))
+        if (spelled := spelled_instruction_sets((ROOT / path).read_text()))
+    }
+    assert not found
+
+
+def spelled_instruction_sets(source: str) -> list[str]:
+    """Strings of a program, but for its documentation, that name an instruction set."""
+    tree = ast.parse(source)
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if id(node) not in told and INSTRUCTION_SETS.search(node.value)
+    ]
+
+
+def test_the_check_tells_text_from_documentation() -> None:
+    assert spelled_instruction_sets('"""AMX."""\nx = "amx_tile" in features') == ["amx_tile"]
 
 
 def imports_at_once(path: Path, modules: dict[str, Path]) -> set[str]:

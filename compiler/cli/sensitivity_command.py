@@ -91,19 +91,19 @@ def measure_model(
     early.check_samples(data)
     early.check_new_file("--plot", plot)
     from tinsmith.compiler.frontends.model import import_model
+    from tinsmith.compiler.host import Host
     from tinsmith.compiler.pruning.pruner import Pruner
     from tinsmith.compiler.workshop import workshop
-    from tinsmith.targets.registry import get_target
 
     imported = import_model(model, shapes, constants)
-    spec = get_target("native")
+    host = Host.at_hand()
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
         found = Pruner(
             config,
-            spec,
+            host.spec,
             imported.signature,
             imported.domains,
-            workshop(CompileConfig(threads=threads), spec),
+            workshop(CompileConfig(threads=threads), host.spec, host=host),
             progress=show,
         ).sensitivity(imported.module, chosen)
     if plot is not None:

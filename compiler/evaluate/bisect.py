@@ -30,10 +30,10 @@ from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
 from tinsmith.compiler.pipeline import PassRunner, Pipeline, Step, configured
+from tinsmith.compiler.preparation import target_of
 from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.compiler.tuning.decisions import stored_decisions
 from tinsmith.passes.progress import Progress
-from tinsmith.targets.registry import get_target
 from tinsmith.targets.spec import TargetSpec
 
 IMPORT = "import"
@@ -115,9 +115,7 @@ def bisect_module(
             raise ModelError(f"{model}: is not the model that {manifest.name} was compiled from")
         if config.log is not None and not config.log.is_dir():
             config = replace(config, log=None)  # that of another machine, or gone by now
-        spec = get_target(config.target)
-        if config.threads:
-            spec = replace(spec, cores=config.threads)
+        spec = target_of(config)
         known = stored_decisions(config, spec)
         pipeline = configured(config, spec, known.records, known.algorithms)
         return bisect(imported, spec, pipeline, seed, module.run, progress)

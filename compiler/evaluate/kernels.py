@@ -10,8 +10,9 @@ from typing import Any
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
 from tinsmith.compiler.evaluate.roofline import Roofline, cached
+from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.loader import load, verify_files
-from tinsmith.compiler.module.machine import check_machine, cpu_features
+from tinsmith.compiler.module.machine import check_machine
 from tinsmith.compiler.module.manifest import Manifest
 from tinsmith.passes.progress import Progress
 
@@ -212,10 +213,7 @@ def _beats(roofline: Roofline, manifest: Manifest, times: Mapping[str, list[floa
 
 def vector_bits() -> int:
     """Width of this machine's widest vector registers, for the peak of the roofline."""
-    features = cpu_features()
-    if "avx512f" in features:
-        return 512
-    return 256 if "avx2" in features else 128
+    return Host.at_hand().spec.vector_bits
 
 
 def _row(

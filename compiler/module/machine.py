@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tinsmith.compiler.errors import ArtifactError
+from tinsmith.targets.machine_at_hand import process_architecture
 from tinsmith.targets.registry import FAMILIES
-
-_ARCHITECTURES = {
-    "amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",
-    "armv7l": "arm", "armv8l": "arm", "arm": "arm",
-}  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -31,18 +26,12 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def architecture() -> str:
-    """This process's architecture as `TargetSpec.architecture` spells it."""
-    machine = platform.machine().lower()
-    return _ARCHITECTURES.get(machine, machine)
-
-
 def check_machine(name: str, target: Mapping[str, Any]) -> None:
     """Raise `ArtifactError` when this machine is not one that `target` describes."""
-    if target.get("architecture") != architecture():
+    if target.get("architecture") != process_architecture():
         raise ArtifactError(
             f"{name}: compiled for {target.get('architecture')} ({target.get('name')}), "
-            f"this machine is {architecture()}; compile it with another --target"
+            f"this machine is {process_architecture()}; compile it with another --target"
         )
     missing = sorted(set(target.get("cpu_features", ())) - cpu_features())
     if missing:
@@ -52,7 +41,7 @@ def check_machine(name: str, target: Mapping[str, Any]) -> None:
         )
     for family in FAMILIES:
         refused = family.refused(target.get("cpu_features", ()))
-        if architecture() in family.architectures and refused:
+        if process_architecture() in family.architectures and refused:
             raise ArtifactError(
                 f"{name}: compiled for {target.get('name')}, this system does not permit "
                 f"{refused}; compile it with another --target"

@@ -14,7 +14,8 @@ from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
 from tinsmith.compiler.frontends.onnx_files import read_model
 from tinsmith.compiler.frontends.onnx_tensors import all_tensors
 from tinsmith.compiler.module.version import tinsmith_version
-from tinsmith.targets.registry import backend_of, get_target
+from tinsmith.compiler.preparation import target_of
+from tinsmith.targets.registry import backend_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -32,7 +33,7 @@ def job_digest(model: str | Path | ModelProto, config: CompileConfig, tasks: int
     data = _data_files(config)
     if data is None:
         return None
-    backend = backend_of(get_target(config.target))
+    backend = backend_of(target_of(config))
     known = {
         "templates": sorted((t.name, t.version) for t in backend.templates),
         "algorithms": backend.algorithms.version,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
+from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.base import StepTime
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.preparation import Clock, Prepared, model_name, prepare, target_of
@@ -46,7 +47,6 @@ from tinsmith.compiler.tuning.store import Shelf, Store
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels, with_times
 from tinsmith.compiler.tuning.trials import TrialLoop
 from tinsmith.compiler.words import config_of
-from tinsmith.compiler.workshop import local_spec
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.spec import TargetSpec
 
@@ -117,7 +117,7 @@ def _runner(
         # Searching takes the time that is asked for; lowering and comparing take more.
         seconds = int(options.minutes * 60) + _BORROWED_LONGER_SECONDS
         return BoardRunner(Tracker.parse(options.rpc), options.key, spec, threads, seconds)
-    if local_spec(spec) is None:
+    if not Host.at_hand().makes(spec):
         raise TargetError(
             f"target {target}: candidates are measured on this machine, which is another; run the "
             "job there, take --target native, or measure on boards with --rpc HOST:PORT --key NAME"

@@ -1,10 +1,10 @@
 """Estimated times of a convolution by the direct and by Winograd's algorithm.
 
-They choose the algorithm, and the decisions of Winograd's, where no search has. The
-estimates count cycles: two multiply-adds of vectors each, as `step_cycles` has them; the
-transforms; and the weights, which are the traffic that matters with few pixels. In a
-network they come from memory: those of other layers have passed through the caches since.
-Winograd's are fetched ahead, so that most of the shorter of both times hides in the longer.
+They choose the algorithm, and the decisions of Winograd's, where no search has. The estimates
+count cycles: multiply-adds of vectors, as `step_cycles` has them; the transforms; and the
+weights, which are the traffic that matters with few pixels. In a network they come from memory:
+those of other layers have passed through the caches since. Winograd's are fetched ahead, so that
+most of the shorter of both times hides in the longer.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ MOST_TILES, MOST_VECTORS = 128, 6
 _TRANSFORM_CYCLES = 4
 # The same for weights that a kernel transforms itself.
 _WEIGHT_CYCLES = 3
-# Bytes of weights that a core reads in a cycle: the first time, and again from the L3 cache.
-_MEMORY_RATE, _L3_RATE = 8, 32
 # Share of the shorter of two times, computing and reading ahead, that the longer does not hide.
 _EXPOSED = 0.25
 
@@ -55,7 +53,7 @@ class Plan:
         groups = math.ceil(math.ceil(c.blocks / self.vectors) / self.chunks)
         blocks = min(c.blocks, groups * self.vectors)
         steps = positions * c.in_channels * math.ceil(self.tiles / self.rows) * groups
-        products = steps * step_cycles(self.rows, self.vectors)
+        products = steps * step_cycles(self.rows, self.vectors, spec.rates)
         vectors = math.ceil(c.in_channels / c.lanes) + blocks
         transforms = _TRANSFORM_CYCLES * positions * self.tiles * vectors
         scratch = 4 * positions * self.tiles * (c.in_channels + self.vectors * c.lanes)
@@ -68,7 +66,7 @@ class Plan:
             transforms += _WEIGHT_CYCLES * positions * c.in_channels * blocks
         computing = rounds * (products * slower + transforms)
         again = 0 if weights <= spec.l2_bytes // 2 else rounds - 1
-        reading = weights / _MEMORY_RATE + again * weights / _L3_RATE
+        reading = weights / spec.rates.memory_bytes + again * weights / spec.rates.cache_bytes
         return max(computing, reading) + _EXPOSED * min(computing, reading)
 
 
@@ -84,16 +82,17 @@ def direct_cycles(w: ConvolutionWorkload, spec: TargetSpec) -> float:
     columns = w.in_width * w.kernel_width - 2 * w.pad_left
     inside = min(1.0, rows / (w.out_height * w.kernel_height))
     inside *= min(1.0, columns / (w.out_width * w.kernel_width))
-    line = w.out_width * w.blocks / 2
+    line = w.out_width * w.blocks / spec.rates.fmas
     arithmetic = arithmetic_named(w.arithmetic)
     if has_half_weights(arithmetic):
         # Of these the ideal is too far off: small images leave room for few rows to share a weight
         # that was widened.
         tile = choose_tile(w.out_width, w.blocks, spec, arithmetic)
-        line = tiled_cycles(w.out_width, w.blocks, tile, arithmetic.operations)
+        line = tiled_cycles(w.out_width, w.blocks, tile, spec.rates, arithmetic.operations)
     steps = w.batch * w.out_height * w.kernel_height * w.kernel_width * w.in_channels
     weights = w.kernel_height * w.kernel_width * w.in_channels * w.blocks * w.lanes
-    return (inside * steps * line + weight_bytes(w) * weights / _MEMORY_RATE) / spec.cores
+    reading = weight_bytes(w) * weights / spec.rates.memory_bytes
+    return (inside * steps * line + reading) / spec.cores
 
 
 def weight_bytes(w: ConvolutionWorkload) -> int:

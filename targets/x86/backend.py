@@ -16,6 +16,7 @@ from tinsmith.targets.x86.bfloat16 import spread_bfloat16, use_bfloat16_instruct
 from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
 from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86.schedules.depthwise_dots import DepthwiseDots
+from tinsmith.targets.x86.tile_permission import C_SOURCE as TILE_CHECK
 
 # VNNI and AMX multiply unsigned by signed bytes.
 FORMATS = byte_formats("x86", "uint8")
@@ -39,6 +40,9 @@ class X86Backend(CpuBackend):
 
     def lowering(self) -> Lowering:
         return replace(super().lowering(), vectorized=(spread_bfloat16,))
+
+    def machine_check(self, spec: TargetSpec) -> str:
+        return TILE_CHECK if "amx_tile" in spec.cpu_features else ""
 
 
 BACKEND = X86Backend()

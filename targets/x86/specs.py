@@ -38,6 +38,7 @@ X86_64_V3 = TargetSpec(
     cpu_features=_V3_FEATURES,
     cores=4,
     l2_bytes=256 * 1024,
+    winograd=True,
     description="AVX2 and FMA (Haswell, Zen and later)",
 )
 
@@ -54,6 +55,7 @@ X86_64_V4 = TargetSpec(
     cpu_features=_V4_FEATURES,
     cores=4,
     l2_bytes=1024 * 1024,
+    winograd=True,
     description="AVX-512 F/BW/CD/DQ/VL (Skylake-SP, Zen 4 and later)",
 )
 
@@ -71,7 +73,29 @@ SAPPHIRE_RAPIDS = TargetSpec(
     l1_bytes=48 * 1024,
     l2_bytes=2 * 1024 * 1024,
     bfloat16=True,
+    winograd=True,
     description="AVX-512 with VNNI, BF16 and FP16, AMX tiles of int8 and bfloat16",
 )
 
 SPECS = (X86_64_V3, X86_64_V4, SAPPHIRE_RAPIDS)
+
+# What every machine runs, for those that are older than the levels above.
+PORTABLE = TargetSpec(
+    name="portable",
+    architecture="x86_64",
+    llvm_triple="x86_64-linux-gnu",
+    llvm_cpu="x86-64",
+    link_triple="x86_64-linux",
+    vector_bits=128,
+    vector_registers=16,
+    description="SSE2",
+)
+
+# Other names of the levels, and processors that have them.
+ALIASES = {
+    "avx2": "x86-64-v3",
+    "haswell": "x86-64-v3",
+    "avx512": "x86-64-v4",
+    "skylakeavx512": "x86-64-v4",
+    "spr": "sapphirerapids",
+}

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tinsmith.targets.registry import get_target, target_names
+from tinsmith.targets.registry import get_target, target_aliases, target_names
 from tinsmith.targets.spec import UnknownTargetError
 
 
@@ -44,3 +44,32 @@ def test_a_gpu_is_told_to_be_none_of_them(name: str) -> None:
     with pytest.raises(UnknownTargetError, match=r"no kernels for GPUs.*x86-64-v3") as error:
         get_target(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("rpi3", "cortex-a53"),
+        ("rpi4", "cortex-a72"),
+        ("Raspberry Pi 4", "cortex-a72"),
+        ("raspberrypi4", "cortex-a72"),
+        ("rpi5", "cortex-a76"),
+        ("graviton3", "neoverse-v1"),
+        ("Cortex_A76", "cortex-a76"),
+        ("AVX2", "x86-64-v3"),
+        ("x86_64_v4", "x86-64-v4"),
+    ],
+)
+def test_boards_go_by_what_people_call_them(written: str, name: str) -> None:
+    assert get_target(written).name == name
+
+
+def test_an_alias_names_a_target_and_hides_none() -> None:
+    assert set(target_aliases().values()) <= set(target_names())
+    for name in target_names():
+        assert get_target(name).name == name
+
+
+def test_a_name_near_an_alias_is_suggested() -> None:
+    with pytest.raises(UnknownTargetError, match="did you mean 'rpi4'"):
+        get_target("rpi44")

@@ -16,6 +16,7 @@ from tinsmith.compiler.module.write.plan import Place, Plan, TensorSpec
 from tinsmith.compiler.module.write.sort_kernels import SortCall
 from tinsmith.compiler.module.write.stages import KernelCode
 from tinsmith.compiler.plain_text import comment_text
+from tinsmith.targets.registry import backend_of
 from tinsmith.targets.spec import TargetSpec
 
 RUNTIME_FOLDER = Path(__file__).parent / "runtime"
@@ -125,6 +126,7 @@ def generate_driver(
     embedded_weights: Path | None,
 ) -> str:
     """The model's C source. `embedded_weights` is a file to include with `.incbin`."""
+    machine_check = backend_of(target).machine_check(target)
     adapters, tables = _stage_adapters(kernels, sorts)
     task_scratch = max((k.task_scratch_bytes for k in kernels.values()), default=0)
     constants = {
@@ -140,7 +142,7 @@ def generate_driver(
         "ARENA_BYTES": f"{plan.arena_bytes}u",
         "TASK_SCRATCH_BYTES": f"{task_scratch}u",
         "MAP_WEIGHTS": int(plan.weights_bytes >= MAP_FROM_BYTES),
-        "NEEDS_TILES": int("amx_tile" in target.cpu_features),
+        "HAS_MACHINE_CHECK": int(bool(machine_check)),
         "EMBEDDED_WEIGHTS": "embedded_weights" if embedded_weights else "((const char *)0)",
     }
     embedding = []
@@ -167,6 +169,8 @@ def generate_driver(
             *adapters,
             *_step_tables(plan, kernels, tables),
             '#include "pool.c"',
+            *(["static int fail(const char *what, const char *detail);"] if machine_check else []),
+            machine_check,
             '#include "module.c"',
             '__attribute__((visibility("default")))',
             f"const tinsmith_module *{prefix}_module(void) {{",

@@ -59,10 +59,10 @@ def winograd_tile(
 def default_algorithm(w: ConvolutionWorkload, spec: TargetSpec) -> str:
     """The algorithm of least estimated time; Winograd's only where it wins clearly.
 
-    Few channels leave the transforms without enough products between them. Off x86-64
-    nothing was measured.
+    Few channels leave the transforms without enough products between them. On machines whose
+    estimates were not measured, it is the direct one.
     """
-    if spec.architecture != "x86_64" or min(w.in_channels, w.out_channels) < _FEWEST_CHANNELS:
+    if not spec.winograd or min(w.in_channels, w.out_channels) < _FEWEST_CHANNELS:
         return DIRECT
     estimates = {name: _winograd_cycles(w, tile, spec) for name, tile in WINOGRAD_TILES.items()}
     best = min(estimates, key=lambda name: estimates[name])

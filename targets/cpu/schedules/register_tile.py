@@ -28,7 +28,7 @@ from tinsmith.targets.cpu.loops import (
     sequence,
     splat,
 )
-from tinsmith.targets.spec import TargetSpec
+from tinsmith.targets.spec import CoreRates, TargetSpec
 
 # Wider tiles are no faster.
 _MOST_VECTORS = 8
@@ -225,11 +225,9 @@ def choose_tile(
 ) -> tuple[int, int]:
     """The tile `(rows, vectors)` with the least estimated time for a `rows x vectors` output.
 
-    One reduction step costs the largest of the multiply-adds (two a cycle), all vector
-    operations (three a cycle: the arithmetic's `operations`; float32 has none but the first),
-    the loads (two a cycle) and the latency of the chain (four cycles); tiles that overlap or
-    stick out cost as much as full ones. Besides its accumulators a tile needs `registers`: so
-    many in all, and so many for each vector.
+    One reduction step costs what `step_cycles` says; tiles that overlap or stick out cost as
+    much as full ones. Besides its accumulators a tile needs `registers`: so many in all, and so
+    many for each vector.
     """
     kind = arithmetic or Float32()
     best: tuple[float, int, int] | None = None
@@ -238,7 +236,8 @@ def choose_tile(
         most_rows = (spec.vector_registers - others) // v
         whole = -(-rows // kind.rows) * kind.rows
         for r in range(kind.rows, min(whole, most_rows) + 1, kind.rows):
-            cost = (tiled_cycles(rows, vectors, (r, v), kind.operations), -r * v, -v)
+            cycles = tiled_cycles(rows, vectors, (r, v), spec.rates, kind.operations)
+            cost = (cycles, -r * v, -v)
             if best is None or cost < (best[0], -best[1] * best[2], -best[2]):
                 best = (cost[0], r, v)
     if best is None:
@@ -247,20 +246,33 @@ def choose_tile(
 
 
 def tiled_cycles(
-    rows: int, vectors: int, tile: tuple[int, int], operations: tuple[int, int] = (1, 0)
+    rows: int,
+    vectors: int,
+    tile: tuple[int, int],
+    rates: CoreRates,
+    operations: tuple[int, int] = (1, 0),
 ) -> float:
     """Estimated cycles of one reduction step of a `rows x vectors` output cut into tiles."""
     full, rest = divmod(vectors, tile[1])
-    steps = full * step_cycles(*tile, operations)
-    steps += step_cycles(tile[0], rest, operations) if rest else 0.0
+    steps = full * step_cycles(*tile, rates, operations)
+    steps += step_cycles(tile[0], rest, rates, operations) if rest else 0.0
     return -(-rows // tile[0]) * steps
 
 
-def step_cycles(rows: int, vectors: int, operations: tuple[int, int] = (1, 0)) -> float:
-    """Estimated cycles of one reduction step of a register tile: see `choose_tile`."""
+def step_cycles(
+    rows: int, vectors: int, rates: CoreRates, operations: tuple[int, int] = (1, 0)
+) -> float:
+    """Estimated cycles of one reduction step of a register tile.
+
+    The largest of the multiply-adds, all vector operations (the arithmetic's `operations`;
+    float32 has none but the first), the loads and the latency of the chain. On a core that
+    issues in order, loads of whole registers do not hide behind multiply-adds: both add up.
+    """
     products = rows * vectors
     every = operations[0] * products + operations[1] * vectors
-    return max(products / 2, every / 3, (rows + vectors) / 2, 4.0) + 0.5
+    loads = (rows + vectors) / rates.loads
+    computing = max(products / rates.fmas, every / rates.operations, rates.fma_latency)
+    return (computing + loads if rates.in_order else max(computing, loads)) + 0.5
 
 
 def tile_choices(
@@ -293,7 +305,7 @@ def fills_registers(
     """Whether the accumulators of a tile fit into registers and hide their own latency.
 
     `registers` are those that `choose_tile` takes. With few accumulators each multiply-add
-    waits for the one before it, four cycles of two.
+    waits for the one before it.
     """
     rows, vectors = decisions["rows"], decisions["vectors"]
     others = registers[0] + arithmetic.temporaries + registers[1] * arithmetic.rows * vectors

@@ -21,7 +21,7 @@ enum { LENGTH = 4096, WEIGHTS = 256, CHUNKS = 64, PER_CHUNK = LENGTH / CHUNKS };
 #ifndef MAP_WEIGHTS
 #define MAP_WEIGHTS 0
 #endif
-#define NEEDS_TILES 0
+#define HAS_MACHINE_CHECK 0
 
 static int32_t scale(int32_t begin, int32_t end, char *const *pointers, char *scratch) {
   const float *x = (const float *)pointers[0], *w = (const float *)pointers[1];

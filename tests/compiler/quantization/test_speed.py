@@ -11,9 +11,7 @@ from tinsmith.compiler.evaluate.layer_timing import Timing, kernel_owners, measu
 from tinsmith.compiler.quantization.recipe import Mixture, Prepared
 from tinsmith.compiler.quantization.report import LayerReport
 from tinsmith.compiler.quantization.speed import measured, slower_layers
-from tinsmith.compiler.workshop import local_spec
 from tinsmith.passes.graph.fused_groups import KernelCall
-from tinsmith.targets.registry import get_target
 
 
 def test_a_conversion_belongs_to_the_layer_that_reads_it() -> None:
@@ -27,12 +25,6 @@ def test_a_conversion_belongs_to_the_layer_that_reads_it() -> None:
     ]
     owners = kernel_owners(calls, {"a", "b", "c"}, {"x", "a", "relu", "pool", "b", "c"})
     assert owners == ("a", "a", None, None, "b", "c")
-
-
-def test_kernels_of_another_machine_are_told_apart() -> None:
-    native = get_target("native")
-    assert local_spec(native) is native
-    assert local_spec(get_target("cortex-a72")) is None
 
 
 def test_a_layer_is_slower_beyond_ratio_and_microseconds() -> None:

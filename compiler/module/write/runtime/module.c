@@ -2,7 +2,7 @@
  * these have been defined: NAME, TARGET, VERSION, inputs, outputs, INPUT_COUNT,
  * OUTPUT_COUNT, steps, step_names, STEP_COUNT, copies, COPY_COUNT, MAX_PLACES,
  * WEIGHTS_BYTES, ARENA_BYTES, TASK_SCRATCH_BYTES, EMBEDDED_WEIGHTS (pointer or NULL),
- * MAP_WEIGHTS, NEEDS_TILES.
+ * MAP_WEIGHTS, HAS_MACHINE_CHECK (then machine_refuses has been defined, too: it may fail).
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -28,9 +28,7 @@ static int fail(const char *what, const char *detail) {
   return -1;
 }
 
-#if NEEDS_TILES
-#include "tiles.c"
-#else
+#if !HAS_MACHINE_CHECK
 static int machine_refuses(void) { return 0; }
 #endif
 
