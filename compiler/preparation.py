@@ -23,6 +23,7 @@ from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.frontends.origins import nodes_behind
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.write.build import Builds
@@ -42,6 +43,7 @@ from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.quantizer import Quantized, Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
 from tinsmith.compiler.workshop import Workshop, workshop
+from tinsmith.passes.graph.fused_groups import computed_by_kernel
 from tinsmith.passes.progress import Progress, within
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.registry import backend_of, get_target
@@ -135,6 +137,7 @@ def prepare(
         notes=tuple(notes),
         pass_names=pipeline.pass_names,
         config=config.to_dict(),
+        nodes=nodes_behind(computed_by_kernel(pipeline.module), imported.reference),
     )
     judge = promise = None
     with clock.phase("reference"):

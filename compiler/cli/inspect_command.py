@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,11 +10,15 @@ import typer
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads
 from tinsmith.compiler.cli.quantization import print_quantization
+from tinsmith.compiler.cli.tables import elided
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.quantization.report import QuantizationReport
 
 if TYPE_CHECKING:
     from tinsmith.compiler.evaluate.kernels import KernelRow, KernelsReport
+
+
+_NODE_WIDTH = 40
 
 
 @output.reported
@@ -64,12 +69,13 @@ def _print_kernels(report: KernelsReport) -> None:
     output.print_table(
         "kernels, slowest first" if timed else "kernels, most operations first",
         (
-            *("kernel", "template", "decisions", "from", "calls", "MFLOP", "KiB"),
+            *("kernel", "nodes", "template", "decisions", "from", "calls", "MFLOP", "KiB"),
             *(("us", "time", "roof") if timed else ()),
         ),
         [
             (
                 row.name,
+                _nodes(row.nodes),
                 f"{row.template} {row.arithmetic}".rstrip(),
                 " ".join(f"{key}={value}" for key, value in row.decisions.items()) or "-",
                 row.source,
@@ -80,8 +86,16 @@ def _print_kernels(report: KernelsReport) -> None:
             )
             for row in report.rows
         ],
-        left=4,
+        left=5,
     )
+
+
+def _nodes(names: Sequence[str]) -> str:
+    """The last of the nodes, and how many there are before it."""
+    if not names:
+        return "-"
+    last = elided(names[-1], _NODE_WIDTH)
+    return f"{last} +{len(names) - 1}" if len(names) > 1 else last
 
 
 def _times(row: KernelRow) -> tuple[str, ...]:

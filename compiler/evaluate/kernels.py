@@ -23,7 +23,8 @@ class KernelRow:
 
     `arithmetic` names what is multiplied or compared, empty where that is not stated.
     `known_work` is whether a template stated FLOPs and bytes; without, the share of the
-    roofline is 0 and means nothing. `decisions` are the template's. Of a module that does not
+    roofline is 0 and means nothing. `decisions` are the template's, `nodes` the names of the
+    model's nodes behind it. Of a module that does not
     run here `seconds` and the shares are 0.
     """
 
@@ -39,6 +40,7 @@ class KernelRow:
     share_of_time: float
     share_of_roofline: float
     known_work: bool
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -234,4 +236,5 @@ def _row(
         share_of_time=seconds / total if total else 0.0,
         share_of_roofline=roofline.share(flops, traffic, seconds / calls) if roofline else 0.0,
         known_work=bool(flops or traffic),
+        nodes=tuple(entry.get("nodes", ())),
     )

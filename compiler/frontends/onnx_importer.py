@@ -76,6 +76,12 @@ _TYPES_OF_MANY = {
 }
 
 
+def variable_name(name: str) -> str:
+    """What the variable of a tensor is called, but for a number where several are called so."""
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
+    return f"v_{clean}" if clean[0].isdigit() else clean
+
+
 class GraphImporter:
     """Builds one Relax function from one ONNX graph whose inputs have fixed shapes.
 
@@ -207,8 +213,7 @@ class GraphImporter:
 
     def fresh_name(self, name: str) -> str:
         """A name like `name` that no variable has."""
-        clean = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "value"
-        clean = f"v_{clean}" if clean[0].isdigit() else clean
+        clean = variable_name(name)
         unique, number = clean, 1
         while unique in self._names:
             unique, number = f"{clean}_{number}", number + 1

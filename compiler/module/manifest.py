@@ -70,7 +70,10 @@ class _KernelEntry(TypedDict):
 
 
 class KernelEntry(_KernelEntry, total=False):
-    """A kernel: how often it is called, and what its template, if it has one, told of it."""
+    """A kernel: how often it is called, and what its template, if it has one, told of it.
+
+    `nodes` are the names in the model's file of what it computes.
+    """
 
     template: str
     template_version: int
@@ -79,6 +82,7 @@ class KernelEntry(_KernelEntry, total=False):
     source: str
     flops: _Size
     bytes: _Size
+    nodes: list[str]
 
 
 class LatencyEntry(TypedDict, total=False):

@@ -114,6 +114,23 @@ def kernel_calls(module: tvm.IRModule) -> tuple[KernelCall, ...]:
     return tuple(KernelCall(m, tuple(r)) for m, r in zip(members, readers, strict=True))
 
 
+def computed_by_kernel(module: tvm.IRModule) -> dict[str, tuple[str, ...]]:
+    """What the calls of each kernel compute, by its name: `KernelCall.members`, in order.
+
+    Of a kernel that was not followed the name of its result.
+    """
+    groups: Mapping[str, Any] = (module.attrs or {}).get(ATTRIBUTE, {})
+    names = unique_names(module["main"])
+    found: dict[str, tuple[str, ...]] = {}
+    for binding in _bindings(module["main"]):
+        if operator_name(binding.value) == "relax.call_tir":
+            name = names[binding.var]
+            members = tuple(map(str, groups.get(name, ()))) or (name,)
+            kernel = str(binding.value.args[0].name_hint)
+            found[kernel] = (*found.get(kernel, ()), *members)
+    return found
+
+
 class _Renamer(BlockRewriter):
     """Binds the calls in dataflow blocks to variables of other names."""
 

@@ -293,7 +293,7 @@ def test_verify_refuses_a_model_with_another_signature(small_module: Path, tmp_p
 
 
 def test_inspect_accounts_for_the_time(
-    small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_module: Path, small_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tinsmith.compiler.evaluate import roofline
 
@@ -304,6 +304,10 @@ def test_inspect_accounts_for_the_time(
     assert sum(kernel["share_of_time"] for kernel in kernels) == pytest.approx(1.0)
     assert sum(kernel["seconds"] for kernel in kernels) == pytest.approx(report["seconds"])
     # 16 channels of 3 x 3 x 3 products and sums on 8 x 8 points, and so on through the network.
+    named = {name for kernel in kernels for name in kernel["nodes"]}
+    model = onnx.load(small_model_file)
+    known = {node.name or node.output[0] for node in model.graph.node}
+    assert named and named <= known
     convolutions = sum(k["flops"] for k in kernels if k["template"] == "convolution")
     exact = 2 * 16 * 27 * 64 + 2 * 16 * 144 * 9
     assert exact <= convolutions <= 1.1 * exact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tvm.ir import IRModule
@@ -20,7 +20,8 @@ class LoweredModel:
     nest. `main` takes the model's inputs, in the order of `input_names`, and
     returns its outputs (a tensor or a flat tuple), in the order of
     `output_names`; the weights are constants. `kernels` is keyed to the
-    PrimFuncs by `KernelReport.name`. `notes`, `pass_names` and `config` are
+    PrimFuncs by `KernelReport.name`; `nodes` names, for each of them, the nodes
+    of the model that it computes. `notes`, `pass_names` and `config` are
     copied into the module's manifest and must be plain JSON data.
     """
 
@@ -33,3 +34,4 @@ class LoweredModel:
     notes: tuple[str, ...] = ()
     pass_names: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
+    nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)

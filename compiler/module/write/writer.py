@@ -362,5 +362,7 @@ def _kernel_entries(lowered: LoweredModel, called: Sequence[str]) -> tuple[dict[
                 "flops": report.flops,
                 "bytes": report.bytes,
             }
+        if lowered.nodes.get(name):
+            entry["nodes"] = list(lowered.nodes[name])
         entries.append(entry)
     return tuple(entries)
