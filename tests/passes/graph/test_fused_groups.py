@@ -7,7 +7,7 @@ import tvm
 from tvm import relax
 
 from tinsmith.passes.graph import Fuse, Legalize
-from tinsmith.passes.graph.fused_groups import kernel_calls, unique_names
+from tinsmith.passes.graph.fused_groups import computed_by_kernel, kernel_calls, unique_names
 
 _RANDOM = np.random.default_rng(0)
 
@@ -55,6 +55,8 @@ def test_layers_of_one_structure_share_a_kernel_and_keep_their_names() -> None:
     assert _members(after) == tuple((f"layer{i}", f"relu{i}") for i in range(3))
     callees = {binding.value.args[0].name_hint for binding in after["main"].body.blocks[0].bindings}
     assert len(callees) == 1
+    every = tuple(name for group in _members(after) for name in group)
+    assert computed_by_kernel(after) == {callees.pop(): every}
     assert list(unique_names(after["main"]).values())[:3] == ["x", "relu0", "relu1"]
 
 
