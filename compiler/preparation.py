@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ class Prepared:
     quantization: QuantizationReport | None
     pruning: PruneReport | None
     judge: Reference | None = None
-    builds: Builds | None = None
+    builds: Builds = field(default_factory=Builds, compare=False)
     float_model: Mapping[str, dict[str, float | None]] | None = None
 
 
@@ -169,7 +169,7 @@ def prepare(
         None if quantized is None else quantized.report,
         None if pruner is None else pruner.report,
         judge,
-        None if here is None else here.builds,
+        Builds() if here is None else here.builds,
         promise,
     )
 

@@ -90,4 +90,6 @@ def build(prepared: Prepared, records: RecordLookup | None, folder: Path) -> Pat
     schedule = lowering(prepared.lowered.spec, records).since(SCHEDULE)
     report = schedule.run(prepared.pipeline.fused)
     lowered = replace(prepared.lowered, module=report.module, kernels=report.kernels)
-    return write_module(lowered, folder, golden=prepared.golden, forms=("shared",)).path
+    return write_module(
+        lowered, folder, golden=prepared.golden, forms=("shared",), builds=prepared.builds
+    ).path
