@@ -38,7 +38,7 @@ def bench_module(
             model,
             runs,
             threads,
-            lambda done, total: show("bursts in turn", done / total),
+            show,
             precision,
         )
     if as_json:

@@ -51,7 +51,7 @@ def run_demo(
         accuracy = top1(
             lambda image: module({"image": image})["logits"],
             data,
-            lambda done, total: show(f"{total} labelled images", done / total),
+            show,
         )
     update_measured(out, accuracy={"top1": accuracy.top1, "images": accuracy.total})
     if not as_json:
@@ -61,9 +61,7 @@ def run_demo(
         )
 
     with output.progress_bar("demo: bench", hidden=as_json) as show:
-        timings = bench(
-            out, MODEL, 100, threads, lambda done, total: show("bursts in turn", done / total)
-        )
+        timings = bench(out, MODEL, 100, threads, show)
     if as_json:
         output.print_json(
             {

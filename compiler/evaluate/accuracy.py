@@ -10,6 +10,7 @@ import numpy as np
 
 from tinsmith.compiler.errors import InputError
 from tinsmith.compiler.module.regular_file import open_regular
+from tinsmith.passes.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Accuracy:
 def top1(
     scores_of: Callable[[np.ndarray], np.ndarray],
     data: LabelledImages,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Accuracy of `scores_of`: one image (1, C, H, W) float32 in 0..1 -> scores (1, classes)."""
     correct = 0
@@ -70,5 +71,6 @@ def top1(
         batch = np.ascontiguousarray(planes[None], np.float32) / np.float32(255)
         correct += int(scores_of(batch).reshape(-1).argmax()) == int(label)
         if progress is not None:
-            progress(index + 1, len(data.labels))
+            count = len(data.labels)
+            progress(f"{count} labelled images", (index + 1) / count)
     return Accuracy(correct, len(data.labels))

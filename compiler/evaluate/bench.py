@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from tinsmith.compiler.evaluate.peers import PEERS, installed
 from tinsmith.compiler.module.loader import folder_of, load
 from tinsmith.compiler.processes import child_environment, describe_exit, ending_with_this
 from tinsmith.compiler.scratch import ScratchFolder
+from tinsmith.passes.progress import Progress
 
 if TYPE_CHECKING:
     from tinsmith.compiler.evaluate.original import OriginalModel
@@ -99,7 +100,7 @@ def bench(
     model: Path | None = None,
     runs: int = 50,
     threads: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     precision: str = "float32",
     further: Mapping[str, tuple[str, Path]] | None = None,
 ) -> BenchReport:
@@ -107,7 +108,7 @@ def bench(
 
     All get the same inputs; peers compute a float32 model in `precision`. `further` contestants
     by label: the package of a peer, and a file of the same model in a form of its own.
-    `progress` is told (rounds done, rounds in all). Raises ArtifactError if the module cannot be
+    Raises ArtifactError if the module cannot be
     loaded, ModelError if `model` is another one.
     """
     if runs < 1 or threads < 1:
@@ -212,9 +213,7 @@ def _second_try(
     return again
 
 
-def _race(
-    contestants: list[_Contestant], runs: int, progress: Callable[[int, int], None] | None
-) -> None:
+def _race(contestants: list[_Contestant], runs: int, progress: Progress | None) -> None:
     """Bursts in turn, each after some untimed runs; who begins changes from round to round."""
     rounds = -(-runs // BURST)
     for index in range(rounds):
@@ -223,7 +222,7 @@ def _race(
         for one in contestants[turn:] + contestants[:turn]:
             one.burst(count)
         if progress is not None:
-            progress(index + 1, rounds)
+            progress("bursts in turn", (index + 1) / rounds)
 
 
 class _Contestant:

@@ -21,19 +21,19 @@ def test_counts_hits_and_scales_pixels(tmp_path: Path) -> None:
     images[:, 0, 0] = (0, 51, 102, 255)
     path = write(tmp_path / "d.npz", images=images, labels=np.array([0, 1, 2, 3]))
     seen: list[tuple[tuple[int, ...], str, float]] = []
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, float]] = []
 
     def scores(batch: np.ndarray) -> np.ndarray:
         seen.append((batch.shape, batch.dtype.name, float(batch[0, 0, 0, 0])))
         return np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)
 
     result = top1(
-        scores, LabelledImages.read(path), lambda done, total: steps.append((done, total))
+        scores, LabelledImages.read(path), lambda phase, share: steps.append((phase, share))
     )
     assert (result.correct, result.total, result.top1) == (1, 4, 0.25)
     assert [s[:2] for s in seen] == [((1, 1, 2, 3), "float32")] * 4
     assert [s[2] for s in seen] == pytest.approx([0, 0.2, 0.4, 1.0])
-    assert steps[-1] == (4, 4)
+    assert steps[-1] == ("4 labelled images", 1.0)
 
 
 def test_colour_images_become_planes() -> None:
