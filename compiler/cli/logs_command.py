@@ -72,12 +72,13 @@ def show_log(log: Log = None, target: Target = "", as_json: AsJson = False) -> N
 def merge_logs(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="The log to take from.")],
     log: Log = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take over what is better in another log, and its trials.
 
     **Example:** `tinsmith logs merge from_the_board/ --log tuning_logs/`
     """
-    _copy(_existing(source), _folder(log), trials=True)
+    _copy(_existing(source), _folder(log), trials=True, as_json=as_json)
 
 
 @app.command("export")
@@ -85,12 +86,13 @@ def merge_logs(
 def export_log(
     destination: Annotated[Path, typer.Argument(metavar="DIR", help="The log to write to.")],
     log: Log = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the records, without the trials, to another log.
 
     **Example:** `tinsmith logs export for_the_others/`
     """
-    _copy(_store(log), destination, trials=False)
+    _copy(_store(log), destination, trials=False, as_json=as_json)
 
 
 @app.command("prune")
@@ -98,14 +100,21 @@ def export_log(
 def prune_log(
     log: Log = None,
     trials: Annotated[bool, typer.Option("--trials", help="Drop all trials, too.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Drop what does not count any more: superseded, damaged, of old template versions.
 
     **Example:** `tinsmith logs prune --trials`
     """
-    for shelf in _store(log).shelves():
-        before, after = shelf.prune(_versions(), trials=trials)
-        output.say(f"{shelf.name}: {before} lines became {after}")
+    pruned = [
+        (shelf.name, *shelf.prune(_versions(), trials=trials)) for shelf in _store(log).shelves()
+    ]
+    if as_json:
+        keys = ("target", "lines_before", "lines")
+        output.print_json([dict(zip(keys, row, strict=True)) for row in pruned])
+        return
+    for name, before, after in pruned:
+        output.say(f"{name}: {before} lines became {after}")
 
 
 def _folder(log: Path | None) -> Path:
@@ -143,16 +152,21 @@ def _is_stale(subject: Subject) -> bool:
     return subject.version not in _versions().get(subject.template, ())
 
 
-def _copy(source: Store, destination: Path, *, trials: bool) -> None:
+def _copy(source: Store, destination: Path, *, trials: bool, as_json: bool) -> None:
     from tinsmith.compiler.tuning.store import Store
 
     found = list(source.shelves())
     if not found:
         raise ConfigError(f"{source.folder}: has no records")
     target = Store(destination)
+    rows = []
     for shelf in found:
         taken = target.make_shelf(shelf.name, shelf.target()).merge(shelf, trials=trials)
-        output.say(f"{shelf.name}: {taken} of {len(shelf.records())} records taken over")
+        rows.append({"target": shelf.name, "taken": taken, "records": len(shelf.records())})
+        if not as_json:
+            output.say(f"{shelf.name}: {taken} of {len(shelf.records())} records taken over")
+    if as_json:
+        output.print_json(rows)
 
 
 def _show(shelf: Shelf, as_json: bool) -> None:

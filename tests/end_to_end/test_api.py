@@ -58,6 +58,10 @@ def test_mistakes_raise_what_they_are(small_model_file: Path, tmp_path: Path) ->
         tinsmith.compile(tmp_path / "nothing.onnx")
     with pytest.raises(tinsmith.ArtifactError):
         tinsmith.load(tmp_path)
+    with pytest.raises(tinsmith.ConfigError, match="minutes must be more than 0"):
+        tinsmith.tune(small_model_file, minutes=-1)
+    with pytest.raises(tinsmith.ConfigError, match="unknown option shape; did you mean shapes"):
+        tinsmith.tune(small_model_file, "native", shape={})
 
 
 def test_a_module_that_computes_something_else_is_reported(
