@@ -9,8 +9,7 @@ import typer
 
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson
-from tinsmith.compiler.module.archive import DEFAULT_LEVEL, LEVELS, pack
-from tinsmith.compiler.module.manifest import read_manifest
+from tinsmith.compiler.module.compression import DEFAULT_LEVEL, LEVELS
 
 
 @output.reported
@@ -29,6 +28,9 @@ def pack_module(
     **Example:** `tinsmith pack out/ -o resnet50.tar.zst`
     """
     early.check_module(module)
+    from tinsmith.compiler.module.archive import pack
+    from tinsmith.compiler.module.manifest import read_manifest
+
     packed = pack(module, out, level)
     whole = sum(digest.bytes for digest in read_manifest(module).files.values())
     if as_json:

@@ -15,14 +15,13 @@ from typing import BinaryIO
 import zstandard
 
 from tinsmith.compiler.errors import ArtifactError, BuildError, ConfigError
+from tinsmith.compiler.module.compression import DEFAULT_LEVEL, LEVELS
 from tinsmith.compiler.module.manifest import FILE_NAME as MANIFEST_NAME
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.module.regular_file import open_regular
 from tinsmith.compiler.scratch import ScratchFolder, replacing
 
 MAGIC = b"\x28\xb5\x2f\xfd"
-LEVELS = (1, 19)
-DEFAULT_LEVEL = 12
 # A manifest is read before anything is known of the archive.
 _LARGEST_MANIFEST = 64 * 2**20
 _LARGEST_HEADER = 2**16

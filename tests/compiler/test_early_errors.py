@@ -170,3 +170,14 @@ def test_mistakes_are_one_line_before_anything_heavy_is_imported(place: Path) ->
     assert sorted(path.name for path in place.iterdir()) == [
         "anything", "empty.onnx", "jobs.toml", "model.onnx", "model.pth", "other", "pipe",
     ]  # fmt: skip
+
+
+def test_help_and_version_wait_for_no_library() -> None:
+    """Within half a second something is shown: all commands are known without what they use."""
+    code = (
+        "import sys, tinsmith.compiler.cli\n"
+        "print([name for name in ('numpy', 'msgspec', 'zstandard', 'blake3', 'onnx', 'tvm') "
+        "if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
