@@ -170,7 +170,7 @@ def test_a_link_in_place_of_a_file_is_refused(archive: Path, tmp_path: Path) -> 
 
 
 def test_another_machine_s_archive_is_named(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "architecture", lambda: "vax")
+    monkeypatch.setattr(machine, "process_architecture", lambda: "vax")
     with pytest.raises(ArtifactError, match=f"^{archive}: compiled for"):
         load(archive)
 

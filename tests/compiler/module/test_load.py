@@ -136,7 +136,7 @@ def test_missing_cpu_features(copy: Path) -> None:
 
 
 def test_another_architecture(network_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(machine, "process_architecture", lambda: "riscv64")
     with pytest.raises(ArtifactError, match=r"compiled for x86_64.*this machine is riscv64"):
         load(network_folder)
 
