@@ -43,6 +43,7 @@ from tinsmith.compiler.frontends.onnx_limits import Budget
 from tinsmith.compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
 from tinsmith.compiler.frontends.onnx_schemas import check_input_types, schema_of
 from tinsmith.compiler.frontends.onnx_shapes import BoundInput
+from tinsmith.compiler.frontends.onnx_slice_assignments import SliceAssignments
 
 Converters = Mapping[tuple[str, str], type[OnnxOpConverter]]
 
@@ -158,13 +159,15 @@ class GraphImporter:
     def add_graph(self, graph: GraphProto) -> None:
         """Convert the initializers and nodes of `graph` into the current scope."""
         self.add_initializers(graph)
+        assignments = SliceAssignments(self, graph)
         for node in graph.node:
-            self.add_node(node)
+            if not assignments.take(node):
+                self.add_node(node)
 
     def add_initializers(self, graph: GraphProto) -> None:
         """Bind the constants of `graph` in the current scope."""
         for tensor in graph.initializer:
-            self._hold(tensor.name, onnx.numpy_helper.to_array(tensor))
+            self.hold(tensor.name, onnx.numpy_helper.to_array(tensor))
 
     def tensor(self, name: str, role: str) -> relax.Expr:
         """The value `name` as a tensor expression."""
@@ -191,7 +194,7 @@ class GraphImporter:
             return value
         return self.builder.emit(value, self.fresh_name(name))
 
-    def _hold(self, name: str, array: np.ndarray) -> None:
+    def hold(self, name: str, array: np.ndarray) -> None:
         """Bind the value `name` to a constant."""
         stored = storable(array)
         if str(stored.dtype) not in COMPUTABLE_DTYPES:
@@ -234,7 +237,7 @@ class GraphImporter:
             known = self._evaluate(node)
             if known is not None:
                 for name, array in zip((n for n in node.output if n), known, strict=True):
-                    self._hold(name, array)
+                    self.hold(name, array)
                 return
             if self.dynamic.concerns(node):
                 convert = lambda: self._bind_outputs(node, self._convert(node, inputs))  # noqa: E731

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.ir import IRModule
 
@@ -23,6 +24,7 @@ from tinsmith.compiler.module.vm_loader import LIBRARY_NAME
 from tinsmith.compiler.module.write.build import tvm_target
 from tinsmith.compiler.module.write.linker import link_objects
 from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.stages import STACK_BYTES, buffer_bytes
 from tinsmith.targets.spec import TargetSpec
 
 # From kernels to the instructions of TVM's virtual machine, without its search for reshapes among
@@ -41,6 +43,9 @@ TO_INSTRUCTIONS = tvm.ir.transform.Sequential(
         relax.transform.AttachGlobalSymbol(),
     ]
 )
+
+# The name of TVM's own lowering of kernels with `small_buffers_on_stack` before its end.
+_LOWERING = "tinsmith"
 
 # The object files of an executable: its kernels, and its bytecode with the constants.
 _OBJECTS = ("lib0.o", "devc.o")
@@ -110,10 +115,48 @@ def kernel_calls(module: IRModule) -> list[str]:
 
 def _compile(module: IRModule, spec: TargetSpec, name: str) -> tvm.runtime.Executable:
     try:
-        return tvm.compile(module, target=tvm_target(spec), relax_pipeline=TO_INSTRUCTIONS)
+        return tvm.compile(
+            module,
+            target=tvm_target(spec),
+            relax_pipeline=TO_INSTRUCTIONS,
+            tir_pipeline=_LOWERING,
+        )
     except (RuntimeError, ValueError, TypeError) as error:
         detail = str(error).strip().splitlines()[-1]
         raise BuildError(f"{name}: TVM could not compile the model's VM form: {detail}") from error
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="SmallBuffersOnStack")
+def small_buffers_on_stack(
+    function: tirx.PrimFunc, _module: IRModule, _context: tvm.transform.PassContext
+) -> tirx.PrimFunc:
+    """A kernel whose small buffers are no calls for memory of TVM's runtime.
+
+    The accumulators of a register tile would be one such call for each tile, and stay in memory.
+    """
+    on_stack = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+
+    def place(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
+        size = buffer_bytes(allocation.buffer)
+        if size is None or size > STACK_BYTES:
+            return allocation
+        return tirx.AllocBuffer(allocation.buffer, on_stack)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, place))
+    return function.with_body(body)
+
+
+def _lowering() -> tuple[Any, Any, Any]:
+    """TVM's passes over kernels: all together, then for the host, and for devices."""
+    together, for_host, for_devices = tirx.get_tir_pipeline("s_tir")
+
+    def for_host_on_stack() -> tvm.transform.Pass:
+        return tvm.transform.Sequential([small_buffers_on_stack, for_host()])
+
+    return together, for_host_on_stack, for_devices
+
+
+tirx.register_tir_pipeline(_LOWERING, _lowering)
 
 
 def _with_a_kernel(module: IRModule) -> IRModule:

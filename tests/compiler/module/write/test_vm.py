@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
+import tvm_ffi
 from small_networks import SPEC, fused
+from tvm import s_tir, tirx
 from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 from tvm.script import tirx as T  # noqa: N812
@@ -19,6 +22,8 @@ from tinsmith.compiler.errors import ArtifactError, BuildError, InputError
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.module.write.lowered import LoweredModel
+from tinsmith.compiler.module.write.stages import STACK_BYTES
+from tinsmith.compiler.module.write.vm import small_buffers_on_stack
 from tinsmith.compiler.module.write.writer import write_module
 
 
@@ -72,6 +77,27 @@ def test_all_processors_share_a_loop(dynamic_folder: Path) -> None:
         check=True,
     ).stdout
     assert int(told) == len(os.sched_getaffinity(0))
+
+
+def test_small_buffers_are_no_calls_for_memory() -> None:
+    @T.prim_func(s_tir=True)
+    def kernel(x: T.Buffer((64,), "float32")):
+        small = T.alloc_buffer((STACK_BYTES // 4,), "float32")
+        large = T.alloc_buffer((STACK_BYTES // 4 + 1,), "float32")
+        small[0] = x[0]
+        large[0] = small[0]
+        x[1] = large[0]
+
+    def annotated(function: tirx.PrimFunc) -> list[bool]:
+        found: list[bool] = []
+        note = lambda allocation: found.append(bool(allocation.annotations))  # noqa: E731
+        tvm_ffi.structural_walk(function.body, (tirx.AllocBuffer, note))
+        return found
+
+    module = tvm.transform.Sequential([s_tir.transform.LowerOpaqueBlock(), small_buffers_on_stack])(
+        tvm.IRModule({"kernel": kernel})
+    )
+    assert annotated(module["kernel"]) == [True, False]
 
 
 def test_dynamic_shapes(dynamic_folder: Path) -> None:
