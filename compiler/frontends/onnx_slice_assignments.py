@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # What such an assignment consists of besides the scatter itself.
 _PARTS = frozenset({"Concat", "Expand", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Tile"})
 
+# Of those whose inputs are looked at; a file may have left some out.
+_FEWEST_INPUTS = {"Range": 3, "Shape": 1, "Slice": 4, "Squeeze": 1}
+
 
 @dataclass(frozen=True)
 class _Assignment:
@@ -100,6 +103,8 @@ class SliceAssignments:
         attributes = {a.name: a for a in scatter.attribute}
         if "reduction" in attributes and attributes["reduction"].s != b"none":
             return None
+        if len(scatter.input) != 3:
+            return None
         data, indices, updates = scatter.input
         tile, expand = self._maker(indices, "Tile", "Expand"), self._maker(updates, "Expand")
         reshape = self._maker(tile.input[0], "Reshape") if tile else None
@@ -112,9 +117,10 @@ class SliceAssignments:
         if begin is None or end is None or [begin.input[0], end.input[0]] != [*piece.input[1:3]]:
             return None
         shape = self._shape(data)
-        if shape is None or len(piece.input) < 4:
+        axis = attributes["axis"].i if "axis" in attributes else 0
+        if shape is None or not -len(shape) <= axis < len(shape):
             return None
-        axis = (attributes["axis"].i if "axis" in attributes else 0) % len(shape)
+        axis %= len(shape)
         line = [-1 if a == axis else 1 for a in range(len(shape))]
         steps = [positions.input[2], *piece.input[4:]]
         if not self._is(reshape.input[1], line) or not all(self._is(s, [1]) for s in steps):
@@ -159,7 +165,9 @@ class SliceAssignments:
     def _maker(self, name: str, *kinds: str) -> NodeProto | None:
         """The node that makes the value `name`, if it is of one of these kinds."""
         node = self._made_by.get(name)
-        return node if node is not None and node.op_type in kinds and not node.domain else None
+        if node is None or node.op_type not in kinds or node.domain:
+            return None
+        return node if len(node.input) >= _FEWEST_INPUTS.get(node.op_type, 2) else None
 
     def _is(self, name: str, wanted: list[int]) -> bool:
         """Whether the value `name` is known to be this list, or the number in it."""

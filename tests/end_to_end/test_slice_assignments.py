@@ -10,6 +10,7 @@ import pytest
 from onnx import parser
 
 import tinsmith
+from tinsmith.compiler.errors import ModelError
 
 # As Paddle's exporter writes it: along the middle axis, with a negative axis and along the last.
 _ASSIGNED = """
@@ -99,3 +100,13 @@ def test_values_that_differ_along_the_axis_are_left_alone(tmp_path: Path) -> Non
     np.testing.assert_array_equal(
         module(x=x, v=v)["middle"], np.concatenate([x[:, :1], v, x[:, 3:]], 1)
     )
+
+
+@pytest.mark.parametrize("left_out", ["Range", "Slice", "Expand", "Tile", "ScatterElements"])
+def test_inputs_that_are_missing(left_out: str, tmp_path: Path) -> None:
+    model = _model("middle")
+    node = next(n for n in model.graph.node if n.op_type == left_out)
+    del node.input[1:]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError):
+        tinsmith.compile(tmp_path / "m.onnx", output=tmp_path / "m")
