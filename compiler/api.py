@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,12 @@ from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.reference import Reference, Settlement
 from tinsmith.compiler.evaluate.roofline import cpu_name
 from tinsmith.compiler.host import Host
+from tinsmith.compiler.levels import compile_levels, target_list
 from tinsmith.compiler.module.folder import set_aside
 from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.levels import level_folder
 from tinsmith.compiler.module.loader import Module, load
-from tinsmith.compiler.module.manifest import Manifest, update_measured
+from tinsmith.compiler.module.manifest import Manifest, read_manifest, update_measured
 from tinsmith.compiler.module.write.writer import new_module, replace_golden
 from tinsmith.compiler.preparation import Clock, prepare, target_of
 from tinsmith.compiler.processes import at_end
@@ -116,7 +118,7 @@ class CompileReport:
 
 def compile(
     model: str | Path | ModelProto,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     *,
     output: str | Path | None = None,
     config: CompileConfig | None = None,
@@ -185,7 +187,7 @@ def compile_to(
     model: str | Path | ModelProto,
     output: str | Path,
     *,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     config: CompileConfig | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -194,11 +196,14 @@ def compile_to(
 
     Arguments and errors are those of `compile`. A module for this machine is run once on its
     golden vectors; if it disagrees, VerificationError is raised, what was at `output` stays, and
-    the module is put beside it, for `tinsmith verify --bisect`.
+    the module is put beside it, for `tinsmith verify --bisect`. The report of a module for
+    several targets is that of the level that this machine runs best.
     """
     if target is not None:
         options["target"] = target
     config = config_of(options, config)
+    if len(target_list(config.target)) > 1:
+        return _compile_levels(model, Path(output), config, progress)
     spec = target_of(config)
     clock = Clock(progress, config.pruning is not None)
     known = stored_decisions(config, spec)
@@ -273,6 +278,25 @@ def compile_to(
     )
     _LOGGER.info("%s: %s", output, report.summary())
     return report
+
+
+def _compile_levels(
+    model: str | Path | ModelProto, output: Path, config: CompileConfig, progress: Progress | None
+) -> CompileReport:
+    """`compile_to` for several targets."""
+    reports: dict[str, CompileReport] = {}
+
+    def one(folder: Path, chosen: CompileConfig, part: Progress | None) -> tuple[str, ...]:
+        report = compile_to(model, folder, config=chosen, progress=part)
+        reports[report.manifest.target["name"]] = report
+        return report.notes
+
+    notes = compile_levels(output, config, progress, one)
+    manifest = read_manifest(level_folder(output))
+    best = reports[manifest.target["name"]]
+    listed = ", ".join(reports)
+    notes = (f"levels {listed}; this machine takes {manifest.target['name']}", *notes)
+    return replace(best, path=output, notes=notes)
 
 
 def _prove(

@@ -25,7 +25,8 @@ Constant = Any
 class CompileConfig:
     """How a model is compiled.
 
-    target: a name that `tinsmith targets` lists; `native` is the machine at hand.
+    target: a name that `tinsmith targets` lists; `native` is the machine at hand. Several (a
+        list, or names with commas) make one module for all of them: `x86-64-v3,native`.
     shapes: for each model input to bind, its concrete shape. Batch dimensions that
         stay symbolic become 1, with a note.
     constants: inputs to replace by constants: a number, or nested sequences of numbers
@@ -68,6 +69,9 @@ class CompileConfig:
     winograd: bool = True
 
     def __post_init__(self) -> None:
+        given: Any = self.target
+        if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given):
+            object.__setattr__(self, "target", ",".join(given))
         if not isinstance(self.target, str) or not self.target:
             raise ConfigError(f"target must be a name, not {self.target!r}: see `tinsmith targets`")
         object.__setattr__(self, "shapes", _checked_shapes(self.shapes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,9 @@ def bench_module(
     precision: Annotated[
         str, typer.Option(help="What peers compute a float model in: float32 or bfloat16.")
     ] = "float32",
+    level: Annotated[
+        str | None, typer.Option(help="The target to run, of a module for several.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a module, ONNX Runtime and OpenVINO, taking turns on the same cores.
@@ -33,14 +37,23 @@ def bench_module(
     with output.progress_bar("bench", hidden=as_json) as show:
         from tinsmith.compiler.evaluate.bench import bench
 
-        report = bench(
-            module,
-            model,
-            runs,
-            threads,
-            show,
-            precision,
-        )
+        with ExitStack() as stack:
+            if level is not None:
+                from tinsmith.compiler.module.levels import copy_level
+                from tinsmith.compiler.module.loader import folder_of
+                from tinsmith.compiler.scratch import ScratchFolder
+
+                folder = stack.enter_context(folder_of(module))
+                scratch = stack.enter_context(ScratchFolder())
+                module = copy_level(folder, level, scratch / "module")
+            report = bench(
+                module,
+                model,
+                runs,
+                threads,
+                show,
+                precision,
+            )
     if as_json:
         output.print_json(report.to_dict())
     else:

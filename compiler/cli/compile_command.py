@@ -54,7 +54,10 @@ def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to compile.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the module to.")],
     target: Annotated[
-        str, typer.Option(help="The machine to compile for; see `tinsmith targets`.")
+        str,
+        typer.Option(
+            help="The machine to compile for, see `tinsmith targets`; or several: x86-64-v3,native."
+        ),
     ] = "native",
     quantize: Annotated[
         str | None,
@@ -281,7 +284,7 @@ def compile_model(
     if report_file is not None and config.quantization is None and config.pruning is None:
         raise ConfigError("--report is for quantising: add --quantize int8")
     early.check_model(model)
-    early.check_target(target)
+    early.check_targets(target)
     early.check_samples(data)
     early.check_new_folder(out)
     early.check_new_file("--report", report_file)

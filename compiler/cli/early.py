@@ -51,6 +51,12 @@ def check_model(path: Path | None) -> None:
         raise ModelError(f"{path}: is not a regular file")
 
 
+def check_targets(text: str) -> None:
+    """Raise TargetError for a target that is not known, of one or several with commas."""
+    for name in text.split(","):
+        check_target(name.strip())
+
+
 def check_target(name: str) -> None:
     """Raise TargetError for a target that is not known."""
     from tinsmith.targets.registry import get_target

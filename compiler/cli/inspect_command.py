@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,9 +45,11 @@ def inspect_module(
 
         report = inspect(module, runs, threads, show)
     if as_json:
-        output.print_json(report.to_dict())
+        output.print_json(report.to_dict() | _levels(module))
         return
     for line in report.header():
+        output.say(line)
+    for line in told_levels(module):
         output.say(line)
     _print_kernels(report)
     for line in report.footer():
@@ -104,3 +107,37 @@ def _times(row: KernelRow) -> tuple[str, ...]:
         f"{row.share_of_time:.1%}",
         f"{row.share_of_roofline:.0%}" if row.known_work else "-",
     )
+
+
+def told_levels(module: Path) -> list[str]:
+    """A line for each level of a module for several targets: what it takes, and what is taken."""
+    lines = []
+    for level in _levels(module).get("levels", ()):
+        told = f"level {level['name']}: {output.size(level['deployed_bytes'])}"
+        shared = ", weights of the lowest" if level["weights_shared"] else ""
+        state = "taken here" if level["taken"] else level["refusal"] or "runs here, too"
+        lines.append(f"{told}{shared}; {state}")
+    return lines
+
+
+def _levels(module: Path) -> dict[str, list[dict[str, Any]]]:
+    """What `--json` tells of the levels of a module, the lowest first."""
+    from tinsmith.compiler.module.levels import has_levels, level_folder, levels_of
+    from tinsmith.compiler.module.manifest import read_manifest
+
+    if not has_levels(module):
+        return {}
+    taken = level_folder(module)
+    return {
+        "levels": [
+            {
+                "name": level.name,
+                "deployed_bytes": read_manifest(level.folder).deployed_bytes,
+                "weights_shared": level.folder != module
+                and not (level.folder / "weights.bin").exists(),
+                "taken": level.folder == taken,
+                "refusal": level.refusal,
+            }
+            for level in levels_of(module)
+        ]
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +33,8 @@ def verify_module(
 ) -> None:
     """Compare a module with its golden vectors and, given the model, on fresh inputs too.
 
-    Exits with 1 if anything disagrees.
+    Exits with 1 if anything disagrees. Of a module for several targets all are run that this
+    machine can run.
 
     **Example:** `tinsmith verify out/ --model resnet50.onnx --bisect`
     """
@@ -43,15 +46,26 @@ def verify_module(
         from tinsmith.compiler.evaluate.verify import verify
 
         report = verify(module, model, samples, seed, threads, show)
+        others = _other_levels(
+            module, lambda name: verify(module, model, samples, seed, threads, show, name)
+        )
         found = None
         if bisect and model is not None:
             from tinsmith.compiler.evaluate.bisect import bisect_module
 
             found = bisect_module(module, model, seed, show)
     if as_json:
-        output.print_json(report.to_dict() | ({"bisect": found.to_dict()} if found else {}))
+        known = {name: r if isinstance(r, str) else r.to_dict() for name, r in others.items()}
+        further = ({"bisect": found.to_dict()} if found else {}) | (
+            {"levels": known} if known else {}
+        )
+        output.print_json(report.to_dict() | further)
     else:
         print_report(report)
+        for name, other in others.items():
+            output.say(f"level {name}: " + (other if isinstance(other, str) else "verified, too"))
+            if not isinstance(other, str):
+                print_report(other)
         if found is not None:
             output.print_table(
                 "pass by pass",
@@ -62,8 +76,27 @@ def verify_module(
                 ],
             )
             output.say(found.conclusion())
+    wrong = [n for n, r in others.items() if not isinstance(r, str) and not r.agrees]
+    if wrong:
+        raise VerificationError(f"{module}: level {wrong[0]} does not agree with its reference")
     if not report.agrees or (found is not None and found.first_divergence is not None):
         raise VerificationError(f"{module}: the module does not agree with its reference")
+
+
+def _other_levels(
+    module: Path, check: Callable[[str], VerifyReport]
+) -> dict[str, VerifyReport | str]:
+    """The reports of the levels that `load` does not take; of those that cannot run here, why."""
+    from tinsmith.compiler.module.levels import has_levels, level_folder, levels_of
+
+    if not has_levels(module):
+        return {}
+    taken = level_folder(module)
+    return {
+        level.name: f"not run here: {level.refusal}" if level.refusal else check(level.name)
+        for level in levels_of(module)
+        if level.folder != taken
+    }
 
 
 def print_report(report: VerifyReport) -> None:

@@ -92,8 +92,11 @@ def verify(
     seed: int = 1,
     threads: int = 2,
     progress: Progress | None = None,
+    level: str | None = None,
 ) -> VerifyReport:
     """Check all digests, the golden vectors, and with `model` also `samples` fresh random inputs.
+
+    Of a module for several targets `level` is run, or the best that this machine runs.
 
     A quantised or pruned module is judged by its own golden vectors, and beside the float `model`
     by what was promised when it was compiled, on its golden input. On random inputs, which are
@@ -108,7 +111,7 @@ def verify(
     verify_files(path)
     notes: list[str] = []
     checks: list[Check] = []
-    with load(path, threads=threads) as module:
+    with load(path, threads=threads, level=level) as module:
         show("golden vectors", 0.1)
         golden = module.golden()
         if golden is None:

@@ -16,6 +16,7 @@ import zstandard
 
 from tinsmith.compiler.errors import ArtifactError, BuildError, ConfigError
 from tinsmith.compiler.module.compression import DEFAULT_LEVEL, LEVELS
+from tinsmith.compiler.module.levels import has_levels, levels_of
 from tinsmith.compiler.module.manifest import FILE_NAME as MANIFEST_NAME
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.module.regular_file import open_regular
@@ -73,6 +74,12 @@ def pack(
         raise BuildError(f"{destination}: is a folder; choose a file, such as module.tar.zst")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: not a compiled module (no folder)")
+    if has_levels(folder):
+        listed = ", ".join(level.name for level in levels_of(folder))
+        raise ConfigError(
+            f"{folder}: is a module for several targets ({listed}); an archive holds one: compile "
+            "for one target, or pack the folder with tar"
+        )
     names = [MANIFEST_NAME, *sorted(verify_files(folder).files)]
     try:
         with replacing(destination) as stream:

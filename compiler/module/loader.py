@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinsmith.compiler.errors import ArtifactError, TinsmithError
 from tinsmith.compiler.module.base import Context, Module, StepTime
+from tinsmith.compiler.module.levels import level_folder, levels_of, place_of
 from tinsmith.compiler.module.machine import check_machine
 from tinsmith.compiler.module.manifest import Manifest, read_manifest
 from tinsmith.compiler.module.module_file import open_checked
@@ -19,20 +20,21 @@ from tinsmith.compiler.scratch import ScratchFolder
 __all__ = ["Context", "Module", "StepTime", "folder_of", "load", "verify_files"]
 
 
-def load(path: str | os.PathLike[str], threads: int = 0) -> Module:
+def load(path: str | os.PathLike[str], threads: int = 0, level: str | None = None) -> Module:
     """Load the compiled module in the folder or archive `path`.
 
     An archive, see `tinsmith.pack`, is unpacked into a temporary folder, which is deleted with
-    the module. `threads` share each parallel loop (0: as many as the process may use).
+    the module. Of a module for several targets the best that this machine runs is taken, or that
+    of the name `level`. `threads` share each parallel loop (0: as many as the process may use).
     Before any code is loaded, the manifest's format, the CPU's features and the
     digests of code and weights are checked. Raises `ArtifactError` when the
-    module is damaged, of another format, or for another machine.
+    module is damaged, of another format, or for another machine, ConfigError for an unknown level.
     """
     temporary = _unpacked(Path(path))
     if temporary is None:
-        return _load_folder(Path(path), threads)
+        return _load_folder(level_folder(Path(path), level), threads)
     try:
-        module = _load_folder(temporary.path, threads)
+        module = _load_folder(level_folder(temporary.path, level), threads)
     except BaseException as error:
         temporary.close()
         if isinstance(error, ArtifactError):  # the user knows the archive alone
@@ -78,13 +80,15 @@ def _load_folder(folder: Path, threads: int) -> Module:
 def verify_files(path: str | os.PathLike[str]) -> Manifest:
     """Check the digests of all files of a module, in a folder or an archive.
 
-    Raises `ArtifactError` for the first that differs.
+    The manifest is that of the level that `load` takes. Raises `ArtifactError` for the first
+    file that differs.
     """
     with folder_of(Path(path)) as folder:
-        manifest = read_manifest(folder)
-        for name in manifest.files:
-            os.close(open_checked(folder / name, manifest))
-    return manifest
+        for level in levels_of(folder):
+            manifest = read_manifest(level.folder)
+            for name in manifest.files:
+                os.close(open_checked(place_of(level.folder, name), manifest))
+        return read_manifest(level_folder(folder))
 
 
 @contextmanager

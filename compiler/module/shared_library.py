@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.module.cinterface import ABI, ModuleStruct
+from tinsmith.compiler.module.levels import place_of
 from tinsmith.compiler.module.manifest import FileDigest, Manifest
 from tinsmith.compiler.module.module_file import open_checked
 from tinsmith.compiler.processes import lock_that_forks_open
@@ -63,7 +64,7 @@ class SharedLibrary:
         opened: list[int] = []
         try:
             for name in names:
-                opened.append(open_checked(folder / name, manifest))
+                opened.append(open_checked(place_of(folder, name), manifest))
             digests = [manifest.files[name] for name in names]
             key = (digests[0], digests[1] if len(digests) > 1 else None)
             with _lock:
