@@ -8,8 +8,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tvm.script import ir as I
-from tvm.script import relax as R
+from tvm.script import ir as I  # noqa: N812
+from tvm.script import relax as R  # noqa: N812
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.pipeline import configured
