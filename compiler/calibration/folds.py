@@ -97,6 +97,32 @@ def folds(source: CalibrationSource) -> Folds:
     return Folds(_without_held_out(source), SomeSamples(source, held_out, label), True)
 
 
+@dataclass(frozen=True)
+class CrossFold:
+    """Some samples to learn from, and all others of the same source to judge by."""
+
+    learn: SomeSamples
+    judge: SomeSamples
+
+
+def cross_folds(source: CalibrationSource) -> tuple[CrossFold, ...]:
+    """Every sample of `source` is one to judge by in one fold, and one to learn from in all others.
+
+    Source: Stone 1974, "Cross-Validatory Choice and Assessment of Statistical Predictions".
+    """
+    return tuple(_fold(source, number) for number in range(HELD_OUT_EVERY))
+
+
+def _fold(source: CalibrationSource, number: int) -> CrossFold:
+    def judges(index: int) -> bool:
+        return index % HELD_OUT_EVERY == number
+
+    return CrossFold(
+        SomeSamples(source, lambda index: not judges(index), source.label),
+        SomeSamples(source, judges, source.label),
+    )
+
+
 def without(source: CalibrationSource, judge: CalibrationSource) -> CalibrationSource:
     """All samples of `source`, which reads the data without a limit, that `judge` does not read.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,23 @@ class Verdict:
         if self.top1 is None or self.float_top1 is None:
             return None
         return (self.float_top1 - self.top1) * 100
+
+
+def pooled(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    """The verdict on the samples of all together; None if there is none on some of them."""
+    found = [verdict for verdict in verdicts if verdict is not None]
+    samples = sum(verdict.samples for verdict in found)
+
+    def mean(name: str) -> float | None:
+        shares = [getattr(verdict, name) for verdict in found]
+        if None in shares:
+            return None
+        return sum(s * v.samples for s, v in zip(shares, found, strict=True)) / samples
+
+    agreement = mean("agreement") if samples else None
+    if agreement is None:
+        return None
+    return Verdict(samples, agreement, mean("top1"), mean("float_top1"))
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,12 @@ class Evaluation:
                 f"--labels: class {int(self.labels.max())}, but the model has {count} classes "
                 "(from 0)"
             )
+
+    def on(self, source: CalibrationSource, labels: np.ndarray | None) -> Evaluation:
+        """The same on other samples of the same model; `check` need not come again."""
+        other = Evaluation(source, labels, self.held_out)
+        other._output = self._output
+        return other
 
     def classes(self, module: ObservedModule, progress: Progress | None = None) -> np.ndarray:
         """The class of each row of each sample, int64; `check` comes first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tvm
 
+from tinsmith.compiler.calibration.folds import SomeSamples
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.classes import Evaluation, Verdict
 from tinsmith.compiler.pruning.observed import compile_graph
@@ -35,6 +36,18 @@ class Judge:
     def label(self) -> str | None:
         """What the samples are called."""
         return None if self.evaluation is None else self.evaluation.source.label
+
+    def on(self, part: SomeSamples) -> Judge:
+        """A judge by some of the samples, which has its reference if this one has."""
+        if self.evaluation is None or self._classes is None:
+            raise ValueError("there is no reference")
+        labels = self.evaluation.labels
+        judge = Judge(
+            self.evaluation.on(part, None if labels is None else part.labels_of(labels)),
+            self._workshop,
+        )
+        judge._classes = part.labels_of(self._classes)
+        return judge
 
     def set_reference(self, whole: tvm.IRModule) -> Verdict | None:
         """Take the classes of the unpruned graph as those to agree with; the verdict on itself."""

@@ -15,7 +15,9 @@ from tinsmith.passes.prune.allocation.ranking import Ranking
 _LISTED = 3
 
 
-def of_data(source: CalibrationSource | None, verdict: Verdict | None) -> tuple[str, ...]:
+def of_data(
+    source: CalibrationSource | None, verdict: Verdict | None, folds: int = 0
+) -> tuple[str, ...]:
     """On what was learned from, and how much the figure of the report rests on."""
     notes = []
     if source is None:
@@ -24,6 +26,11 @@ def of_data(source: CalibrationSource | None, verdict: Verdict | None) -> tuple[
         notes.append("warning: random data say nothing of what channels are worth")
     if verdict is not None:
         notes.append(told_of_samples(verdict.agreement, verdict.samples))
+    if verdict is not None and folds:
+        notes.append(
+            f"judged in {folds} folds of {verdict.samples} samples: each by a pruning that has "
+            "not seen it; the module has learned from all of them"
+        )
     return tuple(notes)
 
 

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import tvm
 
-from tinsmith.compiler.calibration import CalibrationSource, Preprocessing, RandomSource
+from tinsmith.compiler.calibration import CalibrationSource, RandomSource
+from tinsmith.compiler.calibration.folds import interval
 from tinsmith.compiler.calibration.plausibility import warnings
 from tinsmith.compiler.errors import ConfigError, ModelError
-from tinsmith.compiler.evaluate.classes import Verdict
+from tinsmith.compiler.evaluate.classes import Verdict, pooled
 from tinsmith.compiler.evaluate.inputs import Domains, random_inputs
 from tinsmith.compiler.pipeline import PRUNED_BEFORE, Pipeline, graph_passes
 from tinsmith.compiler.pruning import notes
-from tinsmith.compiler.pruning.allocation import Allocator, Graph
-from tinsmith.compiler.pruning.config import AUTO, PruneConfig
+from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.judge import Judge
 from tinsmith.compiler.pruning.latency_table import latencies
-from tinsmith.compiler.pruning.reconstruction import LayerError
-from tinsmith.compiler.pruning.recovery import Recovery
-from tinsmith.compiler.pruning.report import GroupReport, PruneReport, StepReport
+from tinsmith.compiler.pruning.narrowing import Narrowed, Narrowing, State, Verdicts
+from tinsmith.compiler.pruning.report import GroupReport, PruneReport
 from tinsmith.compiler.pruning.samples import open_samples
-from tinsmith.compiler.pruning.scoring import Scores, Scoring
 from tinsmith.compiler.pruning.sensitivity import RATIOS, Sensitivity, measure_sensitivity
 from tinsmith.compiler.pruning.sparsity import NO_FASTER, TIMED_BEFORE, sparsified
-from tinsmith.compiler.pruning.views import viewed
 from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune import Groups, find_groups
-from tinsmith.passes.prune.allocation.flops import flops_model
-from tinsmith.passes.prune.allocation.parameters import parameter_model
-from tinsmith.passes.prune.allocation.ranking import Ranking, rank
-from tinsmith.passes.prune.recovery.positions import Positions, composed, positions_left
-from tinsmith.passes.prune.schedule import progress_of_steps
-from tinsmith.passes.prune.shrink import shrink
-from tinsmith.passes.prune.streams import stream_weights
+from tinsmith.passes.prune.allocation.ranking import Ranking
 from tinsmith.targets.spec import TargetSpec
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
-# Kernels for registers of fewer lanes compute two at a time.
-_LEAST_LANES = 8
 NOT_TIMED = "latency not measured: the module is for another machine"
 
 
@@ -53,25 +43,6 @@ def readable(module: tvm.IRModule) -> tvm.IRModule:
     channels that they run over be removed.
     """
     return Pipeline(graph_passes()).until(PRUNED_BEFORE).run(module).module
-
-
-@dataclass(frozen=True)
-class _State(Graph):
-    """A graph on its way: which positions of the whole graph's tensors it still has."""
-
-    positions: Positions
-
-    @property
-    def flops(self) -> float:
-        return flops_model(self.module, self.groups).total({})
-
-    @property
-    def params(self) -> float:
-        return parameter_model(self.groups).total({})
-
-    @property
-    def units(self) -> dict[int, int]:
-        return {group.index: group.units for group in self.groups}
 
 
 class Pruner:
@@ -115,7 +86,7 @@ class Pruner:
         names of groups that there are not.
         """
         module = readable(module)
-        whole = _State(module, find_groups(module), {})
+        whole = State(module, find_groups(module), {})
         if self._config.removes_channels:
             self._check(whole.groups)
         reference = self._judge.set_reference(module)
@@ -125,83 +96,73 @@ class Pruner:
             report = self._untouched(whole, reference)
         if self._config.sparsity is not None:
             module, layers = sparsified(module, self._config.sparsity)
-            verdict = self._judge.verdict(module)
-            timed = (TIMED_BEFORE,) if self._config.removes_channels else ()
-            report = replace(
-                report,
-                sparse_layers=layers,
-                agreement=verdict.agreement if verdict else None,
-                top1=verdict.top1 if verdict else None,
-                notes=(*report.notes, NO_FASTER, *timed),
-            )
+            told = (*report.notes, NO_FASTER)
+            if self._config.removes_channels:
+                told = (*told, TIMED_BEFORE)
+            else:
+                report = replace(report, **_quality(self._judge.verdict(module)))
+            report = replace(report, sparse_layers=layers, notes=told)
         self.report = report
         return module
 
     def _narrowed(
-        self, whole: _State, reference: Verdict | None
+        self, whole: State, reference: Verdict | None
     ) -> tuple[tvm.IRModule, PruneReport]:
         """Step by step without the channels that the goal does not leave."""
-        module, current = whole.module, whole
         if self._config.allocation == "sensitivity" and self._chooser is not self._judge:
-            self._chooser.set_reference(module)
-        allocator = Allocator(
-            self._config,
-            self._spec,
-            whole,
-            lambda: list(self.first_sample().values()),
-            self._chooser,
-            self._workshop,
-            self._progress,
-        )
-        recovery = Recovery(
-            self._config,
-            module,
-            self.source,
-            self._workshop,
-            self._seed,
-            self._progress,
-            self._samples.held_out,
-        )
-        scoring = self._scoring()
-        steps: list[StepReport] = []
-        weights = self._stream_weights(whole)
-        for done in progress_of_steps(self._config.schedule, self._config.steps):
-            scores = scoring.scores(current.module, current.groups)
-            rankings = self._rankings(whole, current, scores, weights)
-            widths = allocator.widths(current, rankings, done)
-            importance = {r.group: _importance_kept(r, widths[r.group]) for r in rankings}
-            current, step, verdict, errors = self._step(
-                whole, current, rankings, widths, recovery, last=done >= 1
+            self._chooser.set_reference(whole.module)
+        folds = self._samples.folds if reference is not None else ()
+        if folds:
+            judged = [self._judged_fold(whole, number) for number in range(len(folds))]
+            found = self._narrowing(whole, self.source).narrowed()
+        else:
+            found = self._narrowing(whole, self.source, self._samples.held_out).narrowed(
+                self._judge
             )
-            steps.append(step)
-        reasons = notes.why_whole(whole.groups, rankings, current.units, self._config.keep)
+            judged = [self._verdicts(found, self._judge)]
+        *verdicts, (_, verdict) = [
+            (pooled(before), pooled(after))
+            for before, after in (zip(*step, strict=True) for step in zip(*judged, strict=True))
+        ]
+        steps = tuple(
+            replace(
+                step,
+                shrunk_agreement=before.agreement if before else None,
+                shrunk_top1=before.top1 if before else None,
+                **_quality(after),
+            )
+            for step, (before, after) in zip(found.steps, verdicts, strict=True)
+        )
+        current = found.state
+        reasons = notes.why_whole(whole.groups, found.rankings, current.units, self._config.keep)
         seconds = self._latencies(whole.module, current.module)
         report = PruneReport(
             goal=f"{self._config.goal_name} {self._config.goal:g}",
             criterion=self._config.chosen_criterion,
             recovery=self._config.chosen_recovery,
-            groups=_described(whole, current, importance, reasons),
-            steps=tuple(steps),
+            groups=_described(whole, found, reasons),
+            steps=steps,
             flops=(whole.flops, current.flops),
             params=(int(whole.params), int(current.params)),
             float_seconds=seconds[0] if seconds else None,
             seconds=seconds[1] if seconds else None,
-            predicted_seconds=allocator.predicted * seconds[0]
-            if allocator.predicted is not None and seconds
+            predicted_seconds=found.predicted * seconds[0]
+            if found.predicted is not None and seconds
             else None,
-            agreement=verdict.agreement if verdict else None,
-            top1=verdict.top1 if verdict else None,
+            **_quality(verdict),
             float_top1=reference.top1 if reference else None,
             evaluated_on=self._judge.label if verdict else None,
             evaluated_samples=verdict.samples if verdict else 0,
-            distillation=recovery.distillation,
+            evaluated_folds=max(len(folds), 1) if verdict else 0,
+            interval=interval(verdict.agreement, verdict.samples) if verdict else None,
+            distillation=found.distillation,
             notes=(
                 *self._data_warnings(),
                 *self._judge.notes,
-                *scores.notes,
+                *found.notes,
                 *(() if seconds else (NOT_TIMED,)),
-                *notes.of_data(self.source, verdict),
-                *notes.of_layers(errors),
+                *notes.of_data(self.source, verdict, len(folds)),
+                *notes.of_layers(found.errors),
                 *notes.of_groups(current.groups),
                 *notes.of_nothing(reasons, whole.groups),
             ),
@@ -209,7 +170,47 @@ class Pruner:
         )
         return current.module, report
 
-    def _untouched(self, whole: _State, reference: Verdict | None) -> PruneReport:
+    def _narrowing(
+        self,
+        whole: State,
+        source: CalibrationSource | None,
+        held_out: CalibrationSource | None = None,
+        progress: Progress | None = None,
+    ) -> Narrowing:
+        return Narrowing(
+            self._config,
+            self._spec,
+            whole,
+            source,
+            self._chooser,
+            lambda: list(self.first_sample().values()),
+            held_out,
+            self._workshop,
+            self._seed,
+            progress or self._progress,
+        )
+
+    def _judged_fold(self, whole: State, number: int) -> tuple[Verdicts, ...]:
+        """The verdicts on a narrowing that learns from one fold, by samples that it never sees."""
+        fold, folds = self._samples.folds[number], len(self._samples.folds)
+
+        def progress(phase: str, share: float) -> None:
+            if self._progress is not None:
+                self._progress(f"fold {number + 1} of {folds}: {phase}", share)
+
+        judge = self._judge.on(fold.judge)
+        return self._verdicts(
+            self._narrowing(whole, fold.learn, progress=progress).narrowed(judge), judge
+        )
+
+    def _verdicts(self, found: Narrowed, judge: Judge) -> tuple[Verdicts, ...]:
+        """Those on all steps, and at the end that on the module, its single weights zero."""
+        final = found.verdicts[-1][1]
+        if self._config.sparsity is not None and final is not None:
+            final = judge.verdict(sparsified(found.state.module, self._config.sparsity)[0])
+        return (*found.verdicts, (None, final))
+
+    def _untouched(self, whole: State, reference: Verdict | None) -> PruneReport:
         """The report as long as nothing has gone, for weights of some sparsity alone."""
         told = []
         if reference is None and not self._judge.notes:
@@ -237,28 +238,13 @@ class Pruner:
         Raises ModelError if there is nothing to prune, ConfigError if there is nothing to judge by.
         """
         module = readable(module)
-        whole = _State(module, find_groups(module), {})
+        whole = State(module, find_groups(module), {})
         self._check(whole.groups)
         evaluation = self._samples.judging
         judge = self._judge if evaluation is None or evaluation.held_out else self._chooser
         judge.set_reference(module)
-        scores = self._scoring().scores(module, whole.groups)
-        rankings = self._rankings(whole, whole, scores, {})
+        rankings, _ = self._narrowing(whole, self.source).ranked(whole)
         return measure_sensitivity(module, whole.groups, rankings, judge, ratios, self._progress)
-
-    def _scoring(self) -> Scoring:
-        seen = self.source
-        if seen is not None and self._config.chosen_criterion == "reconstruction":
-            # Few samples say less than they could of which channels stand for others.
-            seen, _ = viewed(seen, Preprocessing.of(self._config))
-        return Scoring(
-            self._config.chosen_criterion,
-            self._config.normalization,
-            self._workshop,
-            seen,
-            self._seed,
-            self._progress,
-        )
 
     def _check(self, groups: Groups) -> None:
         if not groups.prunable:
@@ -271,70 +257,10 @@ class Pruner:
                 listed = ", ".join(group.name for group in groups.prunable[:4])
                 raise ConfigError(f"--keep-group {name}: no such group; there are {listed}, ...")
 
-    def _stream_weights(self, whole: _State) -> dict[int, float]:
-        """What residual streams weigh, by the index of their groups; others weigh 1."""
-        found = stream_weights(whole.module, whole.groups)
-        if self._config.residual == AUTO:
-            return found
-        return dict.fromkeys(found, float(self._config.residual))
-
     def _data_warnings(self) -> tuple[str, ...]:
         if self.source is None or isinstance(self.source, RandomSource):
             return ()
         return warnings(self.source)
-
-    def _rankings(
-        self,
-        whole: _State,
-        current: _State,
-        scores: Scores,
-        weights: Mapping[int, float],
-    ) -> list[Ranking]:
-        """Of the groups that may get narrower; whatever else is fixed keeps its width."""
-        alignment = self._config.alignment or max(self._spec.float_lanes, _LEAST_LANES)
-        return [
-            rank(
-                group,
-                scores.of[group.index],
-                alignment,
-                scores.kind,
-                whole.units[group.index],
-                weights.get(group.index, 1.0),
-            )
-            for group in current.groups.prunable
-            if group.name not in self._config.keep and weights.get(group.index, 1.0) > 0
-        ]
-
-    def _step(
-        self,
-        whole: _State,
-        current: _State,
-        rankings: Sequence[Ranking],
-        widths: Mapping[int, int],
-        recovery: Recovery,
-        last: bool,
-    ) -> tuple[_State, StepReport, Verdict | None, tuple[LayerError, ...]]:
-        """Shrink, recover, judge before and after."""
-        keep = {r.group: r.kept(widths[r.group]) for r in rankings if widths[r.group] < r.units}
-        positions = composed(
-            current.positions, positions_left(current.module, current.groups, keep)
-        )
-        shrunk = shrink(current.module, keep)
-        raw = self._judge.verdict(shrunk)
-        module, errors = recovery.recovered(shrunk, positions, last)
-        verdict = raw if module is shrunk else self._judge.verdict(module)
-        after = _State(module, find_groups(module), positions)
-        report = StepReport(
-            channels=sum(after.units.values()) / sum(whole.units.values()),
-            flops=after.flops / whole.flops,
-            params=after.params / whole.params,
-            shrunk_agreement=raw.agreement if raw else None,
-            shrunk_top1=raw.top1 if raw else None,
-            agreement=verdict.agreement if verdict else None,
-            top1=verdict.top1 if verdict else None,
-            layers_solved=sum(error.ridge is not None for error in errors),
-        )
-        return after, report, verdict, errors
 
     def _latencies(self, whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[float, float] | None:
         """Seconds before and after; None for another machine."""
@@ -351,6 +277,14 @@ class Pruner:
         return {name: np.array(value) for name, value in next(iter(self.source)).items()}
 
 
+def _quality(verdict: Verdict | None) -> dict[str, Any]:
+    """What reports tell of a verdict."""
+    return {
+        "agreement": verdict.agreement if verdict else None,
+        "top1": verdict.top1 if verdict else None,
+    }
+
+
 def _importance_kept(ranking: Ranking, width: int) -> float:
     """The share of the loss of all units that is not lost."""
     everything = float(ranking.losses[-1])
@@ -358,12 +292,10 @@ def _importance_kept(ranking: Ranking, width: int) -> float:
 
 
 def _described(
-    whole: _State,
-    current: _State,
-    importance: Mapping[int, float],
-    reasons: Mapping[int, str],
+    whole: State, found: Narrowed, reasons: Mapping[int, str]
 ) -> tuple[GroupReport, ...]:
-    after = current.units
+    after = found.state.units
+    importance = {r.group: _importance_kept(r, found.widths[r.group]) for r in found.rankings}
     return tuple(
         GroupReport(
             group.name,

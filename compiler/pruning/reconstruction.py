@@ -7,11 +7,16 @@ up for the errors of those before it, too (the asymmetric reconstruction of Zhan
 arXiv:1505.06798), and where an activation reads it, only what that leaves counts. Of every four
 samples one only checks what the others say: by it, the ridge of each layer is chosen, and whether
 its old weights are better.
+
+From few samples that would be learned by heart: what earlier layers have fitted on just these
+samples is better there than anywhere else, and later layers rely on it. Then only the layers that
+read removed channels are solved, each by itself, with inputs of the whole graph too
+(He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +66,7 @@ class Reconstruction:
     At most `places` results of each sample count
     for each layer, at random. So many `views` of one sample follow each other in `source`.
     `ridge` is the same for all layers, or None to choose it. Tensors of all samples are kept, in
-    files if there are many.
+    files if there are many. With `alone` layers do not make up for others.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Reconstruction:
         ridge: float | None = None,
         places: int = 64,
         views: int = 1,
+        alone: bool = False,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -82,6 +88,7 @@ class Reconstruction:
         self._ridges = RIDGES if ridge is None else (ridge,)
         self._places = places
         self._views = views
+        self._alone = alone
         self._seed = seed
         self._progress = progress
 
@@ -93,6 +100,8 @@ class Reconstruction:
         `positions` tell which channels are left; tensors that are not named are whole. Layers
         that no removed channel has an influence on are left alone.
         """
+        if self._alone:
+            return self._each_alone(pruned, positions)
         rounds = solving_order(pruned, positions)
         errors: list[LayerError] = []
         if not rounds:
@@ -108,27 +117,91 @@ class Reconstruction:
                 frontier.advance(pruned, needed)
                 values: dict[tuple[str, int], np.ndarray] = {}
                 for layer in part:
-                    bias = _bias_operand(pruned, layer)
-                    rows = _Rows(layer, frontier, goals.pop(layer.name), self._views)
-                    solution, count = self._solved(rows, bias)
-                    rows.drop(arrays)
-                    columns = layer.matrix(layer.weights).shape[1]
-                    errors.append(
-                        LayerError(
-                            layer.name,
-                            solution.before,
-                            solution.after,
-                            solution.ridge,
-                            count,
-                            columns,
-                        )
-                    )
-                    if solution.ridge is not None:
-                        values |= _new_operands(layer, solution, bias)
+                    wanted = goals.pop(layer.name)
+                    rows = _Rows(layer, _from_frontier(layer, frontier, wanted), self._views)
+                    error, new = self._solved(pruned, rows)
+                    for goal in wanted:
+                        arrays.dropped(goal.results)
+                    errors.append(error)
+                    values |= new
                 pruned = replace_operands(pruned, values)
         return pruned, tuple(errors)
 
-    def _solved(self, rows: _Rows, bias: tuple[int, np.ndarray] | None) -> tuple[Solution, int]:
+    def _each_alone(
+        self, pruned: tvm.IRModule, positions: Positions
+    ) -> tuple[tvm.IRModule, tuple[LayerError, ...]]:
+        """Solve what reads removed channels, all of it from inputs that the whole graph has."""
+        layers = narrowed_layers(self._whole, pruned)
+        errors: list[LayerError] = []
+        values: dict[tuple[str, int], np.ndarray] = {}
+        if not layers:
+            return pruned, ()
+        with Arrays() as arrays:
+            self._tell("results of the whole graph", 0.0)
+            gathered = self._gathered(pruned, layers, positions, arrays)
+            for index, layer in enumerate(layers):
+                self._tell(f"reconstruct {layer.name}", index / len(layers))
+                parts = gathered.pop(layer.name)
+                error, new = self._solved(pruned, _Rows(layer, parts.__iter__, self._views))
+                for part in parts:
+                    for array in part:
+                        arrays.dropped(array)
+                errors.append(error)
+                values |= new
+        return replace_operands(pruned, values), tuple(errors)
+
+    def _gathered(
+        self,
+        pruned: tvm.IRModule,
+        layers: Sequence[Layer],
+        positions: Positions,
+        arrays: Arrays,
+    ) -> dict[str, list[Gathered]]:
+        """By layer and sample: inputs, results and addends at some places in the whole graph."""
+        generator = np.random.default_rng(self._seed)
+        graph = Dataflow(pruned)
+        every = {layer.name: layer.places(_empty(graph, layer.data)) for layer in layers}
+        found: dict[str, list[Gathered]] = {layer.name: [] for layer in layers}
+        read = {n for layer in layers for n in (layer.data, layer.target, layer.addend) if n}
+        with ObservedGraph(self._whole, self._workshop, sorted(read)) as whole:
+            for sample in self._source:
+                tensors = {n: _left(array, n, positions) for n, array in whole.run(sample).items()}
+                for layer in layers:
+                    places = self._some(every[layer.name], generator)
+                    addend = np.zeros((), np.float32)
+                    if layer.addend:
+                        addend = layer.values(tensors[layer.addend], places)
+                    found[layer.name].append(
+                        (
+                            arrays.kept(layer.rows(tensors[layer.data], places)),
+                            arrays.kept(layer.values(tensors[layer.target], places)),
+                            arrays.kept(addend),
+                        )
+                    )
+        return found
+
+    def _some(self, places: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """At most so many of the places, at random."""
+        if len(places) <= self._places:
+            return places
+        return places[generator.choice(len(places), self._places, replace=False)]
+
+    def _solved(
+        self, pruned: tvm.IRModule, rows: _Rows
+    ) -> tuple[LayerError, dict[tuple[str, int], np.ndarray]]:
+        """How well a layer was solved for, and its new operands."""
+        layer = rows.layer
+        bias = _bias_operand(pruned, layer)
+        solution, count = self._solution(rows, bias)
+        columns = layer.matrix(layer.weights).shape[1]
+        error = LayerError(
+            layer.name, solution.before, solution.after, solution.ridge, count, columns
+        )
+        if solution.ridge is None:
+            return error, {}
+        return error, _new_operands(layer, solution, bias)
+
+    def _solution(self, rows: _Rows, bias: tuple[int, np.ndarray] | None) -> tuple[Solution, int]:
         """The solution of a layer, and of how many rows it is."""
         fit, check = Moments(), Moments()
         for part in rows():
@@ -161,15 +234,9 @@ class Reconstruction:
             for sample in self._source:
                 wanted = whole.run(sample)
                 for layer in layers:
-                    places = every[layer.name]
-                    if len(places) > self._places:
-                        places = places[generator.choice(len(places), self._places, replace=False)]
-                    target = wanted[layer.target]
-                    axis = layer.channel_axis % target.ndim
-                    kept = positions.get((layer.target, axis))
-                    found = layer.values(
-                        target if kept is None else target.take(kept, axis), places
-                    )
+                    places = self._some(every[layer.name], generator)
+                    target = _left(wanted[layer.target], layer.target, positions)
+                    found = layer.values(target, places)
                     goals[layer.name].append(_Goal(places, arrays.kept(found)))
         return goals
 
@@ -189,33 +256,63 @@ def _empty(graph: Dataflow, name: str) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.float32), shape or ())
 
 
+# Of one sample: inputs `[groups, places, K]`, results and what is added to them
+# `[groups, places, OC]` (a scalar 0 if nothing is).
+Gathered = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _left(array: np.ndarray, name: str, positions: Positions) -> np.ndarray:
+    """What pruning leaves of a tensor of the whole graph."""
+    for axis in range(array.ndim):
+        kept = positions.get((name, axis))
+        if kept is not None:
+            array = array.take(kept, axis)
+    return array
+
+
+def _from_frontier(
+    layer: Layer, samples: Frontier, goals: Sequence[_Goal]
+) -> Callable[[], Iterator[Gathered]]:
+    """Inputs and addends of the pruned graph, results of the whole one, computed by each call."""
+
+    def parts() -> Iterator[Gathered]:
+        for found, goal in zip(samples, goals, strict=True):
+            added = np.zeros((), np.float32)
+            if layer.addend:
+                added = layer.values(found[layer.addend], goal.places)
+            yield layer.rows(found[layer.data], goal.places), goal.results, added
+
+    return parts
+
+
 class _Rows:
     """The rows of a layer on all samples, computed anew by each call."""
 
-    def __init__(self, layer: Layer, samples: Frontier, goals: Sequence[_Goal], views: int) -> None:
+    def __init__(self, layer: Layer, parts: Callable[[], Iterator[Gathered]], views: int) -> None:
         self.layer = layer
-        self._samples = samples
-        self._goals = goals
+        self._parts = parts
         self._views = views
 
     def __call__(self) -> Iterator[Part]:
-        layer = self.layer
-        lower, upper = layer.bounds
-        for index, (found, goal) in enumerate(zip(self._samples, self._goals, strict=True)):
-            wanted = np.asarray(goal.results)
-            added = layer.values(found[layer.addend], goal.places) if layer.addend else 0.0
+        lower, upper = self.layer.bounds
+        for index, (inputs, results, added) in enumerate(self._parts()):
             yield Part(
-                layer.rows(found[layer.data], goal.places),
-                wanted - added,
+                inputs,
+                np.asarray(results) - added,
                 index // self._views % _CHECKS_EVERY == 1,
                 lower - added,
                 upper - added,
             )
 
-    def drop(self, arrays: Arrays) -> None:
-        """The rows are not needed any more."""
-        for goal in self._goals:
-            arrays.dropped(goal.results)
+
+def narrowed_layers(whole: tvm.IRModule, pruned: tvm.IRModule) -> tuple[Layer, ...]:
+    """The layers of `pruned` each of whose outputs is of fewer inputs than in `whole`."""
+    inputs = {layer.name: layer.matrix(layer.weights).shape[1] for layer in find_layers(whole)}
+    return tuple(
+        layer
+        for layer in find_layers(pruned)
+        if layer.matrix(layer.weights).shape[1] < inputs.get(layer.name, 0)
+    )
 
 
 def solving_order(pruned: tvm.IRModule, positions: Positions) -> tuple[tuple[Layer, ...], ...]:

@@ -10,7 +10,7 @@ from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.distillation import Distiller
 from tinsmith.compiler.pruning.observed import ObservedGraph
 from tinsmith.compiler.pruning.reconstruction import LayerError, Reconstruction
-from tinsmith.compiler.pruning.views import viewed
+from tinsmith.compiler.pruning.views import FEW_SAMPLES, viewed
 from tinsmith.compiler.workshop import Workshop
 from tinsmith.passes.progress import Progress
 from tinsmith.passes.prune.recovery.batch_norm import ChannelStatistics, find_batch_norms
@@ -42,16 +42,19 @@ class Recovery:
         self._method = config.chosen_recovery
         self._reconstruction: Reconstruction | None = None
         self._distiller: Distiller | None = None
+        self._alone = False
         self.distillation: DistillationResult | None = None
         if source is not None and self._method == "distill":
             self._distiller = Distiller(config, whole, source, workshop, seed, progress, held_out)
         if source is not None and self._method in ("least-squares", "distill"):
             seen, views = viewed(source, Preprocessing.of(config))
+            self._alone = source.count is not None and source.count < FEW_SAMPLES
             self._reconstruction = Reconstruction(
                 whole,
                 seen,
                 workshop,
                 views=views,
+                alone=self._alone,
                 ridge=config.ridge,
                 places=config.places,
                 seed=seed,
@@ -67,7 +70,9 @@ class Recovery:
         """
         if self._source is None or self._method == "none":
             return pruned, ()
-        pruned = estimate_batch_norms(pruned, self._source, self._workshop, self._progress)
+        # Layers that each give what they gave before need the statistics of before, too.
+        if not self._alone:
+            pruned = estimate_batch_norms(pruned, self._source, self._workshop, self._progress)
         if self._reconstruction is None:
             return pruned, ()
         pruned, errors = self._reconstruction.recovered(pruned, positions)

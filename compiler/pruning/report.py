@@ -57,7 +57,9 @@ class PruneReport:
     the unpruned and of the pruned module on this machine, measured in turns (None where they
     were not), `predicted_seconds` what the table of latencies had foretold. `agreement` is the
     share of the `evaluated_samples` samples of `evaluated_on` for which both choose the same
-    class, `top1` and `float_top1` the shares of right ones, if there are labels.
+    class, `interval` has the true share with 95 % confidence, `top1` and `float_top1` are the
+    shares of right ones, if there are labels. With several `evaluated_folds`, each sample was
+    judged by a pruning that had not seen it, and the module has learned from all of them.
     `groups` and `steps` are empty if no channels were to go, `sparse_layers` if no single weights
     were set to zero.
     """
@@ -77,6 +79,8 @@ class PruneReport:
     float_top1: float | None = None
     evaluated_on: str | None = None
     evaluated_samples: int = 0
+    evaluated_folds: int = 0
+    interval: tuple[float, float] | None = None
     distillation: DistillationResult | None = None
     sparse_layers: tuple[SparseLayer, ...] = ()
     notes: tuple[str, ...] = ()
@@ -117,9 +121,15 @@ class PruneReport:
             from tinsmith.passes.prune.recovery.distillation import DistillationResult
 
             known["distillation"] = DistillationResult(**known["distillation"])
-        for name in ("flops", "params", "notes"):
-            known[name] = tuple(known[name])
+        for name in ("flops", "params", "notes", "interval"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return cls(**known)
+
+    @property
+    def _judged_on(self) -> str:
+        folds = f", judged in {self.evaluated_folds} folds" if self.evaluated_folds > 1 else ""
+        return f"{self.evaluated_samples}{folds}"
 
     def summary(self) -> str:
         """One line for a person."""
@@ -133,7 +143,7 @@ class PruneReport:
         if self.sparse_layers:
             parts.append(f"{self.sparsity:.1%} of the weights zero (smaller packed, no faster)")
         if self.agreement is not None:
-            parts.append(f"same top-1 on {self.agreement:.2%} of {self.evaluated_samples}")
+            parts.append(f"same top-1 on {self.agreement:.2%} of {self._judged_on}")
         if self.top1 is not None and self.float_top1 is not None:
             parts.append(f"top-1 {self.top1:.2%} (unpruned {self.float_top1:.2%})")
         if self.distillation is not None:

@@ -13,11 +13,12 @@ from tinsmith.compiler.calibration import (
     folds,
     open_calibration,
 )
-from tinsmith.compiler.calibration.folds import labels_for
+from tinsmith.compiler.calibration.folds import CrossFold, SomeSamples, cross_folds, labels_for
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.classes import Evaluation, judging_samples
 from tinsmith.compiler.evaluate.inputs import Domains
 from tinsmith.compiler.pruning.config import PruneConfig
+from tinsmith.compiler.pruning.views import FEW_SAMPLES
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -29,12 +30,16 @@ class PruneSamples:
     `learn` is what criteria and recovery see, `judging` is for the report and has nothing in
     common with it, `choosing` is for what the widths are chosen by. `held_out` are the samples of
     the same data that nothing may learn from. Each is None where there are no such data.
+
+    With `folds`, all samples are both to learn from and to judge by: each fold asks for a pruning
+    of its own, which judges what was not learned from in it.
     """
 
     learn: CalibrationSource | None = None
     judging: Evaluation | None = None
     choosing: Evaluation | None = None
     held_out: CalibrationSource | None = None
+    folds: tuple[CrossFold, ...] = ()
 
 
 def open_samples(
@@ -62,6 +67,9 @@ def open_samples(
     source = _opened(config, signature, bounds, seed, config.calibration, "--calibration")
     is_split = config.learns and config.evaluation is None
     split = folds(source) if is_split else Folds(source, source, not config.learns)
+    if is_split and _is_cross_fitted(config, source, split):
+        found = Evaluation(source, labels_for(config.labels, config.calibration, source), True)
+        return PruneSamples(source, found, found, None, cross_folds(source))
     judging = judging_samples(config, signature, split, bounds, seed)
     choosing = judging
     if by_curves or not judging.held_out:
@@ -70,6 +78,22 @@ def open_samples(
             split.learn, labels_for(labels, config.calibration, split.learn), True
         )
     return PruneSamples(split.learn, judging, choosing, split.judge if is_split else None)
+
+
+def _is_cross_fitted(config: PruneConfig, source: CalibrationSource, split: Folds) -> bool:
+    """Whether folds judge: few samples, of which a part would have to be held out.
+
+    Not where a pruning takes much longer than its closed form: trained, or to a measured goal.
+    """
+    return (
+        config.cross_fit
+        and isinstance(split.judge, SomeSamples)
+        and source.count is not None
+        and source.count < FEW_SAMPLES
+        and config.chosen_recovery != "distill"
+        and config.allocation != "sensitivity"
+        and config.goal_name != "latency"
+    )
 
 
 def _opened(

@@ -12,7 +12,7 @@ from tinsmith.compiler.errors import ConfigError
 # As they are, mirrored, and both shifted.
 VIEWS = 4
 # More samples than this teach enough as they are.
-_FEW = 256
+FEW_SAMPLES = 256
 # Half a pixel of the coarsest tensors of usual networks, which halve their size five times.
 _SHIFT = 1 / 14
 
@@ -55,7 +55,7 @@ def viewed(
     source: CalibrationSource, preprocessing: Preprocessing
 ) -> tuple[CalibrationSource, int]:
     """`source` in several views if it has few samples, all of pictures, and how many views."""
-    if source.count is None or source.count >= _FEW:
+    if source.count is None or source.count >= FEW_SAMPLES:
         return source, 1
     width = {}
     for name, (shape, dtype) in source.signature.items():

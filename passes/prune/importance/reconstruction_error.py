@@ -59,6 +59,11 @@ class _Elimination:
 
     def errors(self) -> np.ndarray:
         """The relative error that each unit's removal would add, all others adapting, `[left]`."""
+        if self._values == 1:
+            left = slice(self._left)
+            return np.asarray(
+                self._products.diagonal()[left] / self._inverse.diagonal()[left] / self._energy
+            )
         rows = np.arange(self._left * self._values).reshape(self._left, self._values)
         blocks = (rows[:, :, None], rows[:, None, :])
         solved = np.linalg.solve(self._inverse[blocks], self._products[blocks])
@@ -71,9 +76,11 @@ class _Elimination:
         last = slice(size - values, size)
         column = self._inverse[:size, gone].copy()
         spread = solve(column[gone], column.T, assume_a="pos").T
-        shared = spread @ self._products[gone, :size]
-        inner = spread @ self._products[gone, gone] @ spread.T
-        self._products[:size, :size] += inner - shared - shared.T
+        products = self._products[:size, gone] - spread @ self._products[gone, gone] / 2
+        # One product for what is symmetric: spread products^T + products spread^T.
+        self._products[:size, :size] -= (
+            np.hstack((spread, products)) @ np.hstack((products, spread)).T
+        )
         self._inverse[:size, :size] -= spread @ column.T
         for matrix in (self._inverse, self._products):
             matrix[gone, :size] = matrix[last, :size]

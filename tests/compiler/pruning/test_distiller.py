@@ -99,7 +99,10 @@ def test_what_cannot_be_distilled_is_refused(imported, images: np.ndarray) -> No
 def test_without_torch_one_line_says_what_to_install(
     imported, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+    )
     with pytest.raises(ConfigError, match=r"needs PyTorch: pip install 'tinsmith\[torch\]'"):
         prune(imported, ratio=0.5, calibration=images[:30])
 

@@ -43,7 +43,7 @@ def prune(imported, **options) -> tuple[object, PruneReport]:
 
 @pytest.mark.slow
 def test_the_headline_is_that_of_the_held_out_samples(images: np.ndarray, tmp_path: Path) -> None:
-    options = PruneConfig(ratio=0.5, calibration=images[:80])
+    options = PruneConfig(ratio=0.5, calibration=images[:80], cross_fit=False)
     report = tinsmith.compile_to(MODEL, tmp_path / "pruned", pruning=options, **SETTINGS).pruning
     tinsmith.compile_to(MODEL, tmp_path / "whole", **SETTINGS)
     held_out = images[3:80:4]
@@ -101,8 +101,9 @@ def test_nothing_is_learned_from_what_is_held_out(narrow) -> None:
     data = generator.standard_normal((20, 3, 6, 6)).astype("float32")
     other = data.copy()
     other[3::4] = 5 * generator.standard_normal(other[3::4].shape)
-    first, report = prune(narrow, ratio=0.5, alignment=1, calibration=data)
-    second, _ = prune(narrow, ratio=0.5, alignment=1, calibration=other)
+    options = {"ratio": 0.5, "alignment": 1, "cross_fit": False}
+    first, report = prune(narrow, calibration=data, **options)
+    second, _ = prune(narrow, calibration=other, **options)
     assert report.steps[0].layers_solved > 0 and report.evaluated_samples == 5
     assert tvm_ffi.structural_equal(first, second, map_free_vars=True)
 

@@ -11,7 +11,7 @@ from tvm import relax
 from tinsmith.compiler.calibration import CalibrationSource
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.pruning.observed import compile_graph
-from tinsmith.compiler.pruning.reconstruction import Reconstruction
+from tinsmith.compiler.pruning.reconstruction import Reconstruction, narrowed_layers
 from tinsmith.compiler.workshop import workshop
 from tinsmith.passes.graph.tensors import constant
 from tinsmith.passes.prune import find_groups
@@ -61,7 +61,8 @@ def two_layers():
 
 
 @pytest.mark.slow
-def test_what_a_rectifier_leaves_is_what_is_solved_for() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_rectifier_leaves_is_what_is_solved_for(alone: bool) -> None:
     whole = two_layers()
     here = workshop(CompileConfig(threads=1), get_target("native"))
     groups = find_groups(whole)
@@ -69,7 +70,8 @@ def test_what_a_rectifier_leaves_is_what_is_solved_for() -> None:
     keep = {group.index: np.arange(5)}
     pruned, positions = shrink(whole, keep), positions_left(whole, groups, keep)
     learn, others = Noise(32, 0), Noise(24, 1)
-    recovered, errors = Reconstruction(whole, learn, here).recovered(pruned, positions)
+    reconstruction = Reconstruction(whole, learn, here, alone=alone)
+    recovered, errors = reconstruction.recovered(pruned, positions)
     (error,) = errors
     assert error.name == "b" and error.ridge is not None and error.after < error.before
 
@@ -81,3 +83,46 @@ def test_what_a_rectifier_leaves_is_what_is_solved_for() -> None:
     spread = np.square(wanted - wanted.mean((0, 1, 3, 4), keepdims=True)).sum()
     # The error that is told is that behind the rectifier, on samples that it was not solved for.
     assert np.square(found - wanted).sum() / spread == pytest.approx(error.after, rel=0.3)
+
+
+def twins():
+    """x -> conv, relu -> depthwise (channels 4 to 7 as 0 to 3) -> conv -> relu -> conv."""
+    generator = np.random.default_rng(0)
+
+    def values(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape).astype(np.float32) / 2
+
+    def conv(data: relax.Expr, weights: np.ndarray, name: str, groups: int = 1) -> relax.Var:
+        shift = constant(np.full((1, len(weights), 1, 1), 0.1, np.float32))
+        product = relax.op.nn.conv2d(data, constant(weights), groups=groups)
+        return builder.emit(relax.op.add(builder.emit(product, name), shift), f"{name}_sum")
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(SHAPE, "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            twice = np.tile(values(4, 6, 1, 1), (2, 1, 1, 1))
+            a = builder.emit(relax.op.nn.relu(conv(x, twice, "a")), "a_active")
+            d = conv(a, np.tile(values(4, 1, 3, 3), (2, 1, 1, 1)), "d", groups=8)
+            b = builder.emit(relax.op.nn.relu(conv(d, values(5, 8, 1, 1), "b")), "b_active")
+            y = builder.emit_output(conv(b, values(3, 5, 1, 1), "c"))
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+def test_alone_only_the_layers_are_solved_that_lost_inputs() -> None:
+    whole = twins()
+    here = workshop(CompileConfig(threads=1), get_target("native"))
+    groups = find_groups(whole)
+    group = next(group for group in groups.prunable if group.units == 8)
+    keep = {group.index: np.arange(4)}
+    pruned, positions = shrink(whole, keep), positions_left(whole, groups, keep)
+    assert [layer.name for layer in narrowed_layers(whole, pruned)] == ["b"]
+    reconstruction = Reconstruction(whole, Noise(16, 0), here, alone=True)
+    recovered, errors = reconstruction.recovered(pruned, positions)
+    (error,) = errors
+    assert error.name == "b" and error.columns == 4 and error.rows == 16 * 49
+    # What went is there twice: nothing is lost.
+    assert error.before > 0.1 and error.after < 1e-5
+    (again,) = reconstruction.recovered(recovered, positions)[1]
+    assert again.before < 1e-5

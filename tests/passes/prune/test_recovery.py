@@ -351,3 +351,14 @@ def test_positions_that_are_left_after_two_steps() -> None:
     then = {("active", 1): np.array([0, 2]), ("out", 1): np.array([1])}
     np.testing.assert_array_equal(composed(first, then)["active", 1], [0, 3])
     np.testing.assert_array_equal(composed(first, then)["out", 1], [1])
+
+
+def test_inputs_that_hardly_vary_are_solved_for() -> None:
+    # Their covariance is smaller than what the rounding of float32 sums makes of it.
+    generator = np.random.default_rng(0)
+    inputs = 30 + 1e-3 * generator.standard_normal((1, 3000, 48)).astype(np.float32)
+    moments, weights = Moments(), generator.standard_normal((1, 48, 2))
+    moments.update(inputs, inputs @ weights.astype(np.float32))
+    new, intercept = solve_layer(moments, weights, ridge=1e-3)
+    assert intercept is not None
+    assert np.isfinite(new).all() and np.abs(new - weights).max() < 0.5
