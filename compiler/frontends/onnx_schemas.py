@@ -12,11 +12,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import onnx.defs
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+)
 from onnx.defs import OpSchema
 
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.onnx_attributes import check_value
+from tinsmith.compiler.frontends.onnx_halves import HALVES
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 # Attributes that hold one message, which must be there.
@@ -128,6 +137,31 @@ def _versions(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 def _check_graph(graph: GraphProto, versions: Mapping[str, int], source: str) -> None:
     for node in graph.node:
         _check_node(node, versions, source, None)
+    producers = {name: (node, i) for node in graph.node for i, name in enumerate(node.output)}
+    for value in graph.output:
+        if value.name in producers:
+            _check_declared(value, *producers[value.name], versions.get("", 0), source)
+
+
+def _check_declared(
+    value: ValueInfoProto, node: NodeProto, index: int, version: int, source: str
+) -> None:
+    """Raise ModelError for an output declared as 16-bit floats that are none.
+
+    What is declared in another way is believed to be what its node makes of it; but these are
+    widened (`onnx_halves`), and rounded again because they are declared so.
+    """
+    element, schema = value.type.tensor_type.elem_type, schema_of(node, version)
+    if schema is None or not schema.outputs or element not in HALVES:
+        return
+    index = min(index, len(schema.outputs) - 1)
+    allowed = _produced(schema.name, schema.since_version, index)
+    if _class_of("float") not in allowed and "sequence" not in allowed:
+        kind = TensorProto.DataType.Name(element).lower()
+        raise ModelError(
+            f"{source}: output {value.name!r} is declared as {kind}, and {schema.name} gives "
+            f"{' or '.join(sorted(allowed))}; correct the declaration"
+        )
 
 
 def _check_node(
@@ -245,9 +279,18 @@ def _schema(name: str, version: int) -> OpSchema | None:
 @cache
 def _allowed(name: str, version: int, index: int) -> frozenset[str]:
     """The classes of types that an input takes, and "sequence" for sequences."""
-    schema = onnx.defs.get_schema(name, version, "")
+    return _classes(onnx.defs.get_schema(name, version, "").inputs[index])
+
+
+@cache
+def _produced(name: str, version: int, index: int) -> frozenset[str]:
+    """The classes of types that an output has, and "sequence" for sequences."""
+    return _classes(onnx.defs.get_schema(name, version, "").outputs[index])
+
+
+def _classes(formal: OpSchema.FormalParameter) -> frozenset[str]:
     classes = set()
-    for text in schema.inputs[index].types:
+    for text in formal.types:
         inner = text.removeprefix("optional(")
         classes.add("sequence" if inner.startswith("seq(") else _class_of(inner))
     return frozenset(classes)

@@ -58,6 +58,13 @@ def test_names_that_are_no_plain_text(name: str) -> None:
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
+def test_an_output_declared_as_half_that_is_none() -> None:
+    wrong = model(node("Shape", ["x"], ["y"]))
+    wrong.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(ModelError, match="'y' is declared as float16, and Shape gives integer"):
+        import_model(wrong)
+
+
 def test_names_of_other_scripts_are_text() -> None:
     assert import_model(
         model(node("Relu", ["x"], ["\u51fa\u529b \u00e9"]), output="\u51fa\u529b \u00e9")
