@@ -20,13 +20,26 @@ def test_views_follow_each_other() -> None:
     found = [sample["x"] for sample in source]
     assert views == VIEWS and source.count == len(found) == 3 * VIEWS
     for index, picture in enumerate(data):
-        same, mirrored, *shifted = found[index * VIEWS : (index + 1) * VIEWS]
+        same, mirrored, *others = found[index * VIEWS : (index + 1) * VIEWS]
+        shifted, enlarged = others[:4], others[4:]
         np.testing.assert_array_equal(same[0], picture)
         np.testing.assert_array_equal(mirrored[0], picture[..., ::-1])
         for view in shifted:
             # Nothing is lost or made up.
             np.testing.assert_array_equal(np.sort(view, axis=None), np.sort(picture, axis=None))
             assert not np.array_equal(view[0], picture)
+        for view in enlarged:
+            assert picture.min() <= view.min() and view.max() <= picture.max()
+    assert len({view.tobytes() for view in found}) == len(found)
+
+
+def test_what_is_in_the_middle_comes_nearer() -> None:
+    ramp = np.broadcast_to(np.arange(28, dtype=np.float32), (1, 3, 28, 28))
+    source, _ = viewed(open_calibration(np.ascontiguousarray(ramp), PICTURES), Preprocessing())
+    views = [sample["x"] for sample in source]
+    nearer, mirrored = 13.5 + (ramp - 13.5) / 1.2, 13.5 - (ramp - 13.5) / 1.4
+    np.testing.assert_allclose(views[-2], nearer, rtol=1e-6)
+    np.testing.assert_allclose(views[-1], mirrored, rtol=1e-6)
 
 
 def test_the_layout_is_that_of_the_input() -> None:
