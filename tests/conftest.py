@@ -12,6 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands print is as wide as `COLUMNS` says; tests mean what goes into a pipe."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def small_model() -> onnx.ModelProto:
     """image (1, 3, 8, 8) -> Conv -> Relu -> Conv -> Relu -> mean -> Gemm -> scores (1, 5)."""
     generator = np.random.default_rng(0)
