@@ -23,6 +23,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 
 from tinsmith.compiler.errors import ModelError, TinsmithError
+from tinsmith.compiler.frontends.conversion_errors import reason_of
 from tinsmith.compiler.frontends.onnx_control import ControlFlow
 from tinsmith.compiler.frontends.onnx_converters.constants import (
     COMPUTABLE_DTYPES,
@@ -248,8 +249,7 @@ class GraphImporter:
         except TinsmithError:
             raise
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else type(error).__name__
+            reason = reason_of(error, inputs)
             raise ModelError(f"{self.describe(node)} cannot be converted: {reason}") from error
 
     def _type_of(self, name: str) -> str | None:

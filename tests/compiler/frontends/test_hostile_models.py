@@ -91,6 +91,16 @@ def test_names_of_other_scripts_are_text() -> None:
         (model(node("Cast", ["x"], ["y"], to=99)), "unknown dtype 99"),
         (model(node("Erf", ["x"], ["y"]), dtype=TensorProto.BOOL), "is of type bool"),
         (model(node("Add", ["x", "b"], ["y"]), stored={"b": np.zeros(3)}), "one dtype"),
+        (
+            model(node("Add", ["x", "b"], ["y"]), stored={"b": np.zeros(7, np.float32)}),
+            r"cannot be converted: add: .* shape at dim \d is \d+ and .* not broadcastable",
+        ),
+        (
+            model(node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=2),
+                  stored={"w": np.zeros((1, 8, 3), np.float32),
+                          "r": np.zeros((1, 8, 2), np.float32)}, shape=[4, 3]),
+            r"number of dimensions that it does not take: \[4, 3\], \[1, 8, 3\], \[1, 8, 2\]",
+        ),
         (model(node("SequenceConstruct", ["x"], ["s"]), node("Relu", ["s"], ["y"])), "sequence"),
         (model(node("BiasGelu", ["x", ""], ["y"], domain="com.microsoft")), "input number 1"),
         (
