@@ -84,15 +84,9 @@ def test_nothing_is_imported_from_outside_the_one_package(path: Path) -> None:
     assert not top_level(imported_modules((ROOT / path).read_text(), str(path))) & ROOMS
 
 
-# Front-end files that write kernels of operators which no graph operator stands for.
-WRITE_KERNELS = ("recurrent", "forest")
-
-
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[0] != "targets"], ids=str)
 def test_only_targets_know_a_family(path: Path) -> None:
-    """The compiler asks `targets.registry` for the backend of a machine."""
-    if path.name.startswith(WRITE_KERNELS):
-        return
+    """They ask `targets.registry` for the backend of a machine, `targets.operators` for kernels."""
     found = imported_modules((ROOT / path).read_text(), str(path))
     families = tuple(f"tinsmith.targets.{name}" for name in ("cpu", "x86", "arm"))
     assert not [name for name in found if name.startswith(families)]
@@ -115,7 +109,7 @@ def test_only_targets_spell_an_instruction_set() -> None:
     found = {
         str(path): spelled
         for path in SOURCES
-        if path.parts[0] != "targets" and not path.name.startswith((*WRITE_KERNELS, "doctor"))
+        if path.parts[0] != "targets" and not path.name.startswith("doctor")
         if (spelled := spelled_instruction_sets((ROOT / path).read_text()))
     }
     assert not found

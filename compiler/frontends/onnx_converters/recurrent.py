@@ -16,14 +16,12 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from tinsmith.compiler.frontends.onnx_converters import constants as c
-from tinsmith.compiler.frontends.onnx_converters.recurrent_cells import (
+from tinsmith.targets.operators import (
     Activation,
+    RecurrentWorkload,
     gru_update,
     lstm_step,
     read_activations,
-)
-from tinsmith.compiler.frontends.onnx_converters.recurrent_kernel import (
-    RecurrentWorkload,
     recurrent_kernel,
 )
 

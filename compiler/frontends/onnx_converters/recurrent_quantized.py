@@ -15,10 +15,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter, onnx_input
 from tinsmith.compiler.frontends.onnx_converters import constants as c
 from tinsmith.compiler.frontends.onnx_converters.quantized_integer import DynamicQuantizeMatMul
 from tinsmith.compiler.frontends.onnx_converters.recurrent import lstm_workload
-from tinsmith.compiler.frontends.onnx_converters.recurrent_quantized_kernel import (
-    QuantizedLstm,
-    pack_recurrent,
-)
+from tinsmith.targets.operators import QuantizedLstm, pack_recurrent
 
 
 class DynamicQuantizeLSTM(OnnxOpConverter):

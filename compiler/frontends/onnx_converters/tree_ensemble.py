@@ -10,8 +10,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from tinsmith.compiler.frontends.onnx_converters.constants import dtype_of, static_shape
-from tinsmith.compiler.frontends.onnx_converters.forest_tables import ABSENT, OUTCOMES, Forest
 from tinsmith.compiler.frontends.onnx_converters.trees import checked, evaluate, transformed
+from tinsmith.targets.operators import ABSENT, OUTCOMES, Forest
 
 # By number, as the operator's definition lists them.
 _MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")

@@ -9,16 +9,14 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import OnnxOpConverter
 
 from tinsmith.compiler.frontends.onnx_converters.constants import constant, dtype_of, static_shape
-from tinsmith.compiler.frontends.onnx_converters.forest_kernel import (
-    LANES,
-    ForestWorkload,
-    forest_kernel,
-)
-from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
+from tinsmith.targets.operators import (
     ABSENT,
     FEATURE_BITS,
+    LANES,
     OUTCOMES,
     Forest,
+    ForestWorkload,
+    forest_kernel,
     tables_of,
 )
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tinsmith.compiler.errors import ModelError
-
 Value = Any  # a Relax tensor or a TensorIR scalar; both overload the operators
 
 
@@ -91,12 +89,15 @@ class Activation:
 def read_activations(
     names: Sequence[str], alphas: Iterable[float], betas: Iterable[float], clip: float | None
 ) -> list[Activation]:
-    """Activations by name; `alphas` and `betas` go to those that take one, in order."""
+    """Activations by name; `alphas` and `betas` go to those that take one, in order.
+
+    Raises ValueError for a name that is not known.
+    """
     next_alpha, next_beta = iter(alphas), iter(betas)
     result = []
     for name in names:
         if name.lower() not in _FUNCTIONS:
-            raise ModelError(f"unknown activation function {name!r}")
+            raise ValueError(f"unknown activation function {name!r}")
         _, alpha, beta = _FUNCTIONS[name.lower()]
         if alpha is not None:
             alpha = next(next_alpha, alpha)

@@ -22,12 +22,12 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.tirx import PrimFunc, Stmt
 
-from tinsmith.compiler.frontends.onnx_converters.recurrent_cells import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.operators.recurrent_cells import (
     Activation,
     gru_update,
     lstm_step,
 )
-from tinsmith.targets.cpu import loops
 from tinsmith.targets.template import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 
 # A tile of gates is kept in registers: eight of 256 bits or four of 512.

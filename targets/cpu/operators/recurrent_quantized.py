@@ -22,13 +22,13 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.tirx import Stmt
 
-from tinsmith.compiler.frontends.onnx_converters.recurrent_kernel import (
-    RecurrentKernel,
-    RecurrentWorkload,
-)
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.byte_dots import multiply_add
 from tinsmith.targets.cpu.operators.quantization import ROUNDING_ADDEND
+from tinsmith.targets.cpu.operators.recurrent import (
+    RecurrentKernel,
+    RecurrentWorkload,
+)
 
 # Units of a block: the sums of their gates fit into eight registers of 256 bits.
 _UNITS = (16, 8, 4, 2, 1)

@@ -17,7 +17,8 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.tirx import PrimFunc, Stmt
 
-from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
+from tinsmith.targets.cpu import loops
+from tinsmith.targets.cpu.operators.forest_tables import (
     ABSENT,
     EQUAL,
     FEATURE_BITS,
@@ -25,7 +26,6 @@ from tinsmith.compiler.frontends.onnx_converters.forest_tables import (
     LESS,
     NO_NUMBER,
 )
-from tinsmith.targets.cpu import loops
 from tinsmith.targets.template import TEMPLATE_ATTRIBUTE, WORKLOAD_ATTRIBUTE
 
 LANES = 8
