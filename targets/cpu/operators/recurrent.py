@@ -25,6 +25,7 @@ from tvm.tirx import PrimFunc, Stmt
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.operators.recurrent_cells import (
     Activation,
+    ScalarArithmetic,
     gru_update,
     lstm_step,
 )
@@ -66,40 +67,6 @@ class RecurrentWorkload:
     @property
     def directions(self) -> int:
         return len(self.reverse)
-
-
-class ScalarArithmetic:
-    """`Arithmetic` on TensorIR expressions."""
-
-    def __init__(self, dtype: str) -> None:
-        self._dtype = dtype
-
-    def const(self, value: float) -> Any:
-        return tirx.const(value, self._dtype)
-
-    def exp(self, x: Any) -> Any:
-        return tirx.exp(x)
-
-    def log(self, x: Any) -> Any:
-        return tirx.log(x)
-
-    def abs(self, x: Any) -> Any:
-        return tirx.abs(x)
-
-    def tanh(self, x: Any) -> Any:
-        return tirx.tanh(x)
-
-    def sigmoid(self, x: Any) -> Any:
-        return tirx.sigmoid(x)
-
-    def maximum(self, x: Any, y: Any) -> Any:
-        return tirx.max(x, y)
-
-    def minimum(self, x: Any, y: Any) -> Any:
-        return tirx.min(x, y)
-
-    def select_non_negative(self, sign: Any, x: Any, y: Any) -> Any:
-        return tirx.Select(sign >= self.const(0.0), x, y)
 
 
 class RecurrentKernel:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tvm import tirx
+
 Value = Any  # a Relax tensor or a TensorIR scalar; both overload the operators
 
 
@@ -26,6 +28,40 @@ class Arithmetic(Protocol):
     def maximum(self, x: Value, y: Value) -> Value: ...
     def minimum(self, x: Value, y: Value) -> Value: ...
     def select_non_negative(self, sign: Value, x: Value, y: Value) -> Value: ...
+
+
+class ScalarArithmetic:
+    """`Arithmetic` on TensorIR expressions."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+
+    def const(self, value: float) -> Any:
+        return tirx.const(value, self._dtype)
+
+    def exp(self, x: Any) -> Any:
+        return tirx.exp(x)
+
+    def log(self, x: Any) -> Any:
+        return tirx.log(x)
+
+    def abs(self, x: Any) -> Any:
+        return tirx.abs(x)
+
+    def tanh(self, x: Any) -> Any:
+        return tirx.tanh(x)
+
+    def sigmoid(self, x: Any) -> Any:
+        return tirx.sigmoid(x)
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        return tirx.max(x, y)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        return tirx.min(x, y)
+
+    def select_non_negative(self, sign: Any, x: Any, y: Any) -> Any:
+        return tirx.Select(sign >= self.const(0.0), x, y)
 
 
 Function = Callable[[Arithmetic, Value, float, float], Value]
