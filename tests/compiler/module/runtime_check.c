@@ -177,6 +177,59 @@ static void forks(int rounds, const char *weights) {
   module->destroy(context);
 }
 
+/* A thread of a child that comes while another one makes the pool the child's own. */
+static void *latecomer(void *passed) {
+  pool_enter();
+  atomic_store((atomic_int *)passed, 1);
+  return NULL;
+}
+
+/* One thread of a child begins anew, and the others wait until it has: who began on locks that
+ * are about to be made would hold them alone. */
+static void adoption(void) {
+  int lineage = pool.lineage;
+  pid_t pid = fork();
+  if (pid == 0) {
+    alarm(60);
+    pool_enter();
+    expect(atomic_load(pool.owner) == getpid(), "the pool is not the child's");
+    expect(pool.lineage == lineage + 1, "the child is taken for its parent");
+    pool_enter();
+    pool_adopt(); /* as one that saw the pool's old owner, and came too late */
+    expect(pool.lineage == lineage + 1, "the pool was begun twice");
+    atomic_int passed = 0;
+    pthread_t late;
+    atomic_store(pool.owner, -getpid());
+    pthread_create(&late, NULL, latecomer, &passed);
+    usleep(100000);
+    expect(!atomic_load(&passed), "a thread did not wait for the one that begins anew");
+    atomic_store(pool.owner, getpid());
+    pthread_join(late, NULL);
+    expect(pool.lineage == lineage + 1, "the pool was begun again by the one that waited");
+    _exit(0);
+  }
+  expect(wait_for(pid) == 0, "a child did not make the pool its own");
+}
+
+/* The thread that ran a context when the process was forked is none of the child's. */
+static void running_context(void) {
+  tinsmith_context *context = module->create();
+  atomic_store(&context->running, 1 + pool.lineage);
+  float x[LENGTH] = {0}, y[LENGTH];
+  const void *in[] = {x};
+  void *out[] = {y};
+  expect(module->run(context, in, out) != 0, "two threads ran one context");
+  pid_t pid = fork();
+  if (pid == 0) {
+    alarm(60);
+    run_and_compare(context, 1);
+    _exit(0);
+  }
+  expect(wait_for(pid) == 0, "a child could not run a context that its parent was running");
+  atomic_store(&context->running, 0);
+  module->destroy(context);
+}
+
 int main(int argc, char **argv) {
   expect(argc == 4, "usage: runtime_check WEIGHTS contexts|forks ROUNDS");
 #ifdef NO_WIPING
@@ -191,8 +244,13 @@ int main(int argc, char **argv) {
   pthread_t openers[4];
   for (int i = 0; i < 4; i++) pthread_create(&openers[i], NULL, opener, argv[1]);
   for (int i = 0; i < 4; i++) pthread_join(openers[i], NULL);
-  if (!strcmp(argv[2], "forks")) forks(atoi(argv[3]), argv[1]);
-  else contexts(atoi(argv[3]));
+  if (!strcmp(argv[2], "forks")) {
+    adoption();
+    running_context();
+    forks(atoi(argv[3]), argv[1]);
+  } else {
+    contexts(atoi(argv[3]));
+  }
   module->close();
   puts("ok");
   return 0;

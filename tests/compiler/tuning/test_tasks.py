@@ -61,7 +61,8 @@ def test_times_and_shares(small_tasks: tuple[Task, ...]) -> None:
         StepTime(0, "other", 3.0),
         StepTime(1, first.name, 1.0),
         StepTime(2, "one", 2.0),
-        StepTime(3, "reshape", 4.0),
+        StepTime(3, "reshape", 3.0),
+        StepTime(4, "the", 1.0),  # a part of a name is not the name
     ]
     slow, fast = with_times([first, second], steps)
     assert (slow.name, slow.calls, slow.seconds, slow.share) == ("one other", 2, 5.0, 0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tvm
@@ -178,6 +180,20 @@ def test_shared_results_and_full_tensors_are_left_alone() -> None:
 
     module = with_weights(Module, w=_array(4, 4, 1, 1), s=_array(1, 4, 1, 1), f=_array(1, 4, 3, 3))
     assert_left_alone(FoldBatchNorm(), module)
+
+
+@pytest.mark.parametrize("first", [relax.op.multiply, relax.op.add])
+def test_what_makes_a_result_larger_is_left_alone(first: Callable[..., relax.Expr]) -> None:
+    """(2, 1, 4) `first` (1, 3, 1) is (2, 3, 4): a convolution's weights cannot do that."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 4, 5), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.nn.conv1d(x, relax.const(_array(1, 4, 2))))
+            y = builder.emit(first(y, relax.const(_array(1, 3, 1))))
+            y = builder.emit_output(relax.op.multiply(y, relax.const(_array(1, 3, 1))))
+        builder.emit_func_output(y)
+    assert_left_alone(FoldBatchNorm(), builder.get())
 
 
 def test_weights_that_are_inputs_are_left_alone() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import PrimType
 from tvm.script import tirx as T  # noqa: N812
@@ -156,6 +157,23 @@ def test_a_serial_loop_around_parallel_ones_runs_in_rounds(threads: int, tmp_pat
     with load(write_module(model, tmp_path / "a", forms=("shared",)).path, threads) as module:
         for _ in range(2):
             np.testing.assert_allclose(module.run([a])[0], np.stack(rows), rtol=1e-5)
+
+
+def test_a_parallel_loop_begins_at_its_minimum() -> None:
+    """Partitioning of loops, which comes after their canonical form, makes minima other than 0."""
+    a, c = (tirx.decl_buffer((16,), "int32", name) for name in ("A", "C"))
+    i = tirx.Var("i", PrimType("int32"))
+    store = loops.store(c, (i,), loops.load(a, i))
+    body = tirx.For(i, tirx.IntImm("int32", 3), 13, tirx.ForKind.PARALLEL, store)
+    code, functions = split_kernel("kernel", tirx.PrimFunc([a, c], body), [True, True])
+    assert [stage.extent for stage in code.stages] == [13]
+    (function,) = functions.values()
+    found: list[tirx.For] = []
+    tvm_ffi.structural_walk(function.body, (tirx.For, found.append))
+    begin, end = function.params[:2]
+    simplify = tvm.arith.Analyzer().simplify
+    assert int(simplify(found[0].min - begin)) == 3
+    assert int(simplify(found[0].extent - (end - begin))) == 0
 
 
 def test_an_inner_parallel_loop_is_reported() -> None:
