@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import PrimType
 from tvm.script import tirx as T  # noqa: N812
+from tvm.sym import Analyzer
 
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.build import lower_kernels
@@ -171,7 +172,7 @@ def test_a_parallel_loop_begins_at_its_minimum() -> None:
     found: list[tirx.For] = []
     tvm_ffi.structural_walk(function.body, (tirx.For, found.append))
     begin, end = function.params[:2]
-    simplify = tvm.arith.Analyzer().simplify
+    simplify = Analyzer().simplify
     assert int(simplify(found[0].min - begin)) == 3
     assert int(simplify(found[0].extent - (end - begin))) == 0
 
