@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import tvm
-
 from tinsmith.targets.spec import TargetSpec
 
 # What generated code depends on; machines that agree in these are near.
@@ -16,7 +14,12 @@ _INSTRUCTIONS = ("triple", "cpu", "attributes", "vector_bits", "vector_registers
 
 
 def describe(spec: TargetSpec) -> dict[str, Any]:
-    """All of a machine that the best decisions depend on, as plain data for JSON."""
+    """All of a machine that the best decisions depend on, as plain data for JSON.
+
+    Imports TVM, whose version is among them.
+    """
+    import tvm
+
     return {
         "triple": spec.llvm_triple,
         "cpu": spec.llvm_cpu,

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from tvm.tirx import PrimFunc
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinsmith.targets.spec import TargetSpec
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
 
 Decisions = Mapping[str, int]
 

@@ -10,27 +10,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from tinsmith.compiler.cli import (
-    bench_command,
-    compile_command,
-    demo_command,
-    doctor_command,
-    inspect_command,
-    logs_command,
-    output,
-    pack_command,
-    prune_command,
-    run_command,
-    sensitivity_command,
-    targets_command,
-    tune_command,
-    verify_command,
-)
+from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.commands import MARKUP
 from tinsmith.compiler.cli.usage import Commands
 from tinsmith.compiler.module.version import tinsmith_version
 
@@ -40,7 +25,7 @@ app = typer.Typer(
     cls=Commands,
     name="tinsmith",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Add `--debug` to any command for the traceback of an error.",
@@ -68,25 +53,6 @@ def tinsmith(
 
     `tinsmith doctor` tells whether everything is there.
     """
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "compile": compile_command.compile_model,
-    "prune": prune_command.prune_model,
-    "sensitivity": sensitivity_command.measure_model,
-    "tune": tune_command.tune_model,
-    "run": run_command.run_module,
-    "bench": bench_command.bench_module,
-    "verify": verify_command.verify_module,
-    "inspect": inspect_command.inspect_module,
-    "pack": pack_command.pack_module,
-    "targets": targets_command.list_targets,
-    "demo": demo_command.run_demo,
-    "doctor": doctor_command.examine,
-}
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
-app.add_typer(logs_command.app, name="logs")
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from tinsmith.compiler.cli.options import AsJson
 from tinsmith.compiler.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tinsmith.compiler.tuning.records import Subject
+    from tinsmith.compiler.tuning.records import Record, Subject, Trial
     from tinsmith.compiler.tuning.store import Shelf, Store
 
 app = typer.Typer(
@@ -36,16 +36,21 @@ def list_logs(log: Log = None, as_json: AsJson = False) -> None:
 
     **Example:** `tinsmith logs list --log tuning_logs/`
     """
-    rows = [
-        {
-            "target": shelf.name,
-            "records": len(shelf.records()),
-            "stale": sum(map(_is_stale, shelf.records())),
-            "trials": sum(len(tried) for tried in shelf.trials().values()),
-            "damaged_lines": shelf.damaged(),
-        }
-        for shelf in _store(log).shelves()
-    ]
+    store = _store(log)
+    with output.progress_bar("logs list", hidden=as_json) as show:
+        show("known templates", 0.0)
+        versions = _versions()
+        show("records", 0.5)
+        rows = [
+            {
+                "target": shelf.name,
+                "records": len(shelf.records()),
+                "stale": sum(_is_stale(record, versions) for record in shelf.records()),
+                "trials": sum(len(tried) for tried in shelf.trials().values()),
+                "damaged_lines": shelf.damaged(),
+            }
+            for shelf in store.shelves()
+        ]
     if as_json:
         output.print_json(rows)
         return
@@ -63,8 +68,14 @@ def show_log(log: Log = None, target: Target = "", as_json: AsJson = False) -> N
     shelves = [shelf for shelf in _store(log).shelves() if shelf.name.startswith(target)]
     if not shelves:
         raise ConfigError(f"{_folder(log)}: no target whose name begins with {target!r}")
+    if as_json:
+        output.print_json([_told(shelf) for shelf in shelves])
+        return
+    with output.progress_bar("logs show") as show:
+        show("known templates", 0.0)
+        versions = _versions()
     for shelf in shelves:
-        _show(shelf, as_json)
+        _print(shelf, versions)
 
 
 @app.command("merge")
@@ -106,9 +117,12 @@ def prune_log(
 
     **Example:** `tinsmith logs prune --trials`
     """
-    pruned = [
-        (shelf.name, *shelf.prune(_versions(), trials=trials)) for shelf in _store(log).shelves()
-    ]
+    store = _store(log)
+    with output.progress_bar("logs prune", hidden=as_json) as show:
+        show("known templates", 0.0)
+        versions = _versions()
+        show("records", 0.5)
+        pruned = [(shelf.name, *shelf.prune(versions, trials=trials)) for shelf in store.shelves()]
     if as_json:
         keys = ("target", "lines_before", "lines")
         output.print_json([dict(zip(keys, row, strict=True)) for row in pruned])
@@ -130,26 +144,26 @@ def _store(log: Path | None) -> Store:
 def _existing(folder: Path) -> Store:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    from tinsmith.compiler.tuning.store import Store  # imports TVM
+    from tinsmith.compiler.tuning.store import Store
 
     return Store(folder)
 
 
-@lru_cache(maxsize=1)
 def _versions() -> dict[str, set[int]]:
-    from tinsmith.compiler.tuning.algorithms import TEMPLATE
+    """The versions of each template that count; imports TVM, which takes a second."""
+    from tinsmith.compiler.tuning.records import ALGORITHM
     from tinsmith.targets.registry import backends
 
     found: dict[str, set[int]] = {}
     for backend in backends():
         for template in backend.templates:
             found.setdefault(template.name, set()).add(template.version)
-        found.setdefault(TEMPLATE, set()).add(backend.algorithms.version)
+        found.setdefault(ALGORITHM, set()).add(backend.algorithms.version)
     return found
 
 
-def _is_stale(subject: Subject) -> bool:
-    return subject.version not in _versions().get(subject.template, ())
+def _is_stale(subject: Subject, versions: Mapping[str, Collection[int]]) -> bool:
+    return subject.version not in versions.get(subject.template, ())
 
 
 def _copy(source: Store, destination: Path, *, trials: bool, as_json: bool) -> None:
@@ -169,20 +183,24 @@ def _copy(source: Store, destination: Path, *, trials: bool, as_json: bool) -> N
         output.print_json(rows)
 
 
-def _show(shelf: Shelf, as_json: bool) -> None:
-    records = sorted(shelf.records().values(), key=lambda record: record.ratio)
-    failed = [
-        trial for tried in shelf.trials().values() for trial in tried.values() if trial.failure
-    ]
-    if as_json:
-        output.print_json(
-            {
-                "target": shelf.target(),
-                "records": [record.to_dict() for record in records],
-                "failed": [trial.to_dict() for trial in failed],
-            }
-        )
-        return
+def _failed(shelf: Shelf) -> list[Trial]:
+    return [trial for tried in shelf.trials().values() for trial in tried.values() if trial.failure]
+
+
+def _told(shelf: Shelf) -> dict[str, Any]:
+    return {
+        "name": shelf.name,
+        "target": shelf.target(),
+        "records": [record.to_dict() for record in _best_first(shelf)],
+        "failed": [trial.to_dict() for trial in _failed(shelf)],
+    }
+
+
+def _best_first(shelf: Shelf) -> list[Record]:
+    return sorted(shelf.records().values(), key=lambda record: record.ratio)
+
+
+def _print(shelf: Shelf, versions: Mapping[str, Collection[int]]) -> None:
     output.print_table(
         shelf.name,
         ("kernel", "template", "decisions", "ratio", "us", "trials", "model", "date"),
@@ -190,7 +208,7 @@ def _show(shelf: Shelf, as_json: bool) -> None:
             (
                 record.provenance.get("kernel", record.subject.workload),
                 f"{record.subject.template} {record.subject.version}"
-                + (" (stale)" if _is_stale(record.subject) else ""),
+                + (" (stale)" if _is_stale(record.subject, versions) else ""),
                 " ".join(f"{name}={value}" for name, value in record.decisions.items()),
                 f"{record.ratio:.3f}",
                 f"{record.seconds * 1e6:.1f}",
@@ -198,10 +216,10 @@ def _show(shelf: Shelf, as_json: bool) -> None:
                 record.provenance.get("model", ""),
                 record.provenance.get("date", ""),
             )
-            for record in records
+            for record in _best_first(shelf)
         ],
         left=3,
     )
-    for trial in failed:
+    for trial in _failed(shelf):
         decided = " ".join(f"{name}={value}" for name, value in trial.decisions.items())
         output.say(f"failed: {trial.subject.template} {decided}: {trial.failure}")

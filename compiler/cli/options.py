@@ -22,7 +22,7 @@ TUNING = "Tuning records"
 DIAGNOSIS = "Diagnosis"
 DETAILS = "Details"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, errors included.")]
 ModulePath = Annotated[
     Path,
     typer.Argument(

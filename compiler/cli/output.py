@@ -9,18 +9,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 
 from tinsmith.compiler.cli.tables import console, fitted
 from tinsmith.compiler.errors import TinsmithError
@@ -35,15 +27,20 @@ INTERNAL_ERROR_CODE = 70
 INTERRUPTED_CODE = 130
 BROKEN_PIPE_CODE = 141
 
+# Whether the command at work has printed its document, which is the only one.
+_answered: ContextVar[bool] = ContextVar("_answered", default=False)
+
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the errors of a command into one line on standard error and an exit code.
 
-    With `--json` the error also goes to standard output, as `{"error": ...}`.
+    With `--json` the error also goes to standard output, as `{"error": ...}`, unless the command
+    has answered there: a second document would spoil the first.
     """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        _answered.set(False)
         try:
             return command(*args, **kwargs)
         except TinsmithError as error:
@@ -72,7 +69,7 @@ def _fail(options: dict[str, Any], kind: str, message: str, code: int) -> NoRetu
     line = plain_line(message)
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    if options.get("as_json"):
+    if options.get("as_json") and not _answered.get():
         print(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}))
     print(f"tinsmith: error: {line}", file=sys.stderr)
     raise typer.Exit(code)
@@ -89,6 +86,7 @@ def refuse(message: str, as_json: bool) -> int:
 def print_json(data: Any) -> None:
     """The one JSON document that a command with `--json` prints."""
     print(json.dumps(data, indent=2))
+    _answered.set(True)
 
 
 def print_table(
@@ -133,6 +131,19 @@ def progress_bar(title: str, hidden: bool = False) -> Iterator[Progress]:
     Yields `show(phase, fraction)`, `fraction` being the share of the whole that is done.
     Nothing is drawn if `hidden` or if standard error is not a terminal.
     """
+    if hidden:
+        yield lambda phase, fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
     screen = Console(stderr=True)
     bar = Bar(
         TextColumn("{task.description}", markup=False),
@@ -143,7 +154,7 @@ def progress_bar(title: str, hidden: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=screen,
         transient=True,
-        disable=hidden or not screen.is_terminal,
+        disable=not screen.is_terminal,
     )
     with bar:
         title = plain_line(title)

@@ -28,10 +28,12 @@ def pack_module(
     **Example:** `tinsmith pack out/ -o resnet50.tar.zst`
     """
     early.check_module(module)
-    from tinsmith.compiler.module.archive import pack
-    from tinsmith.compiler.module.manifest import read_manifest
+    with output.progress_bar("pack", hidden=as_json) as show:
+        from tinsmith.compiler.module.archive import pack
+        from tinsmith.compiler.module.manifest import read_manifest
 
-    packed = pack(module, out, level)
+        show("compress", 0.0)
+        packed = pack(module, out, level)
     whole = sum(digest.bytes for digest in read_manifest(module).files.values())
     if as_json:
         output.print_json({"path": str(out), "bytes": packed, "unpacked_bytes": whole})

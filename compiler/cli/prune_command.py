@@ -152,27 +152,28 @@ def prune_model(
     early.check_target(target)
     early.check_samples(data)
     early.check_new_file("--output", out)
-    from tinsmith.compiler.export.onnx import to_onnx
-    from tinsmith.compiler.frontends.checkpoint import write_checkpoint
-    from tinsmith.compiler.frontends.model import import_model
-    from tinsmith.compiler.module.manifest import write_atomically
-    from tinsmith.compiler.preparation import target_named
-    from tinsmith.compiler.pruning.pruner import Pruner, readable
-    from tinsmith.compiler.workshop import workshop
-
-    imported = import_model(model, shapes, constants)
-    spec = target_named(target)
-    as_onnx = out.suffix == ".onnx"
-    if as_onnx:
-        # Told before hours of training rather than after.
-        try:
-            module = readable(imported.module)
-            to_onnx(module, imported.input_names, imported.output_names)
-        except ModelError as error:
-            raise ModelError(
-                f"{error}; -o {out.with_suffix(CHECKPOINT_SUFFIX)} keeps it"
-            ) from error
     with output.progress_bar(f"prune {model.name}", hidden=as_json) as show:
+        from tinsmith.compiler.export.onnx import to_onnx  # imports TVM
+        from tinsmith.compiler.frontends.checkpoint import write_checkpoint
+        from tinsmith.compiler.frontends.model import import_model
+        from tinsmith.compiler.module.manifest import write_atomically
+        from tinsmith.compiler.preparation import target_named
+        from tinsmith.compiler.pruning.pruner import Pruner, readable
+        from tinsmith.compiler.workshop import workshop
+
+        show("import", 0.0)
+        imported = import_model(model, shapes, constants)
+        spec = target_named(target)
+        as_onnx = out.suffix == ".onnx"
+        if as_onnx:
+            # Told before hours of training rather than after.
+            try:
+                module = readable(imported.module)
+                to_onnx(module, imported.input_names, imported.output_names)
+            except ModelError as error:
+                raise ModelError(
+                    f"{error}; -o {out.with_suffix(CHECKPOINT_SUFFIX)} keeps it"
+                ) from error
         pruner = Pruner(
             config,
             spec,
@@ -182,16 +183,16 @@ def prune_model(
             progress=show,
         )
         pruned = pruner(imported.module)
-    report = pruner.report
-    assert report is not None  # the call above made it
-    try:
-        if as_onnx:
-            written = to_onnx(pruned, imported.input_names, imported.output_names)
-            write_atomically(out, written.SerializeToString())
-        else:
-            write_checkpoint(out, pruned, imported, report.to_dict())
-    except OSError as error:
-        raise ConfigError(f"--output {out}: {error.strerror}") from error
+        report = pruner.report
+        assert report is not None  # the call above made it
+        try:
+            if as_onnx:
+                written = to_onnx(pruned, imported.input_names, imported.output_names)
+                write_atomically(out, written.SerializeToString())
+            else:
+                write_checkpoint(out, pruned, imported, report.to_dict())
+        except OSError as error:
+            raise ConfigError(f"--output {out}: {error.strerror}") from error
     if as_json:
         output.print_json({"path": str(out), **report.to_dict()})
         return

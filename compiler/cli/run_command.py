@@ -39,13 +39,16 @@ def run_module(
         raise ConfigError(f"--output {out}: the outputs are written as .npz")
     early.check_new_file("--output", out)
     early.check_module(module)
-    from tinsmith.compiler.module.loader import load
+    with output.progress_bar("run", hidden=as_json) as show:
+        from tinsmith.compiler.module.loader import load
 
-    loaded = load(module, threads=threads)
-    arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])
-    begin = time.perf_counter()
-    computed = loaded.run(arrays, strict=True)  # files are what they say
-    seconds = time.perf_counter() - begin
+        show("load", 0.0)
+        loaded = load(module, threads=threads)
+        arrays = read_arrays(inputs or [], [entry.name for entry in loaded.manifest.inputs])
+        show("compute", 0.5)
+        begin = time.perf_counter()
+        computed = loaded.run(arrays, strict=True)  # files are what they say
+        seconds = time.perf_counter() - begin
     results = dict(zip((entry.name for entry in loaded.outputs), computed, strict=True))
     if out is not None:
         _write(out, results)

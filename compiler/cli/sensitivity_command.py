@@ -90,14 +90,15 @@ def measure_model(
     early.check_model(model)
     early.check_samples(data)
     early.check_new_file("--plot", plot)
-    from tinsmith.compiler.frontends.model import import_model
-    from tinsmith.compiler.host import Host
-    from tinsmith.compiler.pruning.pruner import Pruner
-    from tinsmith.compiler.workshop import workshop
-
-    imported = import_model(model, shapes, constants)
-    host = Host.at_hand()
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
+        from tinsmith.compiler.frontends.model import import_model  # imports TVM
+        from tinsmith.compiler.host import Host
+        from tinsmith.compiler.pruning.pruner import Pruner
+        from tinsmith.compiler.workshop import workshop
+
+        show("import", 0.0)
+        imported = import_model(model, shapes, constants)
+        host = Host.at_hand()
         found = Pruner(
             config,
             host.spec,

@@ -11,10 +11,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # rich is imported with the first table, not with every command
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
 
 # Of a file or a pipe, which has no width of its own.
 _WIDE = 140
@@ -27,6 +28,8 @@ _ELLIPSIS = "…"
 
 def console() -> Console:
     """Standard output: as wide as the terminal or `COLUMNS`, or wide enough for most tables."""
+    from rich.console import Console
+
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return Console(width=None if known else _WIDE, highlight=False, markup=False)
 
@@ -91,6 +94,8 @@ def _table(
     left: int,
     widths: Sequence[int],
 ) -> Table:
+    from rich.table import Table
+
     table = Table(
         title=title or None, title_justify="left", title_style="bold", header_style="bold"
     )
@@ -105,6 +110,9 @@ def _table(
 def _paragraphs(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
     parts = [Text(title, style="bold")] if title else []
     for row in rows:
         told = [f"{name} {cell}".strip() for name, cell in zip(columns[1:], row[1:], strict=True)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson, Constant, Shape
@@ -148,8 +146,14 @@ def tune_shown(
 @contextmanager
 def live_table(title: str, hidden: bool) -> Iterator[Callable[[JobView], None]]:
     """A table on standard error that follows a job; nothing if `hidden` or not a terminal."""
+    if hidden:
+        yield lambda view: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
     screen = Console(stderr=True, highlight=False, markup=False)
-    if hidden or not screen.is_terminal:
+    if not screen.is_terminal:
         yield lambda view: None
         return
     begin = f"{plain_line(title)}: starting"

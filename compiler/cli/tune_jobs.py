@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tinsmith.compiler.cli import output
 from tinsmith.compiler.cli.tune_command import quantization_of, tune_shown
 from tinsmith.compiler.config import CompileConfig
@@ -95,7 +93,7 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
     """Run every job; one that fails is told in the summary and does not stop the others.
 
     Raises ConfigError before the first begins if the file is wrong, and at the end if a job
-    has failed (typer.Exit if the answer is JSON, which tells of it).
+    has failed.
     """
     jobs = []
     for number, job in enumerate(read_jobs(path), 1):
@@ -128,12 +126,7 @@ def run_jobs(path: Path, log: Path | None, resume: bool, fresh: bool, as_json: b
         if isinstance(result, TinsmithError)
     ]
     if failed:
-        told = ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
-        if as_json:
-            # The document on standard output is complete: a second one would spoil it.
-            typer.echo(f"tinsmith: error: {told}", err=True)
-            raise typer.Exit(told.exit_code)
-        raise told
+        raise ConfigError(f"{len(failed)} of {len(done)} jobs failed: {', '.join(failed)}")
 
 
 def _parsed(

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.commands import COMMANDS, command_named
 
 # The parser of options belongs to Click, which newer versions of Typer bundle.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -17,7 +18,15 @@ _WITHOUT_ARGUMENTS = "NoArgsIsHelpError"
 
 
 class Commands(TyperGroup):
-    """The group of all commands."""
+    """The group of all commands, each of which is imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order in which `--help` shows them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, or None if there is none of this name."""
+        return command_named(cmd_name)
 
     def main(
         self,

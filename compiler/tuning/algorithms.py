@@ -24,7 +24,7 @@ from tinsmith.compiler.preparation import Prepared
 from tinsmith.compiler.tuning.acceptance import build
 from tinsmith.compiler.tuning.allocation import TaskState
 from tinsmith.compiler.tuning.lookup import ChosenRecords, StoredRecords
-from tinsmith.compiler.tuning.records import Record, Subject
+from tinsmith.compiler.tuning.records import ALGORITHM, Record, Subject
 from tinsmith.compiler.tuning.runner import Runner
 from tinsmith.compiler.tuning.tasks import LEAST_SHARE, Task, distinct_kernels, with_times
 from tinsmith.targets.algorithms import DIRECT, AlgorithmLookup
@@ -32,7 +32,6 @@ from tinsmith.targets.registry import backend_of
 from tinsmith.targets.schedule import RecordLookup, match_template
 from tinsmith.targets.spec import TargetSpec
 
-TEMPLATE = "algorithm"
 # An algorithm that takes this much longer than the best, untuned, is not searched.
 _NEAR = 1.35
 # What another algorithm than the rule's must gain.
@@ -46,7 +45,7 @@ def algorithm_subject(workload: Any, spec: TargetSpec) -> Subject:
     """What the algorithm of a convolution is remembered by; `workload` is the direct one's."""
     content = json.dumps(asdict(workload), sort_keys=True).encode()
     return Subject(
-        TEMPLATE, backend_of(spec).algorithms.version, hashlib.sha256(content).hexdigest()[:16]
+        ALGORITHM, backend_of(spec).algorithms.version, hashlib.sha256(content).hexdigest()[:16]
     )
 
 

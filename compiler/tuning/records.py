@@ -13,13 +13,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
-
-import tvm_ffi
-from tvm.tirx import PrimFunc
+from typing import TYPE_CHECKING, Any
 
 from tinsmith.targets.template import Decisions
 
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+# The template whose one decision is the algorithm of a convolution.
+ALGORITHM = "algorithm"
 # What the provenance of a record tells of a search that is not over.
 SEARCH, UNFINISHED = "search", "unfinished"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -107,6 +109,8 @@ def workload_key(function: PrimFunc) -> str:
     The structural hash of the function without its name: equal for equal kernels of any
     model and process, as long as TVM is the same version.
     """
+    import tvm_ffi
+
     if function.attrs is not None and "global_symbol" in function.attrs:
         function = function.without_attr("global_symbol")
     return f"{tvm_ffi.structural_hash(function) % 2**64:016x}"

@@ -389,6 +389,7 @@ def test_logs_commands(
     assert pruned.exit_code == 0
     assert not the_shelf(copy).trials()
     shown = RUNNER.invoke(app, ["logs", "show", "--log", str(copy), "--json"])
-    assert len(json.loads(shown.stdout)["records"]) == len(report.rows)
+    (machine,) = json.loads(shown.stdout)
+    assert machine["name"] == row["target"] and len(machine["records"]) == len(report.rows)
     missing = RUNNER.invoke(app, ["logs", "list", "--log", str(tmp_path / "none")])
     assert missing.exit_code == 2 and "no such folder" in missing.stderr
