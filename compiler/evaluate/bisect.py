@@ -9,7 +9,8 @@ generated code are compared with those of the last graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ IMPORT = "import"
 MODULE = "code generation"
 # Of the tensor's range: a tensor that a pass has merely recomputed differs by rounding only.
 _SAME = 1e-4
+# What passes call values of their own; the numbers mean something else after each.
+_NUMBERED = re.compile(r"(t|lv|gv)\d*")
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def bisect(
     arrays = list(inputs.values())
     expected = reference.run(inputs)
     runner = PassRunner()
+    names = _lasting_names(imported)
     steps: list[Finding] = []
 
     def judge(values: Sequence[np.ndarray]) -> Difference:
@@ -162,7 +166,8 @@ def bisect(
             good = _reference_tensors(imported, inputs)
         else:
             good = run_all_tensors(before, arrays, spec)
-        tensor = first_divergent(good, run_all_tensors(module, arrays, spec)) or worst.name
+        found = first_divergent(good, run_all_tensors(module, arrays, spec), names)
+        tensor = found or worst.name
         steps.append(Finding(name, False, worst.relative, tensor))
         return Bisection(reference.label, tuple(steps))
     if run_module is not None:
@@ -171,7 +176,8 @@ def bisect(
         tensor = ""
         if not worst.agrees:
             good = run_all_tensors(module, arrays, spec)
-            tensor = first_divergent(good, _generated_tensors(imported, module, arrays, spec))
+            bad = _generated_tensors(imported, module, arrays, spec)
+            tensor = first_divergent(good, bad, names)
             tensor = tensor or f"{worst.name} (freshly generated code agrees)"
         steps.append(Finding(MODULE, worst.agrees, worst.relative, tensor))
     return Bisection(reference.label, tuple(steps))
@@ -181,33 +187,49 @@ def _unchanged(module: tvm.IRModule) -> tvm.IRModule:
     return module
 
 
-def first_divergent(good: Sequence[Tensor], bad: Sequence[Tensor]) -> str:
-    """Name of the tensor of `bad` from which on nothing agrees with any tensor of `good`.
+def _lasting_names(imported: ImportedModel) -> frozenset[str]:
+    """The names of the model's tensors: a pass keeps them for what has the same values."""
+    names = {name for node in imported.original.graph.node for name in node.output}
+    return frozenset(name for name in names if not _NUMBERED.fullmatch(name))
 
-    A pass may compute new intermediate values, and values in another layout: a tensor
-    agrees if some tensor of `good` has the same values in any order, and one that
-    does not is forgiven when a later one agrees. Empty if the last one agrees.
+
+def first_divergent(
+    good: Sequence[Tensor], bad: Sequence[Tensor], names: Collection[str] = ()
+) -> str:
+    """Name of the tensor of `bad` from which on nothing agrees with what is in `good`.
+
+    A tensor with one of `names` agrees if its namesake in `good` has the same values, in
+    any order: a pass may choose another layout. A pass may also compute new values, under
+    names of its own: such a tensor agrees if any tensor of `good` has the same values. One
+    that does not agree is forgiven when a later one does. Empty if the last one agrees.
     """
     known: dict[int, list[np.ndarray]] = {}
+    namesakes: dict[str, np.ndarray] = {}
     for tensor in good:
-        known.setdefault(tensor.value.size, []).append(np.sort(tensor.value, axis=None))
+        values = np.sort(tensor.value, axis=None)
+        known.setdefault(values.size, []).append(values)
+        if tensor.variable in names:
+            namesakes[tensor.variable] = values
     name = ""
     for tensor in reversed(bad):
-        if _is_known(tensor.value, known):
+        values = np.sort(tensor.value, axis=None)
+        namesake = namesakes.get(tensor.variable)
+        # Of another size it is no longer the same: padded, or a part.
+        if namesake is not None and namesake.size == values.size:
+            others = [namesake]
+        else:
+            others = known.get(values.size, [])
+        if any(_same(values, other) for other in others):
             break
         name = tensor.name
     return name
 
 
-def _is_known(value: np.ndarray, known: Mapping[int, list[np.ndarray]]) -> bool:
-    ordered = np.sort(value, axis=None)
-    for other in known.get(value.size, []):
-        if ordered.size == 0:
-            return True
-        scale = float(np.ptp(other)) or 1.0
-        if np.allclose(ordered, other, rtol=0.0, atol=_SAME * scale, equal_nan=True):
-            return True
-    return False
+def _same(values: np.ndarray, other: np.ndarray) -> bool:
+    if other.size == 0:
+        return True
+    scale = float(np.ptp(other)) or 1.0
+    return np.allclose(values, other, rtol=0.0, atol=_SAME * scale, equal_nan=True)
 
 
 def _reference_tensors(imported: ImportedModel, inputs: Mapping[str, np.ndarray]) -> list[Tensor]:

@@ -29,6 +29,11 @@ class Tensor:
     name: str
     value: np.ndarray
 
+    @property
+    def variable(self) -> str:
+        """The variable that is bound, without what computes it."""
+        return self.name.partition(" (")[0]
+
 
 def run_stage(
     module: tvm.IRModule, inputs: Sequence[np.ndarray], spec: TargetSpec

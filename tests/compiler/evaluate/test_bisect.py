@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from onnx import TensorProto, helper
 from tvm import relax
 
 from tinsmith import CompileConfig, PruneConfig, compile_to
@@ -123,3 +124,53 @@ def test_first_divergent_forgives_new_and_permuted_values() -> None:
     assert first_divergent(good, tensors(new=[7, 7, 7], b=[6, 4, 5])) == ""
     assert first_divergent(good, tensors(a=[3, 2, 1], c=[9, 9, 9], d=[8, 8, 8])) == "c"
     assert first_divergent([], tensors(c=[9, 9, 9], d=[8, 8, 8])) == "c"
+
+
+def test_tensors_of_the_model_are_found_by_their_names() -> None:
+    """Two tensors that a pass has mistaken for each other: each has values that are known."""
+    good = tensors(left=[1, 2, 3], right=[4, 5, 6], t1=[7, 8, 9])
+    bad = [
+        Tensor("left (relax.add)", np.array([4.0, 6.0, 5.0])),
+        Tensor("right (relax.add)", np.array([1.0, 2.0, 3.0])),
+    ]
+    assert first_divergent(good, bad) == ""
+    assert first_divergent(good, bad, {"left", "right"}) == "left (relax.add)"
+    kept = [Tensor("left (relax.add)", np.array([3.0, 2.0, 1.0])), bad[1]]
+    assert first_divergent(good, kept, {"left", "right"}) == "right (relax.add)"
+    # What a pass has numbered itself may be anything, and a part of a tensor is another one.
+    other = [Tensor("t1 (relax.add)", np.array([4.0, 5.0, 6.0]))]
+    assert first_divergent(good, other, {"left", "right"}) == ""
+    part = [Tensor("left (relax.take)", np.array([1.0, 2.0]))]
+    assert first_divergent([*good, *tensors(x=[1, 2])], part, {"left", "right"}) == ""
+
+
+class _Swapper(BlockRewriter):
+    """Exchanges the operands of subtractions."""
+
+    def rewrite(self, value: relax.Expr, variable: relax.Var) -> relax.Expr:
+        if isinstance(value, relax.Call) and value.op == tvm.ir.Op.get("relax.subtract"):
+            return relax.op.subtract(value.args[1], value.args[0])
+        return value
+
+
+def test_a_fault_that_computes_what_another_tensor_holds_is_found() -> None:
+    """a - b and b - a: where they are exchanged, all values are still there."""
+    nodes = [
+        helper.make_node("Sub", ["a", "b"], ["left"]),
+        helper.make_node("Sub", ["b", "a"], ["right"]),
+        helper.make_node("Exp", ["left"], ["grown"]),
+        helper.make_node("Sub", ["grown", "right"], ["result"]),
+    ]
+    kinds = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8])
+        for name in ("a", "b", "result")
+    ]
+    graph = helper.make_graph(nodes, "swapped", kinds[:2], kinds[2:])
+    opset = helper.make_opsetid("", 17)
+    imported = import_onnx(helper.make_model(graph, opset_imports=[opset], ir_version=8))
+    pipeline = lowering(SPEC)
+    apply = dict(pipeline.steps)["fold_constants"]
+    faulty = Step("fold_constants", lambda module: _Swapper(apply(module)).run())
+    found = bisect(imported, SPEC, pipeline.with_step(faulty), seed=0, run_module=None)
+    assert found.first_divergence is not None
+    assert found.first_divergence.tensor.startswith("left ")
