@@ -65,6 +65,10 @@ class Backend(ABC):
     def finish(self, function: PrimFunc, spec: TargetSpec) -> PrimFunc:
         """What is done to every scheduled kernel: elementary functions, instructions."""
 
+    def flush_denormals(self, function: PrimFunc, spec: TargetSpec) -> PrimFunc:
+        """A finished kernel that sums products, with denormal numbers as zeros if they are slow."""
+        return function
+
     @abstractmethod
     def lowering(self) -> Lowering:
         """What the lowering of scheduled kernels to object code takes besides TVM's passes."""

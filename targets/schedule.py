@@ -53,7 +53,10 @@ def schedule_function(
     function: PrimFunc, template: Template, match: Match, decisions: Decisions, spec: TargetSpec
 ) -> PrimFunc:
     """The scheduled function, finished by the machine's backend, its form verified."""
-    scheduled = backend_of(spec).finish(template.apply(function, match, decisions, spec), spec)
+    backend = backend_of(spec)
+    scheduled = backend.finish(template.apply(function, match, decisions, spec), spec)
+    if template.sums_products(match):
+        scheduled = backend.flush_denormals(scheduled, spec)
     if _interface(scheduled) != _interface(function):
         raise ValueError(f"template {template.name} changed the parameters of a kernel")
     if template.name != Unscheduled.name:

@@ -93,6 +93,10 @@ class Template(ABC):
         """Whether these values of `space` may be good together, as far as can be told untried."""
         return True
 
+    def sums_products(self, match: Match) -> bool:
+        """Whether each element read is a factor of many products of floating-point numbers."""
+        return False
+
     @abstractmethod
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

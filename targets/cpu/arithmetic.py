@@ -148,6 +148,11 @@ def arithmetic_named(name: str) -> Arithmetic:
     return _BY_NAME[name]()
 
 
+def sums_floats(name: str) -> bool:
+    """Whether the arithmetic that a workload names adds up floating-point numbers."""
+    return arithmetic_named(name).accumulator.startswith("float")
+
+
 def choose_arithmetic(
     data: str, weights: str, spec: TargetSpec, most_depth: int = 8
 ) -> Arithmetic | None:

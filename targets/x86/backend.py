@@ -13,6 +13,7 @@ from tinsmith.targets.number_formats import byte_formats
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.x86 import arithmetic  # noqa: F401  (registers this family's)
 from tinsmith.targets.x86.bfloat16 import spread_bfloat16, use_bfloat16_instructions
+from tinsmith.targets.x86.denormals import flush_denormals
 from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
 from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86.schedules.depthwise_dots import DepthwiseDots
@@ -37,6 +38,9 @@ class X86Backend(CpuBackend):
 
     def finish(self, function: PrimFunc, spec: TargetSpec) -> PrimFunc:
         return use_bfloat16_instructions(super().finish(function, spec), spec)
+
+    def flush_denormals(self, function: PrimFunc, spec: TargetSpec) -> PrimFunc:
+        return flush_denormals(function)
 
     def lowering(self) -> Lowering:
         return replace(super().lowering(), vectorized=(spread_bfloat16,))

@@ -40,6 +40,9 @@ class ChannelwiseTemplate(Template):
         workload = ChannelwiseWorkload(**found)
         return Match(workload, workload.flops, compulsory_bytes(function))
 
+    def sums_products(self, match: Match) -> bool:
+        return match.workload.operation == "multiply" and "float" in match.workload.dtype
+
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ChannelwiseWorkload = match.workload
         # Accumulators, the input columns they share, and one kernel row of weights.

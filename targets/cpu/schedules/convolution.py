@@ -13,7 +13,7 @@ from tvm.tirx import PrimFunc, Stmt
 
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, sums_floats
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.operators.compressed_weights import CompressedForm
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
@@ -58,6 +58,9 @@ class ConvolutionTemplate(Template):
             return None
         workload = ConvolutionWorkload.from_json(dict(found))
         return Match(workload, workload.flops, compulsory_bytes(function))
+
+    def sums_products(self, match: Match) -> bool:
+        return sums_floats(match.workload.arithmetic)
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         w: ConvolutionWorkload = match.workload

@@ -50,6 +50,9 @@ class Recurrent(Finished):
             return None
         return RecurrentWorkload(kind=kind, **found)
 
+    def sums_products(self, match: Match) -> bool:
+        return True
+
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec
     ) -> PrimFunc:

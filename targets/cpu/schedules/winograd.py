@@ -53,6 +53,9 @@ class WinogradTemplate(Template):
         workload = WinogradWorkload.from_json(dict(found))
         return Match(workload, workload.flops, compulsory_bytes(function))
 
+    def sums_products(self, match: Match) -> bool:
+        return True
+
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         return asdict(best_plan(match.workload, spec))
 

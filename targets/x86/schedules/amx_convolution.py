@@ -22,7 +22,7 @@ from tvm.tirx import PrimFunc, Stmt, Var
 
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, sums_floats
 from tinsmith.targets.cpu.loops import Index, index
 from tinsmith.targets.cpu.operators.convolution import ConvolutionWorkload
 from tinsmith.targets.spec import TargetSpec
@@ -52,6 +52,9 @@ class AmxConvolutionTemplate(Template):
         if tile_arithmetic(w.arithmetic, spec) is None or not _product(w).pays:
             return None
         return Match(w, w.flops, compulsory_bytes(function))
+
+    def sums_products(self, match: Match) -> bool:
+        return sums_floats(match.workload.arithmetic)
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         return default_decisions(_product(match.workload), spec)

@@ -9,7 +9,7 @@ from tvm.tirx import PrimFunc
 
 from tinsmith.targets.cpu import loops
 from tinsmith.targets.cpu.anchor import Anchor, compulsory_bytes, find_anchor, workload_of
-from tinsmith.targets.cpu.arithmetic import arithmetic_named
+from tinsmith.targets.cpu.arithmetic import arithmetic_named, sums_floats
 from tinsmith.targets.cpu.loops import Index, index, unravel
 from tinsmith.targets.cpu.operators.matmul import MatmulWorkload
 from tinsmith.targets.spec import TargetSpec
@@ -40,6 +40,9 @@ class AmxMatmulTemplate(Template):
         if not plain or workload.right_batch or not _product(workload).pays:
             return None
         return Match(workload, workload.flops, compulsory_bytes(function))
+
+    def sums_products(self, match: Match) -> bool:
+        return sums_floats(match.workload.arithmetic)
 
     def default(self, match: Match, spec: TargetSpec) -> dict[str, int]:
         return default_decisions(_product(match.workload), spec)

@@ -24,10 +24,11 @@ from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
 from tinsmith.targets.schedule import match_template
-from tinsmith.targets.x86 import tile_instructions
+from tinsmith.targets.x86 import arithmetic, tile_instructions  # noqa: F401  (registers)
 from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
 from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS, X86_64_V3, X86_64_V4
+from tinsmith.targets.x86.tile_permission import request_tiles
 
 EMULATOR = Path(__file__).parent / "tile_emulator.c"
 
@@ -48,6 +49,8 @@ def machine(request, monkeypatch):
         missing = SAPPHIRE_RAPIDS.cpu_features - cpu_flags()
         if missing:
             pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+        if not request_tiles():
+            pytest.skip("the system does not let this process use tiles")
         yield SAPPHIRE_RAPIDS
         return
     library = request.getfixturevalue("emulator")
