@@ -190,10 +190,10 @@ def run(case: Case, runs: int, threads: int) -> str:
         kernels = report.manifest.kernels
         module.close()
     seconds = sum(step.seconds for step in steps)
-    moved = sum(kernel["bytes"] for kernel in kernels)
+    moved = sum(kernel.bytes for kernel in kernels)
     own = race.module.median * 1e3
     peer = next((t.median * 1e3 for t in race.timings if t.label == "ONNX Runtime"), float("nan"))
-    templates = "+".join(kernel["template"] for kernel in kernels)
+    templates = "+".join(kernel.template for kernel in kernels)
     shape = "x".join(map(str, case.shapes[0]))
     return (
         f"{case.name:20}{templates:24.24}{shape:>15}{own:>9.1f}{seconds * 1e6:>11.1f}"

@@ -125,8 +125,8 @@ class Bench:
             "speedup": self.speedup(path),
             "size": manifest.deployed_bytes / self.model.stat().st_size,
         }
-        if "pruning" in manifest.measured:
-            report = PruneReport.from_dict(manifest.measured["pruning"])
+        if manifest.measured.pruning is not None:
+            report = PruneReport.from_dict(manifest.measured.pruning)
             row["params"] = report.params[1] / report.params[0]
             if report.distillation is not None:
                 row["epochs"] = report.distillation.epochs

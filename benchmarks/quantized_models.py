@@ -179,9 +179,9 @@ def output_step(model: onnx.ModelProto) -> float | None:
 def integer_products(manifest: Manifest) -> tuple[int, int]:
     """Calls of convolutions and matrix products: those in integers, and all."""
     counts = [
-        (int(kernel["calls"]), kernel["arithmetic"].endswith(("int8", "vnni", "sdot")))
+        (kernel.calls, kernel.arithmetic.endswith(("int8", "vnni", "sdot")))
         for kernel in manifest.kernels
-        if any(word in kernel["name"] for word in _PRODUCTS)
+        if any(word in kernel.name for word in _PRODUCTS)
     ]
     return sum(calls for calls, integer in counts if integer), sum(calls for calls, _ in counts)
 

@@ -27,19 +27,17 @@ from tinsmith.compiler.module.folder import set_aside
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.levels import level_folder
 from tinsmith.compiler.module.loader import Module, load
-from tinsmith.compiler.module.manifest import Manifest, read_manifest, update_measured
+from tinsmith.compiler.module.manifest import LatencyEntry, Manifest, read_manifest, update_measured
 from tinsmith.compiler.module.write.writer import new_module, replace_golden
 from tinsmith.compiler.preparation import Clock, prepare, target_of
 from tinsmith.compiler.processes import at_end
 from tinsmith.compiler.pruning.report import PruneReport
 from tinsmith.compiler.quantization.report import QuantizationReport
 from tinsmith.compiler.scratch import ScratchFolder
-from tinsmith.compiler.tuning.algorithms import StoredAlgorithms
+from tinsmith.compiler.tuning.coverage import tuning_of
 from tinsmith.compiler.tuning.decisions import stored_decisions
-from tinsmith.compiler.tuning.lookup import StoredRecords, told_of_ignored
 from tinsmith.compiler.words import config_of
 from tinsmith.passes.progress import Progress
-from tinsmith.targets.template import UNFIT, KernelReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -86,9 +84,9 @@ class CompileReport:
             f"{self.size_bytes / 2**20:.1f} MiB",
             f"{len(self.manifest.kernels)} kernels",
         ]
-        latency = self.manifest.measured.get("latency")
+        latency = self.manifest.measured.latency
         if latency:
-            parts.append(f"{latency['median_ms']:.3f} ms with {latency['threads']} threads")
+            parts.append(f"{latency.median_ms:.3f} ms with {latency.threads} threads")
         if self.differences:
             worst = max(difference.relative for difference in self.differences)
             parts.append(f"agrees with {self.reference} to {worst:.1e} of the range")
@@ -98,7 +96,7 @@ class CompileReport:
         """Plain data for JSON; times in seconds, sizes in bytes."""
         return {
             "path": str(self.path),
-            "target": self.manifest.target["name"],
+            "target": self.manifest.target.name,
             "form": self.manifest.form,
             "vm_reason": self.manifest.vm_reason,
             "size_bytes": self.size_bytes,
@@ -108,7 +106,7 @@ class CompileReport:
             "peak_memory_bytes": self.peak_memory_bytes,
             "reference": self.reference,
             "differences": [difference.to_dict() for difference in self.differences],
-            "measured": dict(self.manifest.measured),
+            "measured": self.manifest.measured.to_dict(),
             "notes": list(self.notes),
             "coverage": self.coverage,
             "quantization": None if self.quantization is None else self.quantization.to_dict(),
@@ -218,6 +216,13 @@ def compile_to(
     output = Path(output)
     differences: tuple[Difference, ...] = ()
     reference = prepared.reference
+    fused = {variable.name_hint: f for variable, f in prepared.pipeline.fused.functions.items()}
+    tuning = tuning_of(prepared.pipeline.kernels, fused, records, algorithms)
+    found: dict[str, Any] = {"tuning": tuning, "float_model": prepared.float_model}
+    if prepared.quantization is not None:
+        found["quantization"] = prepared.quantization.to_dict()
+    if prepared.pruning is not None:
+        found["pruning"] = prepared.pruning.to_dict()
     with ExitStack() as stack:
         with clock.phase("build"):
             written = stack.enter_context(
@@ -246,14 +251,8 @@ def compile_to(
                             golden = GoldenVectors(golden.inputs, outputs, settled.tolerance)
                             replace_golden(written.path, golden)
                             notes.append(settled.note)
-                        manifest = update_measured(written.path, latency=_latency(module, golden))
-            if prepared.quantization is not None:
-                quantized = prepared.quantization.to_dict()
-                manifest = update_measured(written.path, quantization=quantized)
-            if prepared.float_model is not None:
-                manifest = update_measured(written.path, float_model=prepared.float_model)
-            if prepared.pruning is not None:
-                manifest = update_measured(written.path, pruning=prepared.pruning.to_dict())
+                        found["latency"] = _latency(module, golden)
+            manifest = update_measured(written.path, **found)
     switched_on = algorithms.switched_on()
     if switched_on and differences:
         worst = max(difference.relative for difference in differences)
@@ -274,7 +273,7 @@ def compile_to(
         notes=tuple(notes),
         quantization=prepared.quantization,
         pruning=prepared.pruning,
-        coverage=_coverage(prepared.pipeline.kernels, records, algorithms),
+        coverage=tuning.coverage,
     )
     _LOGGER.info("%s: %s", output, report.summary())
     return report
@@ -288,14 +287,14 @@ def _compile_levels(
 
     def one(folder: Path, chosen: CompileConfig, part: Progress | None) -> tuple[str, ...]:
         report = compile_to(model, folder, config=chosen, progress=part)
-        reports[report.manifest.target["name"]] = report
+        reports[report.manifest.target.name] = report
         return report.notes
 
     notes = compile_levels(output, config, progress, one)
     manifest = read_manifest(level_folder(output))
-    best = reports[manifest.target["name"]]
+    best = reports[manifest.target.name]
     listed = ", ".join(reports)
-    notes = (f"levels {listed}; this machine takes {manifest.target['name']}", *notes)
+    notes = (f"levels {listed}; this machine takes {manifest.target.name}", *notes)
     return replace(best, path=output, notes=notes)
 
 
@@ -327,38 +326,17 @@ def _prove(
     return settled
 
 
-def _coverage(
-    kernels: Sequence[KernelReport], records: StoredRecords | None, algorithms: StoredAlgorithms
-) -> str:
-    """How many kernels have records, of those whose templates leave something to decide.
-
-    Records that are not applied are counted too, with the reason.
-    """
-    counted = [kernel for kernel in kernels if kernel.decisions]
-    found = sum(kernel.source == "record" for kernel in counted)
-    rest = len(counted) - found
-    defaults = f"{rest} template default{'s' if rest != 1 else ''}"
-    told = f"{found} of {len(counted)} kernels from records, {defaults}"
-    if algorithms.asked:
-        told = f"{told}; {algorithms.coverage()}"
-    ignored = told_of_ignored(records, sum(kernel.source == UNFIT for kernel in kernels))
-    return "; ".join(filter(None, (told, ignored)))
-
-
-def _latency(module: Module, golden: GoldenVectors) -> dict[str, Any]:
-    """Median latency of a fraction of a second of runs, as it goes into the manifest."""
+def _latency(module: Module, golden: GoldenVectors) -> LatencyEntry:
+    """Median latency of a fraction of a second of runs."""
     times: list[float] = []
     deadline = time.perf_counter() + _LATENCY_SECONDS
     while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 1000):
         begin = time.perf_counter()
         module.run(golden.inputs)
         times.append(time.perf_counter() - begin)
-    return {
-        "median_ms": statistics.median(times[1:]) * 1e3,
-        "runs": len(times) - 1,
-        "threads": module.threads,
-        "cpu": cpu_name(),
-    }
+    return LatencyEntry(
+        statistics.median(times[1:]) * 1e3, len(times) - 1, module.threads, cpu_name()
+    )
 
 
 def _peak_memory() -> int:

@@ -135,7 +135,7 @@ def prepare(
         kernels=pipeline.kernels,
         source_name=model_name(imported.source),
         notes=tuple(notes),
-        pass_names=pipeline.pass_names,
+        passes=tuple((timing.name, timing.seconds) for timing in pipeline.passes),
         config=config.to_dict(),
         nodes=nodes_behind(computed_by_kernel(pipeline.module), imported.reference),
     )

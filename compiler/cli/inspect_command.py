@@ -54,7 +54,7 @@ def inspect_module(
     _print_kernels(report)
     for line in report.footer():
         output.say(line)
-    quantization = report.manifest.measured.get("quantization")
+    quantization = report.manifest.measured.quantization
     if quantization is None:
         return
     try:

@@ -13,7 +13,7 @@ from tinsmith.compiler.evaluate.roofline import Roofline, cached
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.loader import load, verify_files
 from tinsmith.compiler.module.machine import check_machine
-from tinsmith.compiler.module.manifest import Manifest
+from tinsmith.compiler.module.manifest import KernelEntry, Manifest
 from tinsmith.passes.progress import Progress
 
 
@@ -75,13 +75,13 @@ class KernelsReport:
         tensors = ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in m.inputs)
         results = ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in m.outputs)
         return (
-            f"{self.path}: {m.name}, {m.form}, for {m.target['name']} ({m.target['cpu']})",
+            f"{self.path}: {m.name}, {m.form}, for {m.target.name} ({m.target.cpu})",
             f"inputs: {tensors}",
             f"outputs: {results}",
             f"weights {m.weights_bytes / 2**20:.2f} MiB "
             f"({_where_weights_are(m)}), "
             f"arena {m.arena_bytes / 2**20:.2f} MiB, Tinsmith {m.tinsmith}, TVM {m.tvm}",
-            f"needs {', '.join(m.target['cpu_features']) or m.target['architecture']}; "
+            f"needs {', '.join(m.target.cpu_features) or m.target.architecture}; "
             f"{len(m.files)} files, {sum(file.bytes for file in m.files.values()) / 2**20:.2f} MiB"
             f"{_measured(m)}",
             *(f"note: {remark}" for remark in m.notes),
@@ -116,12 +116,12 @@ class KernelsReport:
             "path": str(self.path),
             "name": self.manifest.name,
             "form": self.manifest.form,
-            "target": dict(self.manifest.target),
-            "inputs": [asdict(tensor) for tensor in self.manifest.inputs],
-            "outputs": [asdict(tensor) for tensor in self.manifest.outputs],
+            "target": self.manifest.target.to_dict(),
+            "inputs": [tensor.to_dict() for tensor in self.manifest.inputs],
+            "outputs": [tensor.to_dict() for tensor in self.manifest.outputs],
             "weights_bytes": self.manifest.weights_bytes,
             "arena_bytes": self.manifest.arena_bytes,
-            "measured": dict(self.manifest.measured),
+            "measured": self.manifest.measured.to_dict(),
             "threads": self.threads,
             "not_run": self.not_run or None,
             "seconds": self.seconds if self.roofline else None,
@@ -167,9 +167,9 @@ def inspect(
         show("roofline (again)", 0.8)
         roofline = cached(threads, vector_bits(), again=True)
     total = sum(step.seconds for step in steps)
-    entries = {str(entry["name"]): entry for entry in manifest.kernels}
+    entries = {entry.name: entry for entry in manifest.kernels}
     rows = [
-        _row(entries.get(name, {"name": name}), times, total, roofline)
+        _row(entries.get(name, KernelEntry(name, len(times))), times, total, roofline)
         for name, times in by_kernel.items()
     ]
     rows.sort(key=lambda row: -row.seconds)
@@ -178,19 +178,19 @@ def inspect(
 
 def _described(path: Path, manifest: Manifest, threads: int, reason: str) -> KernelsReport:
     """The report of a module that does not run here."""
-    rows = [_row(entry, [0.0] * int(entry["calls"]), 0.0, None) for entry in manifest.kernels]
+    rows = [_row(entry, [0.0] * entry.calls, 0.0, None) for entry in manifest.kernels]
     rows.sort(key=lambda row: -row.flops)
     return KernelsReport(path, manifest, threads, None, tuple(rows), reason)
 
 
 def _measured(manifest: Manifest) -> str:
     """The latency that was measured where the module was compiled, if it was."""
-    latency = manifest.measured.get("latency")
+    latency = manifest.measured.latency
     if not latency:
         return ""
     return (
-        f"; {latency['median_ms']:.3f} ms with {latency['threads']} threads when it was compiled "
-        f"({latency.get('cpu', 'unknown CPU')})"
+        f"; {latency.median_ms:.3f} ms with {latency.threads} threads when it was compiled "
+        f"({latency.cpu or 'unknown CPU'})"
     )
 
 
@@ -207,9 +207,9 @@ def _where_weights_are(manifest: Manifest) -> str:
 def _beats(roofline: Roofline, manifest: Manifest, times: Mapping[str, list[float]]) -> bool:
     """Whether a kernel computes faster than the peak: then the machine was busy when measured."""
     return any(
-        float(entry.get("flops", 0)) / min(times[str(entry["name"])]) > roofline.flops_per_second
+        entry.flops / min(times[entry.name]) > roofline.flops_per_second
         for entry in manifest.kernels
-        if entry["name"] in times and min(times[str(entry["name"])]) > 0
+        if entry.name in times and min(times[entry.name]) > 0
     )
 
 
@@ -219,16 +219,16 @@ def vector_bits() -> int:
 
 
 def _row(
-    entry: Mapping[str, Any], times: list[float], total: float, roofline: Roofline | None
+    entry: KernelEntry, times: list[float], total: float, roofline: Roofline | None
 ) -> KernelRow:
     calls, seconds = len(times), sum(times)
-    flops, traffic = int(entry.get("flops", 0)), int(entry.get("bytes", 0))
+    flops, traffic = entry.flops, entry.bytes
     return KernelRow(
-        name=str(entry["name"]),
-        template=str(entry.get("template", "none")),
-        arithmetic=str(entry.get("arithmetic", "")),
-        decisions=dict(entry.get("decisions", {})),
-        source=str(entry.get("source", "-")),
+        name=entry.name,
+        template=entry.template or "none",
+        arithmetic=entry.arithmetic,
+        decisions=dict(entry.decisions),
+        source=entry.source or "-",
         calls=calls,
         flops=flops * calls,
         bytes=traffic * calls,
@@ -236,5 +236,5 @@ def _row(
         share_of_time=seconds / total if total else 0.0,
         share_of_roofline=roofline.share(flops, traffic, seconds / calls) if roofline else 0.0,
         known_work=bool(flops or traffic),
-        nodes=tuple(entry.get("nodes", ())),
+        nodes=entry.nodes,
     )

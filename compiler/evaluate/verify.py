@@ -138,7 +138,7 @@ def verify(
                     checks.append(fresh.compare(label, inputs))
             if reduced and golden is not None:
                 names = [tensor.name for tensor in module.manifest.inputs]
-                promises = module.manifest.measured.get("float_model")
+                promises = module.manifest.measured.float_model
                 inputs = dict(zip(names, golden.inputs, strict=True))
                 float_checks.insert(0, fresh.distance("golden vectors", inputs, promises))
                 if promises is None:
@@ -161,9 +161,9 @@ def _reduced(module: Module) -> str:
 def _reported(module: Module) -> dict[str, Any]:
     """What the reports of pruning and quantisation say about the distance to the float model."""
     found: dict[str, Any] = {}
-    for part in ("pruning", "quantization"):
-        report = dict(module.manifest.measured).get(part)
-        if isinstance(report, dict):
+    measured = module.manifest.measured
+    for report in (measured.pruning, measured.quantization):
+        if report is not None:
             found |= {name: report[name] for name in _REPORTED if report.get(name) is not None}
     return found
 

@@ -193,7 +193,7 @@ class Module(ABC):
         gives = ", ".join(map(_told, self.outputs))
         return (
             f"<Module {self.manifest.name!r}: {takes} -> {gives}; {self.manifest.form}, "
-            f"for {self.manifest.target['name']}, {self.threads} threads, {str(self._origin)!r}>"
+            f"for {self.manifest.target.name}, {self.threads} threads, {str(self._origin)!r}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -69,9 +69,9 @@ def levels_of(folder: Path) -> tuple[Level, ...]:
         try:
             check_machine(str(place), target)
         except ArtifactError as error:
-            levels.append(Level(target["name"], place, str(error)))
+            levels.append(Level(target.name, place, str(error)))
         else:
-            levels.append(Level(target["name"], place, ""))
+            levels.append(Level(target.name, place, ""))
     return tuple(levels)
 
 

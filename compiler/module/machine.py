@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tinsmith.compiler.errors import ArtifactError
+from tinsmith.compiler.module.manifest import MachineEntry
 from tinsmith.targets.machine_at_hand import process_architecture
 from tinsmith.targets.registry import FAMILIES
 
@@ -26,23 +25,23 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def check_machine(name: str, target: Mapping[str, Any]) -> None:
+def check_machine(name: str, target: MachineEntry) -> None:
     """Raise `ArtifactError` when this machine is not one that `target` describes."""
-    if target.get("architecture") != process_architecture():
+    if target.architecture != process_architecture():
         raise ArtifactError(
-            f"{name}: compiled for {target.get('architecture')} ({target.get('name')}), "
+            f"{name}: compiled for {target.architecture} ({target.name}), "
             f"this machine is {process_architecture()}; compile it with another --target"
         )
-    missing = sorted(set(target.get("cpu_features", ())) - cpu_features())
+    missing = sorted(set(target.cpu_features) - cpu_features())
     if missing:
         raise ArtifactError(
-            f"{name}: compiled for {target.get('name')}, this CPU lacks {', '.join(missing)}; "
+            f"{name}: compiled for {target.name}, this CPU lacks {', '.join(missing)}; "
             "compile it with another --target"
         )
     for family in FAMILIES:
-        refused = family.refused(target.get("cpu_features", ()))
+        refused = family.refused(target.cpu_features)
         if process_architecture() in family.architectures and refused:
             raise ArtifactError(
-                f"{name}: compiled for {target.get('name')}, this system does not permit "
+                f"{name}: compiled for {target.name}, this system does not permit "
                 f"{refused}; compile it with another --target"
             )

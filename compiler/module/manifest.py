@@ -1,7 +1,8 @@
 """`manifest.json`: what a compiled module is, needs and consists of.
 
 `FORMAT` is raised whenever a loader must know about a change; the log of the
-changes is docs/module-format.md. Nothing here imports TVM.
+changes is docs/module-format.md. Older formats are brought up to date as they are read: what
+loads once loads for good, and tests keep a module of each. Nothing here imports TVM.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from blake3 import blake3
@@ -21,14 +20,14 @@ from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.module.regular_file import open_regular
 from tinsmith.compiler.scratch import replacing
 
-FORMAT = 1
+FORMAT, OLDEST_FORMAT = 2, 1
 FILE_NAME = "manifest.json"
 # Weights from this size on are mapped from their file; smaller ones are read into memory, where
 # whoever rewrites the file changes nothing. Libraries likewise are loaded from a copy.
 MAP_FROM_BYTES = 64 * 2**20
 _LARGEST_MANIFEST = 64 * 2**20
 
-# What a field must be; `read_manifest` holds a file to it.
+# What a field must be. The structures below are what is written, and what a file is held to.
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Share = Annotated[float, msgspec.Meta(ge=0)]
 _FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\x00]{1,255}$")]
@@ -37,16 +36,29 @@ _ElementType = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class FileDigest:
+def _plain_string(value: Any) -> str:
+    """Names that come from TVM are of a subclass of `str`, which msgspec asks about."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"a manifest holds no {type(value).__name__}")
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the manifest; the field names are those in the file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return cast("dict[str, Any]", msgspec.to_builtins(self, enc_hook=_plain_string))
+
+
+class FileDigest(_Entry, frozen=True):
     """Size and BLAKE3 digest (hexadecimal) of one of the module's files."""
 
     bytes: _Size
     blake3: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(_Entry, frozen=True):
     """An input or output as a caller sees it."""
 
     name: str
@@ -54,66 +66,94 @@ class TensorEntry:
     shape: Annotated[tuple[_Size | str, ...], msgspec.Meta(max_length=64)]
 
 
-class MachineEntry(TypedDict):
+class MachineEntry(_Entry, frozen=True):
     """The machine that a module is for; `cpu_features` are those that it must have."""
 
     name: str
     architecture: str
     triple: str
     cpu: str
-    cpu_features: list[str]
+    cpu_features: tuple[str, ...]
 
 
-class _KernelEntry(TypedDict):
-    name: str
-    calls: _Size
-
-
-class KernelEntry(_KernelEntry, total=False):
+class KernelEntry(_Entry, frozen=True):
     """A kernel: how often it is called, and what its template, if it has one, told of it.
 
+    `source` says where the `decisions` come from, `flops` and `bytes` are those of one call,
     `nodes` are the names in the model's file of what it computes.
     """
 
-    template: str
-    template_version: int
-    arithmetic: str
-    decisions: dict[str, int]
-    source: str
-    flops: _Size
-    bytes: _Size
-    nodes: list[str]
+    name: str
+    calls: _Size
+    template: str = ""
+    template_version: int = 0
+    arithmetic: str = ""
+    decisions: dict[str, int] = {}
+    source: str = ""
+    flops: _Size = 0
+    bytes: _Size = 0
+    nodes: tuple[str, ...] = ()
 
 
-class LatencyEntry(TypedDict, total=False):
+class PassEntry(_Entry, frozen=True):
+    """A pass over the graph, and how long it took; None where that was not written down."""
+
+    name: str
+    seconds: _Share | None = None
+
+
+class LatencyEntry(_Entry, frozen=True):
     """The median of some runs on the machine that compiled the module."""
 
     median_ms: _Share
-    runs: _Size
-    threads: _Size
-    cpu: str
+    runs: _Size = 0
+    threads: _Size = 0
+    cpu: str = ""
 
 
-class Measured(TypedDict, total=False):
-    """What was found out after compilation; reports are checked where they are read."""
+class RecordEntry(_Entry, frozen=True):
+    """A tuning record that a kernel's decisions come from.
 
-    latency: LatencyEntry
-    accuracy: dict[str, int | float]
-    quantization: dict[str, Any]
-    pruning: dict[str, Any]
-    # By output: how far the golden vectors are from the float model.
-    float_model: dict[str, dict[str, float | None]]
+    `ratio` is the kernel's time relative to its template's default when it was tuned, `trials`
+    how many candidates were measured, on which `processor`, and when.
+    """
+
+    kernel: str
+    ratio: _Share
+    trials: _Size
+    processor: str = ""
+    date: str = ""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The parsed manifest; the field names are those in the file.
+class TuningEntry(_Entry, frozen=True):
+    """Which tuning records were applied; `coverage` says so in a line, and what was not."""
+
+    coverage: str
+    records: tuple[RecordEntry, ...] = ()
+
+
+class Measured(_Entry, frozen=True, omit_defaults=True):
+    """What was found out after compilation; reports are checked where they are read.
+
+    `float_model` says by output how far the golden vectors are from the float model.
+    """
+
+    latency: LatencyEntry | None = None
+    accuracy: dict[str, int | float] | None = None
+    quantization: dict[str, Any] | None = None
+    pruning: dict[str, Any] | None = None
+    float_model: dict[str, dict[str, float | None]] | None = None
+    tuning: TuningEntry | None = None
+
+
+class Manifest(_Entry, frozen=True, kw_only=True):
+    """The parsed manifest.
 
     `form` is "self-contained" or "vm" (then `vm_reason` says why). `kernels` has one entry
     per distinct kernel, `steps` the kernels' names in order of execution.
     """
 
-    format: int
+    format: int = FORMAT
     form: str
     name: str
     tinsmith: str
@@ -130,10 +170,10 @@ class Manifest:
     vm_reason: str = ""
     kernels: tuple[KernelEntry, ...] = ()
     steps: tuple[str, ...] = ()
-    passes: tuple[str, ...] = ()
+    passes: tuple[PassEntry, ...] = ()
     notes: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    measured: Measured = field(default_factory=Measured)
+    config: dict[str, Any] = {}
+    measured: Measured = Measured()
 
     @property
     def weights_mapped(self) -> bool:
@@ -147,9 +187,9 @@ class Manifest:
         return sum(self.files[name].bytes for name in names if name in self.files)
 
     def to_json(self) -> str:
-        """The manifest's text: stable order, one trailing newline."""
-        plain = msgspec.to_builtins(asdict(self))
-        return json.dumps(_without_infinities(plain), indent=1, ensure_ascii=False) + "\n"
+        """The manifest's text: stable order, one trailing newline; null for what is infinite."""
+        text = msgspec.json.encode(self, enc_hook=_plain_string)
+        return msgspec.json.format(text, indent=1).decode() + "\n"
 
 
 def digest_bytes(data: Any) -> FileDigest:
@@ -191,12 +231,14 @@ def read_manifest(folder: Path) -> Manifest:
     version = data.get("format") if isinstance(data, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise ArtifactError(f"{path}: has no format version; not written by Tinsmith")
-    if version != FORMAT:
+    if not OLDEST_FORMAT <= version <= FORMAT:
         raise ArtifactError(
-            f"{path}: format {version}, this Tinsmith reads format {FORMAT}; "
+            f"{path}: format {version}, this Tinsmith reads formats {OLDEST_FORMAT} to {FORMAT}; "
             "compile the model again or use the matching version"
         )
     try:
+        if version == 1:
+            data = _from_format_1(data)
         return _checked(data)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); compile the model again") from error
@@ -204,14 +246,19 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _checked(data: dict[str, Any]) -> Manifest:
     """The manifest that `data` holds; ValueError (msgspec's errors are one) says what is wrong."""
-    unknown = sorted(data.keys() - {entry.name for entry in fields(Manifest)})
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}")
     manifest = msgspec.convert(data, Manifest)
     names = [tensor.name for tensor in manifest.inputs]
     if len(set(names)) < len(names):
         raise ValueError("two inputs have the same name")
     return manifest
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Passes had names alone. Whatever else is wrong is found by the schema."""
+    passes = data.get("passes", ())
+    if not isinstance(passes, list):
+        raise ValueError("passes: expected a list of names")
+    return {**data, "format": FORMAT, "passes": [{"name": name} for name in passes]}
 
 
 def _finite(text: str) -> float:
@@ -222,15 +269,6 @@ def _finite(text: str) -> float:
     return value
 
 
-def _without_infinities(value: Any) -> Any:
-    """JSON has no infinite numbers and no NaN: None in their place."""
-    if isinstance(value, dict):
-        return {key: _without_infinities(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_infinities(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
@@ -239,11 +277,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def update_measured(folder: str | os.PathLike[str], **measured: Any) -> Manifest:
-    """Merge `measured` (such as `latency={...}`, `accuracy={...}`) into a module's manifest."""
+    """Put `measured`, fields of `Measured` as entries or plain data, into a module's manifest.
+
+    Raises ArtifactError for a manifest that is damaged, ValueError for what is no such field.
+    """
     root = Path(folder)
     manifest = read_manifest(root)
-    merged = cast("Measured", {**manifest.measured, **measured})
-    updated = replace(manifest, measured=merged)
+    given = cast("dict[str, Any]", msgspec.to_builtins(measured, enc_hook=_plain_string))
+    merged = msgspec.convert({**manifest.measured.to_dict(), **given}, Measured)
+    updated = msgspec.structs.replace(manifest, measured=merged)
     write_atomically(root / FILE_NAME, updated.to_json().encode())
     return updated
 

@@ -15,6 +15,7 @@ from tinsmith.compiler.api import compile_to
 from tinsmith.compiler.errors import TargetError
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.machine import check_machine
+from tinsmith.compiler.module.manifest import MachineEntry
 from tinsmith.targets.registry import get_target
 
 
@@ -63,7 +64,8 @@ def test_what_cannot_be_described_runs_what_all_do() -> None:
     host = Host.at_hand()
     assert host.spec.name == "portable"
     assert not host.spec.cpu_features
-    check_machine("graph", {"architecture": host.spec.architecture, "cpu_features": []})
+    machine = MachineEntry("portable", host.spec.architecture, "", "", ())
+    check_machine("graph", machine)
 
 
 @pytest.mark.slow
@@ -85,7 +87,7 @@ def test_a_machine_that_is_not_known_compiles_quantises_and_prunes_for_others(
             }
         ),
     )
-    assert report.manifest.target["name"] == "cortex-a76"
+    assert report.manifest.target.name == "cortex-a76"
     assert report.quantization is not None
     assert report.pruning is not None
     assert any(note.startswith("not run here") for note in report.notes)

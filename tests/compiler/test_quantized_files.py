@@ -81,11 +81,11 @@ def test_dynamically_quantised_transformer(tmp_path: Path, weight: str, per_chan
         (actual,) = module.run([data])
         kernels = module.manifest.kernels
     # Six layers; the two products of attention have no constant operand and stay float.
-    products = [kernel for kernel in kernels if kernel["template"] == "matmul"]
-    integer = [kernel for kernel in products if kernel["arithmetic"] != "float32"]
-    assert sum(int(kernel["calls"]) for kernel in integer) == 6
-    assert {kernel["arithmetic"] for kernel in integer} <= _INTEGER
-    assert not any(kernel["template"] in ("unscheduled", "generic") for kernel in kernels)
+    products = [kernel for kernel in kernels if kernel.template == "matmul"]
+    integer = [kernel for kernel in products if kernel.arithmetic != "float32"]
+    assert sum(kernel.calls for kernel in integer) == 6
+    assert {kernel.arithmetic for kernel in integer} <= _INTEGER
+    assert not any(kernel.template in ("unscheduled", "generic") for kernel in kernels)
     (expected,) = reference({"x": data}).values()
     assert np.abs(actual - expected).max() <= 5e-3 * np.ptp(expected)
 
@@ -116,7 +116,7 @@ def test_codes_in_and_codes_out(dtype: str) -> None:
     (expected,) = reference({"x": data}).values()
     with tinsmith.compile(proto, **_QUICK) as module:
         (actual,) = module.run([data])
-        arithmetics = {kernel["arithmetic"] for kernel in module.manifest.kernels}
+        arithmetics = {kernel.arithmetic for kernel in module.manifest.kernels}
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
     assert np.abs(actual.astype(int) - expected).max() <= 1
     assert arithmetics & _INTEGER and "float32" not in arithmetics

@@ -123,7 +123,7 @@ def test_a_model_is_compiled_by_words(
         ) as module,
     ):
         assert module(samples[:1].tolist())["scores"].shape == (1, 5)
-        assert {"quantization", "pruning"} <= set(module.manifest.measured)
+        assert module.manifest.measured.quantization and module.manifest.measured.pruning
     phases = [record.message.partition(":")[0] for record in caplog.records]
     assert phases[:2] == ["import", "prune"] and "build" in phases
     assert all(record.name.startswith("tinsmith.") for record in caplog.records)

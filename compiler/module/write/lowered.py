@@ -21,8 +21,9 @@ class LoweredModel:
     returns its outputs (a tensor or a flat tuple), in the order of
     `output_names`; the weights are constants. `kernels` is keyed to the
     PrimFuncs by `KernelReport.name`; `nodes` names, for each of them, the nodes
-    of the model that it computes. `notes`, `pass_names` and `config` are
-    copied into the module's manifest and must be plain JSON data.
+    of the model that it computes; `passes` are those that it went through, with the
+    seconds of each. `notes` and `config` are copied into the module's manifest and
+    must be plain JSON data.
     """
 
     module: IRModule
@@ -32,6 +33,6 @@ class LoweredModel:
     kernels: tuple[KernelReport, ...] = ()
     source_name: str = "model"
     notes: tuple[str, ...] = ()
-    pass_names: tuple[str, ...] = ()
+    passes: tuple[tuple[str, float], ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -25,8 +25,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import tvm
 
@@ -38,9 +39,11 @@ from tinsmith.compiler.module.manifest import (
     FILE_NAME as MANIFEST_NAME,
 )
 from tinsmith.compiler.module.manifest import (
-    FORMAT,
     MAP_FROM_BYTES,
+    KernelEntry,
+    MachineEntry,
     Manifest,
+    PassEntry,
     TensorEntry,
     digest_file,
     read_manifest,
@@ -176,7 +179,7 @@ def replace_golden(folder: Path, golden: GoldenVectors) -> Manifest:
     write_atomically(path, golden.encode())
     manifest = read_manifest(folder)
     files = {**manifest.files, GOLDEN_NAME: digest_file(path)}
-    updated = replace(manifest, files=files, tolerance=golden.tolerance)
+    updated = msgspec.structs.replace(manifest, files=files, tolerance=golden.tolerance)
     write_atomically(folder / MANIFEST_NAME, updated.to_json().encode())
     return updated
 
@@ -210,19 +213,18 @@ def _write_into(
         fields["tolerance"] = golden.tolerance
     spec = lowered.spec
     manifest = Manifest(
-        format=FORMAT,
         name=lowered.source_name,
         tinsmith=tinsmith_version(),
         tvm=tvm.__version__,
-        target={
-            "name": spec.name,
-            "architecture": spec.architecture,
-            "triple": spec.llvm_triple,
-            "cpu": spec.llvm_cpu,
-            "cpu_features": sorted(spec.cpu_features),
-        },
+        target=MachineEntry(
+            name=spec.name,
+            architecture=spec.architecture,
+            triple=spec.llvm_triple,
+            cpu=spec.llvm_cpu,
+            cpu_features=tuple(sorted(spec.cpu_features)),
+        ),
         files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
-        passes=lowered.pass_names,
+        passes=tuple(PassEntry(name, seconds) for name, seconds in lowered.passes),
         config=dict(lowered.config),
         **fields,
     )
@@ -251,7 +253,7 @@ def _self_contained(
     forms: Sequence[str],
     embed_weights: bool | None,
     watch: _Stopwatch,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     prefix = symbol_prefix(lowered.source_name)
     if embed_weights is None:
         embed_weights = plan.weights_bytes < EMBED_BELOW_BYTES
@@ -346,23 +348,22 @@ def _write_weights(path: Path, graph: Graph, plan: Plan) -> None:
         stream.write(b"\0" * (plan.weights_bytes - stream.tell()))
 
 
-def _kernel_entries(lowered: LoweredModel, called: Sequence[str]) -> tuple[dict[str, object], ...]:
+def _kernel_entries(lowered: LoweredModel, called: Sequence[str]) -> tuple[KernelEntry, ...]:
     reports = {report.name: report for report in lowered.kernels}
     entries = []
     for name, calls in Counter(called).items():
-        entry: dict[str, object] = {"name": name, "calls": calls}
+        entry = KernelEntry(name, calls, nodes=tuple(lowered.nodes.get(name, ())))
         if name in reports:
             report = reports[name]
-            entry |= {
-                "template": report.template,
-                "template_version": report.template_version,
-                "arithmetic": report.arithmetic,
-                "decisions": dict(report.decisions),
-                "source": report.source,
-                "flops": report.flops,
-                "bytes": report.bytes,
-            }
-        if lowered.nodes.get(name):
-            entry["nodes"] = list(lowered.nodes[name])
+            entry = msgspec.structs.replace(
+                entry,
+                template=report.template,
+                template_version=report.template_version,
+                arithmetic=report.arithmetic,
+                decisions=dict(report.decisions),
+                source=report.source,
+                flops=report.flops,
+                bytes=report.bytes,
+            )
         entries.append(entry)
     return tuple(entries)

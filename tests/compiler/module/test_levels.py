@@ -83,7 +83,7 @@ def test_every_level_that_runs_here_computes_the_same(report: CompileReport) -> 
     for level in levels_of(report.path):
         if not level.refusal:
             with load(report.path, level=level.name) as module:
-                assert module.manifest.target["name"] == level.name
+                assert module.manifest.target.name == level.name
                 results.append(module(x)["y"])
     assert len(results) >= 2
     for result in results[1:]:
@@ -101,7 +101,7 @@ def test_weights_that_are_equal_are_there_once(report: CompileReport, tmp_path: 
         assert shared == (files["weights.bin"] == digest)
     verify_files(report.path)
     alone = copy_level(report.path, "native", tmp_path / "alone")
-    assert load(alone).manifest.target["name"] == "native"
+    assert load(alone).manifest.target.name == "native"
 
 
 def test_a_damaged_level_is_found(report: CompileReport, tmp_path: Path) -> None:

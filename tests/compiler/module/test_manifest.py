@@ -67,7 +67,10 @@ def test_every_field_is_held_to_its_type(written: dict[str, Any], tmp_path: Path
             was: Any = written
             for key in where:
                 was = was[key]
-                found = found[key]
+                found = found.get(key) if isinstance(found, dict) else found[key]
+            if value is None and (where[0] == "measured" or where[-1] == "seconds"):
+                assert found is None  # as if it had not been measured
+                continue
             symbol = where[-2:-1] == ("shape",) and isinstance(value, str)
             free = where[0] == "config" or where[1:2] == ("accuracy",)
             assert symbol or free or _same_type(found, was), (where, value)
@@ -115,4 +118,4 @@ def test_a_manifest_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_infinite_figures_are_written_as_none(written: dict[str, Any], tmp_path: Path) -> None:
     update_measured(tmp_path, pruning={"ratio": float("nan"), "steps": [float("inf"), 1.0]})
-    assert read_manifest(tmp_path).measured["pruning"] == {"ratio": None, "steps": [None, 1.0]}
+    assert read_manifest(tmp_path).measured.pruning == {"ratio": None, "steps": [None, 1.0]}

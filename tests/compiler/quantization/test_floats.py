@@ -46,8 +46,8 @@ def test_all_layers_multiply_in_bfloat16(short) -> None:
     assert f"bf16: {len(report.layers)} of {len(report.layers)} layers in bfloat16" in (
         report.summary()
     )
-    products = [k for k in short.manifest.kernels if k["template"] in ("convolution", "matmul")]
-    assert {kernel["arithmetic"] for kernel in products} == {"bfloat16"}
+    products = [k for k in short.manifest.kernels if k.template in ("convolution", "matmul")]
+    assert {kernel.arithmetic for kernel in products} == {"bfloat16"}
 
 
 @needs_bfloat16

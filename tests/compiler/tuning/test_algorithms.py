@@ -265,7 +265,7 @@ def test_a_job_remembers_algorithms(convolutions: onnx.ModelProto, tmp_path: Pat
     made = tinsmith.compile_to(path, tmp_path / "m", log=log, runner=False, static_library=False)
     assert made.coverage.endswith("; 1 of 1 convolution algorithms from records")
     is_winograd = chosen["decisions"]["tile"] > 0
-    used = {kernel["template"] for kernel in made.manifest.kernels}
+    used = {kernel.template for kernel in made.manifest.kernels}
     assert ("winograd" in used) == is_winograd
     assert any("Winograd's algorithm in 1 convolutions" in n for n in made.notes) == is_winograd
     shown = CliRunner().invoke(app, ["logs", "prune", "--log", str(log)])

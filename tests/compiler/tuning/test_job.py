@@ -135,7 +135,12 @@ def test_a_compilation_takes_the_records(
     without = tinsmith.compile_to(small_model_file, tmp_path / "b", tuned=False, **options)
     assert f"{len(report.rows)} of " in with_log.coverage
     assert without.coverage.startswith("0 of ")
-    sources = {entry["source"] for entry in with_log.manifest.kernels if entry["decisions"]}
+    told = with_log.manifest.measured.tuning
+    assert told is not None and told.coverage == with_log.coverage
+    kernels = {entry.name for entry in with_log.manifest.kernels if entry.source == "record"}
+    assert {record.kernel for record in told.records} == kernels
+    assert all(0 < record.ratio <= 1 and record.date for record in told.records)
+    sources = {entry.source for entry in with_log.manifest.kernels if entry.decisions}
     assert "record" in sources
     x = np.ones((1, 3, 8, 8), np.float32)
     with tinsmith.load(tmp_path / "a") as first, tinsmith.load(tmp_path / "b") as second:
@@ -158,7 +163,7 @@ def test_records_that_no_template_would_choose_are_not_applied(
     assert report.coverage.startswith("0 of ")
     told = f"ignored: {len(entries)} with decisions that the template does not have (tune again)"
     assert report.coverage.endswith(told)
-    assert {e["source"] for e in report.manifest.kernels} == {"default", UNFIT}
+    assert {e.source for e in report.manifest.kernels} == {"default", UNFIT}
     # Nor are those of another version of a template.
     for entry in entries:
         entry["version"] += 1

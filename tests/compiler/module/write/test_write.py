@@ -14,7 +14,12 @@ from tvm.relax import op
 
 from tinsmith.compiler.errors import BuildError, ConfigError
 from tinsmith.compiler.module.loader import load, verify_files
-from tinsmith.compiler.module.manifest import read_manifest, update_measured
+from tinsmith.compiler.module.manifest import (
+    LatencyEntry,
+    Measured,
+    read_manifest,
+    update_measured,
+)
 from tinsmith.compiler.module.write import writer
 from tinsmith.compiler.module.write.writer import write_module
 
@@ -36,7 +41,7 @@ def test_all_files_are_there_and_listed(network_folder: Path) -> None:
     assert set(manifest.files) == names - {"manifest.json"}
     assert manifest.weights_bytes == manifest.files["weights.bin"].bytes
     assert [step for step in manifest.steps if step == "softmax"] == ["softmax"]
-    assert sum(int(kernel["calls"]) for kernel in manifest.kernels) == len(manifest.steps)
+    assert sum(kernel.calls for kernel in manifest.kernels) == len(manifest.steps)
     assert os.access(network_folder / "tinsmith-run", os.X_OK)
 
 
@@ -133,8 +138,10 @@ def test_measurements_are_added_later(tmp_path: Path) -> None:
     write_module(_double(), tmp_path / "m", forms=("shared",))
     update_measured(tmp_path / "m", latency={"median_ms": 1.5})
     update_measured(tmp_path / "m", accuracy={"top1": 0.9})
-    measured = json.loads((tmp_path / "m" / "manifest.json").read_text())["measured"]
-    assert measured == {"latency": {"median_ms": 1.5}, "accuracy": {"top1": 0.9}}
+    measured = read_manifest(tmp_path / "m").measured
+    assert measured == Measured(LatencyEntry(1.5), {"top1": 0.9})
+    written = json.loads((tmp_path / "m" / "manifest.json").read_text())["measured"]
+    assert set(written) == {"latency", "accuracy"}
     with load(tmp_path / "m") as module:
         assert module.run(random_inputs((((4,), "float32"),)))
 
