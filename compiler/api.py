@@ -23,11 +23,11 @@ from tinsmith.compiler.evaluate.reference import Reference, Settlement
 from tinsmith.compiler.evaluate.roofline import cpu_name
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.levels import compile_levels, target_list
-from tinsmith.compiler.module.folder import set_aside
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.levels import level_folder
 from tinsmith.compiler.module.loader import Module, load
 from tinsmith.compiler.module.manifest import LatencyEntry, Manifest, read_manifest, update_measured
+from tinsmith.compiler.module.write.folder import set_aside
 from tinsmith.compiler.module.write.writer import new_module, replace_golden
 from tinsmith.compiler.preparation import Clock, prepare, target_of
 from tinsmith.compiler.processes import at_end

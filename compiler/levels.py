@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, VerificationError
-from tinsmith.compiler.module.folder import replace_folder, scratch_folder
 from tinsmith.compiler.module.levels import FILE_NAME, FOLDER_NAME, listing
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.module.shared_library import WEIGHTS_NAME
+from tinsmith.compiler.module.write.folder import replace_folder, scratch_folder
 from tinsmith.compiler.preparation import target_named
 from tinsmith.passes.progress import Progress, within
 from tinsmith.targets.registry import family_of

@@ -32,7 +32,6 @@ import numpy as np
 import tvm
 
 from tinsmith.compiler.errors import BuildError, ConfigError
-from tinsmith.compiler.module.folder import replace_folder, scratch_folder
 from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.manifest import (
@@ -58,6 +57,7 @@ from tinsmith.compiler.module.write.driver import (
     generate_header,
     symbol_prefix,
 )
+from tinsmith.compiler.module.write.folder import replace_folder, scratch_folder
 from tinsmith.compiler.module.write.linker import (
     compile_c,
     link_executable,
