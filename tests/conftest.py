@@ -1,4 +1,4 @@
-"""A small convolutional model that several tests compile."""
+"""Small convolutional models that several tests compile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -52,6 +53,71 @@ def small_model() -> onnx.ModelProto:
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def residual_model() -> onnx.ModelProto:
+    """image (batch, 1, 28, 28) -> a stem, a residual block, two convolutions -> scores (batch, 10).
+
+    It has what the demo's network has (batch normalisation, an addition of branches, four
+    groups of channels that can be pruned, biases, a matrix product) in a fifth of its layers;
+    its weights are random, its bias spreads the demo's images over the classes.
+    """
+    from tinsmith.compiler.demo import IMAGES
+    from tinsmith.compiler.evaluate.accuracy import LabelledImages
+
+    generator = np.random.default_rng(1)
+    weights: list[TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def weight(name: str, values: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def convolution(name: str, x: str, size: tuple[int, int], stride: int) -> str:
+        out, into = size
+        kernel = generator.normal(0, (2 / (into * 9)) ** 0.5, (out, into, 3, 3))
+        x = add("Conv", [x, weight(f"{name}_w", kernel)], name, pads=[1] * 4, strides=[stride] * 2)
+        scale = [weight(f"{name}_scale", generator.uniform(0.8, 1.2, out))]
+        scale += [weight(f"{name}_{p}", generator.normal(0, 0.2, out)) for p in ("shift", "mean")]
+        scale += [weight(f"{name}_variance", generator.uniform(0.5, 1.5, out))]
+        return add("BatchNormalization", [x, *scale], f"{name}_norm")
+
+    stem = add("Relu", [convolution("stem", "image", (32, 1), 2)], "stem_relu")
+    first = add("Relu", [convolution("block_1", stem, (32, 32), 2)], "block_1_relu")
+    second = convolution("block_2", first, (32, 32), 1)
+    short = add("MaxPool", [stem], "short", kernel_shape=[2, 2], strides=[2, 2])
+    x = add("Relu", [add("Add", [second, short], "sum")], "sum_relu")
+    x = add("Relu", [convolution("down", x, (48, 32), 2)], "down_relu")
+    x = add("Relu", [convolution("last", x, (64, 48), 1)], "last_relu")
+    x = add("Flatten", [add("GlobalAveragePool", [x], "pooled")], "features")
+    matrix = weight("matrix", generator.normal(0, 0.3, (64, 10)))
+    add("Gemm", [x, matrix, weight("bias", np.zeros(10))], "scores")
+    graph = helper.make_graph(
+        nodes,
+        "residual",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    images = LabelledImages.read(IMAGES).images[:24, None].astype("float32") / np.float32(255)
+    (scores,) = onnx.reference.ReferenceEvaluator(model).run(None, {"image": images})
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(-scores.mean(axis=0), "bias"))
+    return model
+
+
+@pytest.fixture(scope="session")
+def residual_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`residual_model` in a file."""
+    path = tmp_path_factory.mktemp("model") / "residual.onnx"
+    onnx.save(residual_model(), path)
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

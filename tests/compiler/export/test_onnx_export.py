@@ -14,7 +14,7 @@ from tvm import relax
 from typer.testing import CliRunner
 
 from tinsmith.compiler.cli import app
-from tinsmith.compiler.demo import IMAGES, MODEL
+from tinsmith.compiler.demo import IMAGES
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
 from tinsmith.compiler.evaluate.stages import run_stage
@@ -132,23 +132,24 @@ def test_what_cannot_be_written_is_named() -> None:
         to_onnx(builder.get(), ["x"], ["y"])
 
 
-def test_prune_writes_a_model_that_compile_takes(tmp_path: Path) -> None:
+def test_prune_writes_a_model_that_compile_takes(residual_model_file: Path, tmp_path: Path) -> None:
     images = LabelledImages.read(IMAGES).images[:60, None].astype("float32") / np.float32(255)
     data, out = tmp_path / "images.npy", tmp_path / "pruned.onnx"
     np.save(data, images)
     arguments = [
-        *("prune", str(MODEL), "--ratio", "0.3", "--shape", "image=1,1,28,28", "--threads", "1"),
+        *("prune", str(residual_model_file), "--ratio", "0.5", "--threads", "1"),
+        *("--shape", "image=1,1,28,28"),
         *("--prune-criterion", "l2", "--recover", "none", "-o", str(out)),
         *("--calibration", str(data), "--samples", "30", "--json"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert out.stat().st_size < 0.8 * Path(MODEL).stat().st_size
+    assert out.stat().st_size < 0.8 * residual_model_file.stat().st_size
     runtime = pytest.importorskip("onnxruntime")
     # Every other image was read, and all of those judged.
     chosen = []
-    for path in (MODEL, out):
+    for path in (residual_model_file, out):
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         rows = [session.run(None, {"image": image[None]})[0][0] for image in images[::2]]
         chosen.append(np.argmax(rows, axis=1))

@@ -14,7 +14,6 @@ from tvm.script import ir as I  # noqa: N812
 from tvm.script import relax as R  # noqa: N812
 
 import tinsmith
-from tinsmith.compiler.demo import MODEL
 from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.frontends.checkpoint import read_checkpoint, write_checkpoint
 from tinsmith.compiler.frontends.imported import ImportedModel
@@ -25,8 +24,8 @@ SHAPE = {"image": (1, 1, 28, 28)}
 
 
 @pytest.fixture(scope="module")
-def imported() -> ImportedModel:
-    return import_onnx(MODEL, SHAPE)
+def imported(residual_model_file: Path) -> ImportedModel:
+    return import_onnx(residual_model_file, SHAPE)
 
 
 @pytest.fixture
@@ -50,16 +49,20 @@ def test_the_graph_comes_back(imported: ImportedModel, checkpoint: Path) -> None
     assert found.signature == imported.signature
     assert found.output_names == imported.output_names
     assert found.output_shapes == imported.output_shapes
-    assert found.notes == (f"pruned before, from {MODEL.name}: ratio 0.3 by l2",)
+    assert found.notes == ("pruned before, from residual.onnx: ratio 0.3 by l2",)
 
 
-def test_a_module_compiled_from_it_computes_the_same(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_module_compiled_from_it_computes_the_same(
+    residual_model_file: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     image = np.random.default_rng(0).standard_normal(SHAPE["image"]).astype("float32")
     settings = {"static_library": False, "runner": False, "threads": 1}
     with tinsmith.compile(checkpoint, output=tmp_path / "a", **settings) as module:
         assert module.golden() is not None
         found = module.run([image])[0]
-    with tinsmith.compile(MODEL, output=tmp_path / "b", shapes=SHAPE, **settings) as module:
+    with tinsmith.compile(
+        residual_model_file, output=tmp_path / "b", shapes=SHAPE, **settings
+    ) as module:
         np.testing.assert_array_equal(found, module.run([image])[0])
 
 
@@ -101,9 +104,11 @@ def test_damaged_files_are_refused(
     assert "\n" not in str(raised.value)
 
 
-def test_other_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    whole = checkpoint.read_bytes()
-    for content in (b"", b"not a checkpoint", whole[:-100], MODEL.read_bytes()):
+def test_other_files_are_refused(
+    residual_model_file: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    whole, model = checkpoint.read_bytes(), residual_model_file.read_bytes()
+    for content in (b"", b"not a checkpoint", whole[:-100], model):
         checkpoint.write_bytes(content)
         with pytest.raises(ModelError, match="not a checkpoint, or a truncated one"):
             import_model(checkpoint)

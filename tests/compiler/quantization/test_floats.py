@@ -62,12 +62,14 @@ def test_the_module_keeps_accuracy_and_halves_the_weights(short) -> None:
 
 
 @needs_bfloat16
-def test_layers_kept_in_float_are_named_and_unknown_ones_refused(short, tmp_path: Path) -> None:
-    first = short.quantization.layers[0].name
+def test_layers_kept_in_float_are_named_and_unknown_ones_refused(
+    residual_model_file: Path, tmp_path: Path
+) -> None:
+    first = "stem_norm"
 
     def kept(name: str) -> tinsmith.CompileReport:
         return tinsmith.compile_to(
-            MODEL,
+            residual_model_file,
             tmp_path / "m",
             shapes=SHAPE,
             quantization=tinsmith.QuantizationConfig(format="bf16", keep_float=(name,)),
@@ -76,19 +78,19 @@ def test_layers_kept_in_float_are_named_and_unknown_ones_refused(short, tmp_path
         )
 
     left = [layer for layer in kept(first).quantization.layers if layer.computes == "float"]
-    assert [(layer.name, layer.reason) for layer in left] == [(first, "kept in float on request")]
+    assert [(layer.origin, layer.reason) for layer in left] == [(first, "kept in float on request")]
     with pytest.raises(ConfigError, match="--keep-float nothing: no layer nothing"):
         kept("nothing")
 
 
 def test_without_the_instructions_tensors_stay_float32_and_the_report_says_so(
-    tmp_path: Path,
+    residual_model_file: Path, tmp_path: Path
 ) -> None:
     result = CliRunner().invoke(
         app,
         [
-            *("compile", str(MODEL), "--shape", "image=1,1,28,28", "--target", "x86-64-v3"),
-            *("--quantize", "bf16", "-o", str(tmp_path / "m"), "--json"),
+            *("compile", str(residual_model_file), "--shape", "image=1,1,28,28"),
+            *("--target", "x86-64-v3", "--quantize", "bf16", "-o", str(tmp_path / "m"), "--json"),
         ],
     )
     assert result.exit_code == 0, result.output

@@ -24,9 +24,9 @@ def images() -> np.ndarray:
     return LabelledImages.read(IMAGES).images[:300, None].astype("float32") / np.float32(255)
 
 
-def compiled(folder: Path, **options) -> tinsmith.CompileReport:
+def compiled(model: Path, folder: Path, **options) -> tinsmith.CompileReport:
     return tinsmith.compile_to(
-        MODEL,
+        model,
         folder / "module",
         shapes=SHAPE,
         quantization=tinsmith.QuantizationConfig(**options),
@@ -39,7 +39,7 @@ def compiled(folder: Path, **options) -> tinsmith.CompileReport:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tinsmith.CompileReport:
     """Weights of 4 bits in groups of 32, without data."""
     folder = tmp_path_factory.mktemp("weights")
-    return compiled(folder, format="int4-weights", group_size=32, min_weights=500)
+    return compiled(MODEL, folder, format="int4-weights", group_size=32, min_weights=500)
 
 
 def test_the_report_says_what_was_compressed(small) -> None:
@@ -66,11 +66,13 @@ def test_accuracy_is_kept(small, images: np.ndarray) -> None:
     assert (scores.argmax(1) == labels).mean() > 0.92
 
 
-def test_data_bring_products_nearer(small, tmp_path: Path, images: np.ndarray) -> None:
-    calibrated = compiled(
-        tmp_path, format="int4-weights", group_size=32, min_weights=500, calibration=images[:32]
-    ).quantization
-    plain = small.quantization
+def test_data_bring_products_nearer(
+    residual_model_file: Path, tmp_path: Path, images: np.ndarray
+) -> None:
+    options = {"format": "int4-weights", "group_size": 32, "min_weights": 500}
+    plain = compiled(residual_model_file, tmp_path / "plain", **options).quantization
+    options["calibration"] = images[:32]
+    calibrated = compiled(residual_model_file, tmp_path / "near", **options).quantization
     # Weights are farther from the float ones, what is computed with them is nearer.
     assert calibrated.output_sqnr_db > plain.output_sqnr_db
     for layer, before in zip(calibrated.layers, plain.layers, strict=True):
@@ -79,9 +81,9 @@ def test_data_bring_products_nearer(small, tmp_path: Path, images: np.ndarray) -
             assert layer.weight_sqnr_db < before.weight_sqnr_db
 
 
-def test_from_the_command_line(tmp_path: Path) -> None:
+def test_from_the_command_line(residual_model_file: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "module", tmp_path / "report.json"
-    arguments = ["compile", str(MODEL), "-o", str(out), "--shape", "image=1,1,28,28"]
+    arguments = ["compile", str(residual_model_file), "-o", str(out), "--shape", "image=1,1,28,28"]
     arguments += ["--quantize", "kmeans4-weights", "--group-size", "128", "--report", str(report)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -97,4 +99,4 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--group-size 48: choose from 16, 32, 64, 128, 256"):
         tinsmith.QuantizationConfig(format="int4-weights", group_size=48)
     with pytest.raises(ModelError, match="no convolution or matrix product with 1000000000"):
-        compiled(tmp_path, format="int8-weights", min_weights=10**9)
+        compiled(MODEL, tmp_path, format="int8-weights", min_weights=10**9)
