@@ -24,7 +24,7 @@ def bench_module(
         str, typer.Option(help="What peers compute a float model in: float32 or bfloat16.")
     ] = "float32",
     level: Annotated[
-        str | None, typer.Option(help="The target to run, of a module for several.")
+        str | None, typer.Option(metavar="NAME", help="The target to run, of a module for several.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

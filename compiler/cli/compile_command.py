@@ -52,11 +52,15 @@ from tinsmith.compiler.words import config_of
 @output.reported
 def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to compile.")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the module to.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write the module to.")
+    ],
     target: Annotated[
         str,
         typer.Option(
-            help="The machine to compile for, see `tinsmith targets`; or several: x86-64-v3,native."
+            metavar="NAME",
+            help="The machine to compile for, see `tinsmith targets`; or several: "
+            "x86-64-v3,native.",
         ),
     ] = "native",
     quantize: Annotated[

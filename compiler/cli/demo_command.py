@@ -16,9 +16,11 @@ from tinsmith.compiler.errors import VerificationError
 @output.reported
 def run_demo(
     out: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to leave the module in.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to leave the module in.")
     ] = Path("tinsmith-demo"),
-    target: Annotated[str, typer.Option(help="The machine to compile for.")] = "native",
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="The machine to compile for.")
+    ] = "native",
     threads: Threads = 2,
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,10 @@ Log = Annotated[
     Path | None, typer.Option("--log", metavar="DIR", help="Default: the user's cache.")
 ]
 Target = Annotated[
-    str, typer.Option("--target", help="Name, or beginning of the name, of a folder in the log.")
+    str,
+    typer.Option(
+        "--target", metavar="NAME", help="Name, or beginning of the name, of a folder in the log."
+    ),
 ]
 
 

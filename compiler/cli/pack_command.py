@@ -17,7 +17,9 @@ def pack_module(
     module: Annotated[
         Path, typer.Argument(metavar="MODULE", help="A folder of `tinsmith compile`.")
     ],
-    out: Annotated[Path, typer.Option("--output", "-o", help="The file: module.tar.zst.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file: module.tar.zst.")
+    ],
     level: Annotated[
         int, typer.Option(help=f"Of Zstandard: {LEVELS[0]} (fast) to {LEVELS[1]} (small).")
     ] = DEFAULT_LEVEL,

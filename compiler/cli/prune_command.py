@@ -54,7 +54,9 @@ def prune_model(
     ],
     ratio: Annotated[
         float | None,
-        typer.Option("--ratio", "--prune", help="Remove this share of the channels: 0.3."),
+        typer.Option(
+            "--ratio", "--prune", metavar="RATIO", help="Remove this share of the channels: 0.3."
+        ),
     ] = None,
     flops: Annotated[
         float | None,
@@ -81,7 +83,7 @@ def prune_model(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="The machine whose vectors widths are aligned to.")
+        str, typer.Option(metavar="NAME", help="The machine whose vectors widths are aligned to.")
     ] = "native",
     prune_criterion: Criterion = AUTO,
     prune_allocation: Allocation = "uniform",

@@ -26,7 +26,8 @@ def run_module(
         typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="Data for an input."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.npz", help="Write the outputs to this .npz."),
     ] = None,
     threads: Threads = 2,
     as_json: AsJson = False,

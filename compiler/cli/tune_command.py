@@ -29,7 +29,9 @@ def tune_model(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL.onnx", help="The model to tune.")
     ] = None,
-    target: Annotated[str, typer.Option(help="This machine, or the boards of --rpc.")] = "native",
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="This machine, or the boards of --rpc.")
+    ] = "native",
     minutes: Annotated[float, typer.Option(help="Wall time to spend, about.")] = 10.0,
     trials: Annotated[int, typer.Option(help="Most candidates for one kernel.")] = 160,
     tasks: Annotated[
