@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench fuzz sanitize clean help
+.PHONY: demo test lint format bench docs fuzz sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -19,7 +19,11 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[verify,bench,test]'
+	$(PIP) --editable '.[verify,bench,docs,test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[verify,bench,docs]'
 	@touch $@
 
 demo: $(VENV)/.installed ## compile, verify, evaluate and benchmark the embedded network
@@ -51,8 +55,12 @@ fuzz: $(VENV)/.installed-test ## 10,000 damaged models through the front end, 50
 	$(BIN)/python -m tests.fuzz --stage import --mutants 10000 --jobs 2 --out out/fuzz
 	$(BIN)/python -m tests.fuzz --stage compile --mutants 500 --own --jobs 2 --out out/fuzz
 
-bench: $(VENV)/.installed ## the latency table of the README (minutes)
+bench: $(VENV)/.installed ## the table of float32 latencies (minutes)
 	$(BIN)/python benchmarks/latency.py
+
+docs: $(VENV)/.installed-docs ## build the site of the documentation into out/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'out/docs/index.html is built; with search: $(BIN)/python -m http.server -d out/docs'
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

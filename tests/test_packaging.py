@@ -15,6 +15,7 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITTEN_WITH_THE_SITE = ROOT / "docs" / "reference"
 SHIPPED = ("tinsmith", "compiler", "passes", "targets", "tuning_logs")
 
 
@@ -97,7 +98,7 @@ def test_the_source_archive_has_everything(tmp_path: Path) -> None:
     others = sources - expected
     assert others == {
         ".ci/run", ".gitignore", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile",
-        "README.md", "pyproject.toml", "ruff.toml", "setup.cfg", "setup.py",
+        "README.md", "mkdocs.yml", "pyproject.toml", "ruff.toml", "setup.cfg", "setup.py",
     }  # fmt: skip
 
 
@@ -112,10 +113,17 @@ def test_links_of_documents_lead_somewhere(document: str, declared: dict[str, An
     for _, target in declared[""]["LOCAL_LINK"].findall(text):
         file, _, anchor = target.partition("#")
         found = (path.parent / file).resolve()
+        if found.is_relative_to(WRITTEN_WITH_THE_SITE) and document.startswith("docs/"):
+            continue  # `mkdocs build --strict` holds these: tests/test_documents.py
         assert found.is_relative_to(ROOT) and found.exists(), (document, target)
         assert not anchor or anchor in headings(found), (document, target)
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         assert anchor in headings(path), (document, anchor)
+
+
+def test_file_names_become_code_where_there_are_no_files(declared: dict[str, Any]) -> None:
+    told = declared[""]["for_an_index"]("[docs/a.md](docs/a.md), [b](docs/b.md), [c](https://c)")
+    assert told == "`docs/a.md`, b (`docs/b.md`), [c](https://c)"
 
 
 def test_the_page_of_a_package_index_has_no_links_to_files_beside_it(
@@ -124,8 +132,7 @@ def test_the_page_of_a_package_index_has_no_links_to_files_beside_it(
     page = declared["long_description"]
     assert declared["long_description_content_type"] == "text/markdown"
     assert not declared[""]["LOCAL_LINK"].search(page)
-    assert "`docs/module-format.md`" in page and "](https://" in page
-    assert "ADR 0080 (`docs/adr/0080-halves-are-for-storage.md`)" in page
+    assert "module format (`docs/module-format.md`)" in page and "](https://" in page
 
 
 def headings(path: Path) -> set[str]:
