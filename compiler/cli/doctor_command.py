@@ -21,9 +21,9 @@ def examine(as_json: AsJson = False) -> None:
 
     **Example:** `tinsmith doctor`, or `tinsmith doctor --json` for a bug report
     """
-    from tinsmith.compiler.doctor import examine as look
-
     with output.progress_bar("doctor", hidden=as_json) as show:
+        from tinsmith.compiler.doctor import examine as look
+
         health = look(show)
     if as_json:
         output.print_json(health.to_dict())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinsmith.compiler.errors import ArtifactError
-from tinsmith.compiler.module.manifest import MachineEntry
 from tinsmith.targets.machine_at_hand import process_architecture
 from tinsmith.targets.registry import FAMILIES
+
+if TYPE_CHECKING:  # `doctor` looks at machines where what manifests need may be missing
+    from tinsmith.compiler.module.manifest import MachineEntry
 
 
 @lru_cache(maxsize=1)
