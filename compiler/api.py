@@ -86,7 +86,8 @@ class CompileReport:
         ]
         latency = self.manifest.measured.latency
         if latency:
-            parts.append(f"{latency.median_ms:.3f} ms with {latency.threads} threads")
+            sizes = "".join(f" for {name} {size}" for name, size in latency.sizes.items())
+            parts.append(f"{latency.median_ms:.3f} ms{sizes} with {latency.threads} threads")
         if self.differences:
             worst = max(difference.relative for difference in self.differences)
             parts.append(f"agrees with {self.reference} to {worst:.1e} of the range")
@@ -209,7 +210,7 @@ def compile_to(
     prepared = prepare(
         model, config, spec, clock, records, algorithms=algorithms, host=Host.at_hand()
     )
-    golden, notes = prepared.golden, [*known.unread, *prepared.notes]
+    notes = [*known.unread, *prepared.notes]
     forms = ["shared"]
     forms += ["static"] if config.static_library else []
     forms += ["runner"] if config.runner else []
@@ -229,7 +230,7 @@ def compile_to(
                 new_module(
                     prepared.lowered,
                     output,
-                    golden=golden,
+                    golden=prepared.golden,
                     forms=forms,
                     embed_weights=config.embed_weights,
                     builds=prepared.builds,
@@ -243,15 +244,22 @@ def compile_to(
                 notes.append(f"not run here: {str(error).replace(str(written.path), str(output))}")
             else:
                 with module:
-                    if golden is not None:
-                        settled = _prove(module, golden, reference, prepared.judge, output)
-                        differences, reference = settled.differences, settled.label
+                    proved = []
+                    for golden in prepared.golden:
+                        # Others are asked of the largest sizes alone, at which the model was read.
+                        judge = prepared.judge if golden is prepared.golden[-1] else None
+                        settled = _prove(module, golden, reference, judge, output)
+                        differences, label = settled.differences, settled.label
                         if settled.note:
                             outputs = tuple(settled.expected[t.name] for t in manifest.outputs)
-                            golden = GoldenVectors(golden.inputs, outputs, settled.tolerance)
-                            replace_golden(written.path, golden)
+                            golden = replace(golden, outputs=outputs, tolerance=settled.tolerance)
                             notes.append(settled.note)
-                        found["latency"] = _latency(module, golden)
+                        proved.append(golden)
+                    if proved:
+                        reference = label
+                        if any(a is not b for a, b in zip(proved, prepared.golden, strict=True)):
+                            replace_golden(written.path, proved)
+                        found["latency"] = _latency(module, proved[0])
             manifest = update_measured(written.path, **found)
     switched_on = algorithms.switched_on()
     if switched_on and differences:
@@ -329,13 +337,14 @@ def _prove(
 def _latency(module: Module, golden: GoldenVectors) -> LatencyEntry:
     """Median latency of a fraction of a second of runs."""
     times: list[float] = []
+    sizes = {d.name: n for d, n in zip(module.manifest.dims, golden.sizes, strict=True)}
     deadline = time.perf_counter() + _LATENCY_SECONDS
     while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 1000):
         begin = time.perf_counter()
         module.run(golden.inputs)
         times.append(time.perf_counter() - begin)
     return LatencyEntry(
-        statistics.median(times[1:]) * 1e3, len(times) - 1, module.threads, cpu_name()
+        statistics.median(times[1:]) * 1e3, len(times) - 1, module.threads, cpu_name(), sizes
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tinsmith.compiler.dimensions.ranges import Range, highest, parse_size
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.quantization.config import QuantizationConfig
@@ -27,8 +29,10 @@ class CompileConfig:
 
     target: a name that `tinsmith targets` lists; `native` is the machine at hand. Several (a
         list, or names with commas) make one module for all of them: `x86-64-v3,native`.
-    shapes: for each model input to bind, its concrete shape. Batch dimensions that
-        stay symbolic become 1, with a note.
+    shapes: for each model input to bind, its shape. A `Range` in the place of the batch's size
+        leaves that to each run: {"x": (Range(1, 8), 3, 224, 224)}.
+    batch: the size, or Range of sizes, of batch dimensions that no shape is given for; None
+        makes them 1, with a note.
     constants: inputs to replace by constants: a number, or nested sequences of numbers
         (numpy arrays are converted), which must fit the input's dtype.
     threads: for how many threads the kernels are scheduled, and with how many the
@@ -52,7 +56,8 @@ class CompileConfig:
     """
 
     target: str = "native"
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int | Range, ...]] = field(default_factory=dict)
+    batch: int | Range | None = None
     constants: Mapping[str, Constant] = field(default_factory=dict)
     threads: int = 0
     static_library: bool = True
@@ -75,6 +80,8 @@ class CompileConfig:
         if not isinstance(self.target, str) or not self.target:
             raise ConfigError(f"target must be a name, not {self.target!r}: see `tinsmith targets`")
         object.__setattr__(self, "shapes", _checked_shapes(self.shapes))
+        if self.batch is not None:
+            object.__setattr__(self, "batch", _checked_size("batch", self.batch))
         object.__setattr__(self, "constants", _checked_constants(self.constants))
         for name, low, high in (
             ("threads", 0, 256),
@@ -116,10 +123,20 @@ class CompileConfig:
             )
         return replace(self, **options)
 
+    def at_bound(self) -> CompileConfig:
+        """The configuration with the largest size in the place of each range."""
+        shapes = {name: tuple(map(highest, shape)) for name, shape in self.shapes.items()}
+        return replace(
+            self, shapes=shapes, batch=None if self.batch is None else highest(self.batch)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` gives the same configuration back."""
         result = {item.name: getattr(self, item.name) for item in fields(self)}
-        result["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
+        result["shapes"] = {
+            name: [_plain_size(size) for size in shape] for name, shape in self.shapes.items()
+        }
+        result["batch"] = _plain_size(self.batch)
         result["constants"] = dict(self.constants)
         for name in ("dump", "log"):
             result[name] = None if result[name] is None else str(result[name])
@@ -134,8 +151,8 @@ class CompileConfig:
         return CompileConfig.from_dict, (self.to_dict(),)
 
 
-def parse_shape_options(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of input, of options such as `input=1,3,224,224`; each input once."""
+def parse_shape_options(texts: Iterable[str]) -> dict[str, tuple[int | Range, ...]]:
+    """Shapes by name of input, of options such as `input=1..8,3,224,224`; each input once."""
     return _by_name("--shape", map(parse_shape_option, texts))
 
 
@@ -144,16 +161,35 @@ def parse_constant_options(texts: Iterable[str]) -> dict[str, Constant]:
     return _by_name("--constant", map(parse_constant_option, texts))
 
 
-def parse_shape_option(text: str) -> tuple[str, tuple[int, ...]]:
-    """`input=1,3,224,224` -> ("input", (1, 3, 224, 224)); `x=` is a scalar."""
+def parse_shape_option(text: str) -> tuple[str, tuple[int | Range, ...]]:
+    """`input=1..8,3,224,224` -> ("input", (Range(1, 8), 3, 224, 224)); `x=` is a scalar."""
     name, separator, dimensions = text.rpartition("=")
+    shape: tuple[int | Range, ...]
     try:
-        shape = tuple(int(part) for part in dimensions.split(",")) if dimensions.strip() else ()
-    except ValueError:
+        shape = tuple(map(parse_size, dimensions.split(","))) if dimensions.strip() else ()
+    except (ValueError, ConfigError):
         shape = (-1,)
-    if not separator or not name or any(size < 1 for size in shape):
-        raise ConfigError(f"--shape {text}: expected NAME=N,N,... with positive integers")
+    if not separator or not name or any(isinstance(n, int) and n < 1 for n in shape):
+        raise ConfigError(
+            f"--shape {text}: expected NAME=N,N,... with positive integers, or a range as 1..8"
+        )
     return name, shape
+
+
+def refuse_ranges(shapes: Mapping[str, tuple[int | Range, ...]]) -> None:
+    """Raise ConfigError for a range: where a graph is changed, it has one size."""
+    for name, shape in shapes.items():
+        for size in shape:
+            if isinstance(size, Range):
+                raise ConfigError(f"--shape {name}: {size}: give one size; a range is for compile")
+
+
+def parse_batch_option(text: str) -> int | Range:
+    """`4` or `1..8`; raises ConfigError for another text."""
+    try:
+        return _checked_size("--batch", parse_size(text))
+    except ValueError as error:
+        raise ConfigError(f"--batch {text}: expected a size, or a range as 1..8") from error
 
 
 def parse_constant_option(text: str) -> tuple[str, Constant]:
@@ -182,17 +218,36 @@ def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
 
 
-def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+def _checked_shapes(shapes: Mapping[str, Any]) -> Mapping[str, tuple[int | Range, ...]]:
     if not isinstance(shapes, Mapping):
         raise ConfigError(f"shapes must map input names to shapes, not {shapes!r}")
-    checked: dict[str, tuple[int, ...]] = {}
+    checked: dict[str, tuple[int | Range, ...]] = {}
     for name, shape in shapes.items():
-        if isinstance(shape, (str, bytes)) or not all(
-            isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape
-        ):
-            raise ConfigError(f"shape of {name} must be positive integers, not {shape!r}")
-        checked[name] = tuple(shape)
+        try:
+            if isinstance(shape, (str, bytes)):
+                raise TypeError
+            checked[name] = tuple(_checked_size(name, size) for size in shape)
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(
+                f"shape of {name} must be positive integers or ranges, not {shape!r}"
+            ) from error
     return MappingProxyType(checked)
+
+
+def _checked_size(name: str, size: Any) -> int | Range:
+    """A positive integer or a range, which plain data has as `1..8`."""
+    if isinstance(size, str):
+        with suppress(ValueError):
+            size = parse_size(size)
+    if isinstance(size, Range):
+        return size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"{name} must be a positive integer or a range, not {size!r}")
+    return size
+
+
+def _plain_size(size: int | Range | None) -> int | str | None:
+    return str(size) if isinstance(size, Range) else size
 
 
 def _checked_constants(constants: Mapping[str, Any]) -> Mapping[str, Constant]:

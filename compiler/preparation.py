@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ import tvm
 from tvm import tirx
 
 from tinsmith.compiler.config import CompileConfig
+from tinsmith.compiler.dimensions.batching import DependentImagesError, batched
+from tinsmith.compiler.dimensions.images import Images, first_images
+from tinsmith.compiler.dimensions.open_batch import OpenBatch
 from tinsmith.compiler.errors import ModelError, TargetError
 from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from tinsmith.compiler.evaluate.float_model import measure
@@ -23,6 +27,8 @@ from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.frontends.onnx_batch import reference_at
+from tinsmith.compiler.frontends.onnx_files import serialized
 from tinsmith.compiler.frontends.origins import nodes_behind
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.golden import GoldenVectors
@@ -67,8 +73,9 @@ _QUANTIZING = (0.05, 0.95)
 class Prepared:
     """A model whose kernels are scheduled, and what it is to be compared with.
 
-    `pipeline.fused` are the kernels before they were scheduled. `reference` names what has
-    computed the golden vectors; it is empty, like `golden`, if there are none. `judge` settles
+    `pipeline.fused` are the kernels before they were scheduled. `golden` has a set of vectors,
+    and of an open batch one for the smallest, a middle and the largest size. `reference` names
+    what has computed them; it is empty, like `golden`, if there are none. `judge` settles
     what a module makes of them, where somebody else's implementation has computed them.
     `builds` are kernels of the module that were compiled on the way.
     `float_model` says how far the golden vectors of a quantised or pruned model are from the
@@ -77,7 +84,7 @@ class Prepared:
 
     lowered: LoweredModel
     pipeline: PipelineReport
-    golden: GoldenVectors | None
+    golden: tuple[GoldenVectors, ...]
     reference: str
     notes: tuple[str, ...]
     quantization: QuantizationReport | None
@@ -107,7 +114,7 @@ def prepare(
     """
     host = host or Host.at_hand()
     with clock.phase("import"):
-        imported = import_model(model, config.shapes, config.constants)
+        imported = import_model(model, config.shapes, config.constants, config.batch)
     here = None
     if config.pruning is not None or config.quantization is not None:
         here = workshop(config, spec, records, algorithms, model_name(imported.source), host)
@@ -127,8 +134,10 @@ def prepare(
     for step in pipeline.passes:
         _LOGGER.debug("pass %s: %.3f s", step.name, step.seconds)
     notes = [*imported.notes, *pipeline.notes]
+    nodes = nodes_behind(computed_by_kernel(pipeline.module), imported.reference)
+    scheduled, batch = _with_open_batch(imported, pipeline, nodes, notes)
     lowered = LoweredModel(
-        module=pipeline.module,
+        module=scheduled,
         spec=spec,
         input_names=imported.input_names,
         output_names=imported.output_names,
@@ -137,7 +146,8 @@ def prepare(
         notes=tuple(notes),
         passes=tuple((timing.name, timing.seconds) for timing in pipeline.passes),
         config=config.to_dict(),
-        nodes=nodes_behind(computed_by_kernel(pipeline.module), imported.reference),
+        nodes=nodes,
+        batch=batch,
     )
     judge = promise = None
     with clock.phase("reference"):
@@ -158,12 +168,13 @@ def prepare(
         else:
             golden, judge = _golden(imported, imported.reference, config, notes)
             reference = "" if judge is None else judge.label
+        sets = _golden_sets(imported, golden, batch, judge, notes)
         if reported and golden is not None and (quantizer is not None or pruner is not None):
             promise = _distance_to_float(imported, golden, notes)
     return Prepared(
         lowered,
         pipeline,
-        golden,
+        sets,
         reference,
         tuple(notes),
         None if quantized is None else quantized.report,
@@ -172,6 +183,71 @@ def prepare(
         Builds() if here is None else here.builds,
         promise,
     )
+
+
+def _with_open_batch(
+    imported: ImportedModel,
+    pipeline: PipelineReport,
+    nodes: Mapping[str, Sequence[str]],
+    notes: list[str],
+) -> tuple[tvm.IRModule, OpenBatch | None]:
+    """The scheduled module, which of an open batch computes any part, and how it does.
+
+    Raises ModelError for an operator that computes an entry of the batch from others.
+    """
+    axes = imported.open_axes
+    if axes is None:
+        return pipeline.module, None
+    inputs = [
+        Images.of_axis(shape, axes.axes[name], axes.high) if name in axes.axes else None
+        for name, shape in zip(imported.input_names, imported.input_shapes, strict=True)
+    ]
+    try:
+        found = batched(pipeline.fused, pipeline.module, inputs, axes.high)
+    except DependentImagesError as error:
+        behind = ", ".join(nodes.get(error.kernel, ())) or error.kernel
+        raise ModelError(
+            f"{imported.source}: {axes.name} cannot be a range: what node {behind} computes may "
+            "depend on more than one entry of the batch; give it one size"
+        ) from error
+    if found.whole:
+        behind = ", ".join(dict.fromkeys(n for k in found.whole for n in nodes.get(k) or (k,)))
+        notes.append(f"computed for {axes.high} entries whatever {axes.name} is: {behind}")
+    return found.module, OpenBatch(
+        axes.name, axes.low, axes.high, found.inputs, found.outputs, found.overrun
+    )
+
+
+def _golden_sets(
+    imported: ImportedModel,
+    golden: GoldenVectors | None,
+    batch: OpenBatch | None,
+    judge: Reference | None,
+    notes: list[str],
+) -> tuple[GoldenVectors, ...]:
+    """The golden vectors, of an open batch at the smallest, a middle and the largest size.
+
+    Where another runtime has computed them, it computes each size; else a smaller batch is a part
+    of the largest, as has been shown of the graph.
+    """
+    axes = imported.open_axes
+    if golden is None or batch is None or axes is None:
+        return () if golden is None else (golden,)
+    sets = []
+    for size in axes.sizes:
+        inputs = tuple(map(partial(first_images, count=size), golden.inputs, batch.inputs))
+        outputs = tuple(map(partial(first_images, count=size), golden.outputs, batch.outputs))
+        if judge is not None and imported.reference is not None and size != axes.high:
+            model = reference_at(imported.reference, axes, size)
+            try:
+                other = Reference(model, serialized(model, imported.source), threads=2)
+                computed = other.run(dict(zip(imported.input_names, inputs, strict=True)))
+                outputs = tuple(computed[name] for name in imported.output_names)
+            except ModelError as error:
+                notes.append(f"no golden vectors for {axes.name} {size}: {error}")
+                continue
+        sets.append(GoldenVectors(inputs, outputs, golden.tolerance, (size,)))
+    return tuple(sets)
 
 
 def _lowered(

@@ -22,6 +22,7 @@ PUBLIC = [
     "PassError",
     "PruneConfig",
     "QuantizationConfig",
+    "Range",
     "ShapeError",
     "TargetError",
     "TensorEntry",

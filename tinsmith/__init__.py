@@ -27,6 +27,7 @@ logging.getLogger("tinsmith").addHandler(logging.NullHandler())
 if TYPE_CHECKING:
     from tinsmith.compiler.api import CompileReport, compile, compile_to
     from tinsmith.compiler.config import CompileConfig
+    from tinsmith.compiler.dimensions.ranges import Range
     from tinsmith.compiler.errors import (
         ArtifactError,
         BuildError,
@@ -62,6 +63,7 @@ __all__ = [
     "PassError",
     "PruneConfig",
     "QuantizationConfig",
+    "Range",
     "ShapeError",
     "TargetError",
     "TensorEntry",
@@ -82,6 +84,7 @@ _HOMES = {
     "CompileConfig": "tinsmith.compiler.config",
     "PruneConfig": "tinsmith.compiler.pruning.config",
     "QuantizationConfig": "tinsmith.compiler.quantization.config",
+    "Range": "tinsmith.compiler.dimensions.ranges",
     "CompileReport": "tinsmith.compiler.api",
     "Context": "tinsmith.compiler.module.loader",
     "Module": "tinsmith.compiler.module.loader",

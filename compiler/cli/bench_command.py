@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinsmith.compiler.cli import early, output
-from tinsmith.compiler.cli.options import AsJson, ModelOption, ModulePath, Threads
+from tinsmith.compiler.cli.options import AsJson, Dims, ModelOption, ModulePath, Threads, parse_dims
 
 if TYPE_CHECKING:
     from tinsmith.compiler.evaluate.bench import BenchReport
@@ -26,6 +26,7 @@ def bench_module(
     level: Annotated[
         str | None, typer.Option(metavar="NAME", help="The target to run, of a module for several.")
     ] = None,
+    dims: Dims = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a module, ONNX Runtime and OpenVINO, taking turns on the same cores.
@@ -53,6 +54,7 @@ def bench_module(
                 threads,
                 show,
                 precision,
+                sizes=parse_dims(dims or ()),
             )
     if as_json:
         output.print_json(report.to_dict())

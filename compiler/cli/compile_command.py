@@ -14,6 +14,7 @@ from tinsmith.compiler.cli.options import (
     QUANTISING,
     TUNING,
     AsJson,
+    Batch,
     Constant,
     Shape,
 )
@@ -43,7 +44,7 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import parse_batch_option, parse_constant_options, parse_shape_options
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.pruning.config import AUTO
 from tinsmith.compiler.words import config_of
@@ -73,6 +74,7 @@ def compile_model(
         typer.Option(metavar="RATIO", help="Remove this share of the channels: 0.3."),
     ] = None,
     shape: Shape = None,
+    batch: Batch = None,
     constant: Constant = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads to schedule for; 0: one for each core.")
@@ -225,6 +227,8 @@ def compile_model(
 
     **Example:** `tinsmith compile resnet50.onnx --target native --shape input=1,3,224,224 -o out/`
 
+    **Any batch from 1 to 8:** `tinsmith compile resnet50.onnx --shape input=1..8,3,224,224 -o out/`
+
     **Quantised:** `tinsmith compile resnet50.onnx --quantize int8 --calibration photos/ --mean
     0.485,0.456,0.406 --std 0.229,0.224,0.225 -o out8/`
 
@@ -276,6 +280,7 @@ def compile_model(
             "augment": augment,
             "target": target,
             "shapes": parse_shape_options(shape or ()),
+            "batch": None if batch is None else parse_batch_option(batch),
             "constants": parse_constant_options(constant or ()),
             "threads": threads,
             "dump": dump,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.errors import ConfigError, InputError
 from tinsmith.compiler.module.regular_file import open_regular
 
 if TYPE_CHECKING:
@@ -35,12 +35,34 @@ ModelOption = Annotated[
 ]
 Shape = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=N,N,...", help="Shape of an input with dynamic dimensions."),
+    typer.Option(
+        metavar="NAME=N,N,...",
+        help="Shape of an input with dynamic dimensions; 1..8 leaves the batch open.",
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Size of open batch dimensions; 1..8 leaves it open."),
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=N", help="Size of an open dimension; default: the smallest."),
 ]
 Constant = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="Replace an input by a constant.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads to compute with.")]
+
+
+def parse_dims(options: Sequence[str]) -> dict[str, int]:
+    """Sizes by the name of the dimension, of options such as `batch=3`. Raises ConfigError."""
+    sizes: dict[str, int] = {}
+    for option in options:
+        name, separator, size = option.rpartition("=")
+        if not separator or not size.isascii() or not size.isdigit():
+            raise ConfigError(f"--dims {option}: expected NAME=N, as in batch=3")
+        sizes[name] = int(size)
+    return sizes
 
 
 def read_arrays(options: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:

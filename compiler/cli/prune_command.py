@@ -33,7 +33,12 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import (
+    CompileConfig,
+    parse_constant_options,
+    parse_shape_options,
+    refuse_ranges,
+)
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
 from tinsmith.compiler.pruning.config import AUTO
@@ -149,6 +154,7 @@ def prune_model(
     if out.suffix not in (".onnx", CHECKPOINT_SUFFIX):
         raise ConfigError(f"--output {out}: the file ends in .onnx or {CHECKPOINT_SUFFIX}")
     shapes = parse_shape_options(shape or ())
+    refuse_ranges(shapes)
     constants = parse_constant_options(constant or ())
     early.check_model(model)
     early.check_target(target)

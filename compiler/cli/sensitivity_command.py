@@ -23,7 +23,12 @@ from tinsmith.compiler.cli.samples import (
     Std,
     sample_options,
 )
-from tinsmith.compiler.config import CompileConfig, parse_constant_options, parse_shape_options
+from tinsmith.compiler.config import (
+    CompileConfig,
+    parse_constant_options,
+    parse_shape_options,
+    refuse_ranges,
+)
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.pruning.config import AUTO, PruneConfig
 from tinsmith.compiler.quantization.config import parse_numbers
@@ -86,6 +91,7 @@ def measure_model(
         **data,
     )
     shapes = parse_shape_options(shape or ())
+    refuse_ranges(shapes)
     constants = parse_constant_options(constant or ())
     early.check_model(model)
     early.check_samples(data)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinsmith.compiler.errors import BuildError, ConfigError
-from tinsmith.compiler.evaluate.inputs import Domain, random_inputs, signature_of
+from tinsmith.compiler.evaluate.inputs import Domain, chosen_sizes, random_inputs, signature_of
 from tinsmith.compiler.evaluate.peers import PEERS, installed
 from tinsmith.compiler.module.loader import folder_of, load
 from tinsmith.compiler.processes import child_environment, describe_exit, ending_with_this
@@ -103,13 +103,14 @@ def bench(
     progress: Progress | None = None,
     precision: str = "float32",
     further: Mapping[str, tuple[str, Path]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> BenchReport:
     """Time `runs` runs of the module and, given the ONNX `model`, of every peer installed.
 
     All get the same inputs; peers compute a float32 model in `precision`. `further` contestants
-    by label: the package of a peer, and a file of the same model in a form of its own.
-    Raises ArtifactError if the module cannot be
-    loaded, ModelError if `model` is another one.
+    by label: the package of a peer, and a file of the same model in a form of its own. `sizes`
+    are those of open dimensions, by default the smallest. Raises ArtifactError if the module
+    cannot be loaded, ModelError if `model` is another one, InputError for other `sizes`.
     """
     if runs < 1 or threads < 1:
         raise ConfigError("bench needs at least one run and one thread")
@@ -119,7 +120,7 @@ def bench(
     missing: dict[str, str] = {}
     # Unpacked here, and not by the contestant's process, which ends without cleaning up.
     with ScratchFolder() as folder, folder_of(module) as unpacked:
-        inputs, archive, original = _prepare(unpacked, model, folder)
+        inputs, archive, original = _prepare(unpacked, model, folder, sizes)
         contestants = [_Contestant(MODULE_LABEL, "tinsmith", unpacked, archive, threads)]
         try:
             if contestants[0].error is not None:
@@ -162,15 +163,19 @@ def bench(
 
 
 def _prepare(
-    module: Path, model: Path | None, folder: Path
+    module: Path, model: Path | None, folder: Path, sizes: Mapping[str, int] | None
 ) -> tuple[dict[str, np.ndarray], Path, OriginalModel | None]:
     """Inputs for all contestants, the same in a file, and the model of the peers.
 
-    `folder` gets the model with the module's shapes and constants. Loading the module here makes
-    a damaged one fail before any process is started.
+    `sizes` are those of open dimensions, by default the smallest. `folder` gets the model with
+    the module's shapes and constants. Loading the module here makes a damaged one fail before any
+    process is started.
     """
     with load(module, threads=1) as loaded:
-        manifest, golden = loaded.manifest, loaded.golden()
+        manifest, sets = loaded.manifest, loaded.golden_sets()
+    sizes = chosen_sizes(manifest, sizes or {})
+    golden = next((one for one in sets if one.sizes == tuple(sizes.values())), None)
+    manifest = manifest.sized(sizes)
     signature = signature_of(manifest.inputs)
     domains: dict[str, Domain] = {}
     original: OriginalModel | None = None

@@ -105,7 +105,7 @@ def bisect_module(
     damaged or for another machine.
     """
     with load(path) as module:
-        manifest = module.manifest
+        manifest = module.manifest.sized(module.manifest.extreme_sizes[1])
         config = CompileConfig.from_dict({**manifest.config, "dump": None})
         if config.quantization is not None or config.pruning is not None:
             raise ConfigError(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from tinsmith.compiler.module.manifest import TensorEntry
+    from tinsmith.compiler.module.manifest import Manifest, TensorEntry
 
 Signature = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -109,6 +109,24 @@ def random_inputs(signature: Signature, domains: Domains, seed: int) -> dict[str
         else:
             raise ModelError(f"input {name}: no random values of dtype {dtype_name}")
     return result
+
+
+def chosen_sizes(manifest: Manifest, wanted: Mapping[str, int]) -> dict[str, int]:
+    """The size of each open dimension of a module: `wanted`, or else the smallest.
+
+    Raises InputError for a dimension that the module has not, and for a size out of its bounds.
+    """
+    bounds = {dim.name: dim for dim in manifest.dims}
+    for name, size in wanted.items():
+        if name not in bounds:
+            known = ", ".join(bounds) or "none"
+            raise InputError(f"{manifest.name}: no dimension {name!r} is open; open are: {known}")
+        if not bounds[name].low <= size <= bounds[name].high:
+            raise InputError(
+                f"{manifest.name}: {name} is {size}, the module takes {bounds[name].low} to "
+                f"{bounds[name].high}"
+            )
+    return {name: wanted.get(name, dim.low) for name, dim in bounds.items()}
 
 
 def signature_of(tensors: Iterable[TensorEntry]) -> Signature:

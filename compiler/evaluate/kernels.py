@@ -153,11 +153,12 @@ def inspect(
     roofline = cached(threads, vector_bits())
     with load(path, threads=threads) as module:
         show("profile", 0.7)
-        manifest, golden = module.manifest, module.golden()
-        if golden is not None:
-            inputs = golden.inputs
+        manifest, golden = module.manifest, module.golden_sets()
+        if golden:
+            inputs = golden[-1].inputs  # what the kernels count is of the largest size
         else:
-            inputs = tuple(random_inputs(signature_of(manifest.inputs), {}, seed=0).values())
+            largest = manifest.sized(manifest.extreme_sizes[1])
+            inputs = tuple(random_inputs(signature_of(largest.inputs), {}, seed=0).values())
         module.run(inputs)
         steps = module.profile(inputs, runs)
     by_kernel: dict[str, list[float]] = {}

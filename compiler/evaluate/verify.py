@@ -13,6 +13,7 @@ from tinsmith.compiler.errors import VerificationError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.float_model import Distance, judge
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
+from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import Module, load, verify_files
 from tinsmith.passes.progress import Progress
 
@@ -113,40 +114,60 @@ def verify(
     checks: list[Check] = []
     with load(path, threads=threads, level=level) as module:
         show("golden vectors", 0.1)
-        golden = module.golden()
-        if golden is None:
+        golden_sets = module.golden_sets()
+        if not golden_sets:
             notes.append("the module has no golden vectors")
-        else:
+        for golden in golden_sets:
             names = [tensor.name for tensor in module.manifest.outputs]
             expected = dict(zip(names, golden.outputs, strict=True))
             actual = dict(zip(names, module.run(golden.inputs), strict=True))
             found = compare_all(actual, expected, golden.tolerance)
-            checks.append(Check("golden vectors", "stored in the module", found))
+            label = f"golden vectors{_told(_named_sizes(module, golden))}"
+            checks.append(Check(label, "stored in the module", found))
         reduced, report = _reduced(module), _reported(module)
         float_checks: list[FloatCheck] = []
         if model is None:
             notes.append("not compared on fresh inputs: give the model with --model")
         else:
-            fresh = _Fresh(module, model, threads)
-            show("reference", 0.2)
-            for index in range(samples):
-                show("fresh inputs", 0.3 + 0.7 * index / samples)
-                label, inputs = f"random, seed {seed + index}", fresh.random(seed + index)
-                if reduced:
-                    float_checks.append(fresh.distance(label, inputs, None))
-                else:
-                    checks.append(fresh.compare(label, inputs))
-            if reduced and golden is not None:
-                names = [tensor.name for tensor in module.manifest.inputs]
-                promises = module.manifest.measured.float_model
+            manifest = module.manifest
+            tried = [_named_sizes(module, golden) for golden in golden_sets]
+            tried = tried if manifest.dims and tried else [manifest.extreme_sizes[0]]
+            runs = len(tried) * samples
+            for number, sizes in enumerate(tried):
+                show("reference", 0.2)
+                fresh = _Fresh(module, model, threads, sizes)
+                for index in range(samples):
+                    show("fresh inputs", 0.3 + 0.7 * (number * samples + index) / runs)
+                    label = f"random, seed {seed + index}{_told(sizes)}"
+                    inputs = fresh.random(seed + index)
+                    if reduced:
+                        float_checks.append(fresh.distance(label, inputs, None))
+                    else:
+                        checks.append(fresh.compare(label, inputs))
+                notes += fresh.notes
+            if reduced and golden_sets:
+                # What was promised is of the largest size.
+                golden = golden_sets[-1]
+                names = [tensor.name for tensor in manifest.inputs]
+                promises = manifest.measured.float_model
                 inputs = dict(zip(names, golden.inputs, strict=True))
+                fresh = _Fresh(module, model, threads, _named_sizes(module, golden))
                 float_checks.insert(0, fresh.distance("golden vectors", inputs, promises))
                 if promises is None:
                     notes.append("nothing was promised about the float model: compile again")
-            notes += fresh.notes
     if not checks:
         raise VerificationError(f"{path}: nothing to compare with: {'; '.join(notes)}")
     return VerifyReport(tuple(checks), tuple(notes), tuple(float_checks), reduced, report)
+
+
+def _named_sizes(module: Module, golden: GoldenVectors) -> dict[str, int]:
+    """The sizes of the module's open dimensions for which golden vectors are."""
+    names = (dim.name for dim in module.manifest.dims)
+    return dict(zip(names, golden.sizes, strict=True))
+
+
+def _told(sizes: Mapping[str, int]) -> str:
+    return "".join(f", {name} {size}" for name, size in sizes.items())
 
 
 def _reduced(module: Module) -> str:
@@ -174,12 +195,13 @@ class _Fresh:
     Raises ModelError if the model is another one.
     """
 
-    def __init__(self, module: Module, model: Path, threads: int) -> None:
+    def __init__(self, module: Module, model: Path, threads: int, sizes: Mapping[str, int]) -> None:
         # Loading a module needs neither onnx nor a reference; only this check does.
         from tinsmith.compiler.evaluate.original import open_original
         from tinsmith.compiler.evaluate.reference import Reference
 
-        original = open_original(model, module.manifest)
+        self._manifest = module.manifest.sized(sizes)
+        original = open_original(model, self._manifest)
         self._module = module
         self._domains = original.domains
         self._reference = Reference(original.model, original.content, threads)
@@ -191,7 +213,7 @@ class _Fresh:
 
     def random(self, seed: int) -> dict[str, np.ndarray]:
         """Inputs by name."""
-        return random_inputs(signature_of(self._module.manifest.inputs), self._domains, seed)
+        return random_inputs(signature_of(self._manifest.inputs), self._domains, seed)
 
     def compare(self, label: str, inputs: dict[str, np.ndarray]) -> Check:
         """Whether the module computes what the model does."""

@@ -21,6 +21,7 @@ from tvm import relax
 from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.evaluate.inputs import Domain
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
+from tinsmith.compiler.frontends.onnx_batch import Size
 from tinsmith.compiler.frontends.onnx_guard import ToolError, forked
 from tinsmith.compiler.module.manifest import write_atomically
 from tinsmith.compiler.module.regular_file import open_regular
@@ -65,7 +66,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, shapes: Mapping[str, Sequence[int]], constants: Mapping[str, np.ndarray]
+    path: Path, shapes: Mapping[str, Sequence[Size]], constants: Mapping[str, np.ndarray]
 ) -> ImportedModel:
     """The graph in a file that `write_checkpoint` wrote.
 
@@ -208,7 +209,7 @@ def _checked(path: Path, module: object) -> list[tuple[tuple[int, ...], str]]:
 def _check_asked(
     path: Path,
     known: Mapping[str, tuple[int, ...]],
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[Size]],
     constants: Mapping[str, np.ndarray],
 ) -> None:
     for name, shape in shapes.items():

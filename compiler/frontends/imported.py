@@ -9,6 +9,7 @@ import tvm
 from onnx import ModelProto
 from tvm import relax
 
+from tinsmith.compiler.dimensions.open_batch import OpenAxes
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.inputs import Domains
 from tinsmith.compiler.frontends.onnx_files import serialized
@@ -25,7 +26,8 @@ class ImportedModel:
     `tinsmith.compiler.evaluate.domains`). `reference` is the ONNX model with the same
     bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
     were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
-    decided on the way.
+    decided on the way. `open_axes` is the dimension of inputs that has no fixed size: all shapes
+    are those at its bound.
     """
 
     module: tvm.IRModule
@@ -39,6 +41,7 @@ class ImportedModel:
     domains: Domains
     notes: tuple[str, ...]
     reference: ModelProto | None
+    open_axes: OpenAxes | None = None
 
     @property
     def signature(self) -> dict[str, tuple[tuple[int, ...], str]]:

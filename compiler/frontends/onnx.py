@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from tinsmith.compiler.dimensions.ranges import highest
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.domains import input_domains
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
+from tinsmith.compiler.frontends.onnx_batch import Size, at_bound, open_axes
 from tinsmith.compiler.frontends.onnx_files import check_model, read_model
 from tinsmith.compiler.frontends.onnx_functions import inline_functions
 from tinsmith.compiler.frontends.onnx_halves import widen_halves
@@ -31,13 +33,15 @@ _DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
 
 def import_onnx(
     model: str | Path | ModelProto,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[Size]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
+    batch: Size | None = None,
 ) -> ImportedModel:
     """Import an ONNX model from a file or from memory.
 
     `shapes` fixes the shape of inputs by name, `constants` replaces inputs by constants; batch
-    dimensions left open become 1. Raises `ModelError` and its subclasses: `UnsafeModelError`
+    dimensions left open become `batch`, or 1. A range stays open: the graph is that of its
+    largest size. Raises `ModelError` and its subclasses: `UnsafeModelError`
     for a file that lies or reaches out of its folder, `ShapeError` for shapes that are unknown
     or contradict, `UnsupportedOpError` naming every operator that cannot be converted.
     """
@@ -47,7 +51,10 @@ def import_onnx(
     else:
         source, loaded = str(model), read_model(model)
     loaded = modernized(in_order(loaded, source), source)
-    bound, inputs, notes = bind_inputs(loaded, shapes or {}, constants or {}, source)
+    axes = open_axes(loaded, shapes or {}, batch, source)
+    size = None if batch is None else highest(batch)
+    fixed = at_bound(shapes or {})
+    bound, inputs, notes = bind_inputs(loaded, fixed, constants or {}, source, size)
     converters = find_converters()
     widened = widen_halves(bound)
     inlined = inline_functions(widened, converters, source)
@@ -75,6 +82,7 @@ def import_onnx(
         domains=input_domains(folded),
         notes=(*notes, *fold_notes, *dict.fromkeys(importer.notes)),
         reference=reference,
+        open_axes=axes,
     )
 
 

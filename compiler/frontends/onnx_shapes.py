@@ -48,11 +48,13 @@ def bind_inputs(
     shapes: Mapping[str, Sequence[int]],
     constants: Mapping[str, np.ndarray],
     source: str,
+    batch: int | None = None,
 ) -> tuple[ModelProto, list[BoundInput], list[str]]:
     """A copy of `model` whose inputs all have fixed shapes; the inputs; notes on what was chosen.
 
-    `constants` turns inputs into constants. Raises `ShapeError` when a shape does not fit the
-    model or is not known, `ConfigError` for a name that is no input.
+    Batch dimensions that are left open get the size `batch`, or 1. `constants` turns inputs into
+    constants. Raises `ShapeError` when a shape does not fit the model or is not known,
+    `ConfigError` for a name that is no input.
     """
     bound = ModelProto()
     bound.CopyFrom(model)
@@ -71,7 +73,7 @@ def bind_inputs(
     _bind_constants(bound, inputs, constants, source, notes)
     inputs = [value for value in inputs if value.name not in constants]
     symbols = _given_symbols(inputs, shapes, source)
-    result = [_bind_input(value, shapes, symbols, source, notes) for value in inputs]
+    result = [_bind_input(value, shapes, symbols, source, notes, batch) for value in inputs]
     check_inputs({value.name: value.shape for value in result}, frozenset(shapes), source)
     del bound.graph.input[:]
     for value, fixed in zip(inputs, result, strict=True):
@@ -195,7 +197,7 @@ def _given_symbols(
                     f"{source}: input {value.name!r} is fixed to {dim.dim_value} in dimension "
                     f"{axis}, but --shape gives {size}"
                 )
-            symbol = _symbol(dim)
+            symbol = dimension_symbol(dim)
             if not symbol:
                 continue
             if symbols.setdefault(symbol, size) != size:
@@ -213,6 +215,7 @@ def _bind_input(
     symbols: dict[str, int],
     source: str,
     notes: list[str],
+    batch: int | None = None,
 ) -> BoundInput:
     dtype = _input_dtype(value, source)
     if value.name in shapes:
@@ -225,22 +228,22 @@ def _bind_input(
     shape: list[int] = []
     unknown: list[str] = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+        symbol = dimension_symbol(dim)
         if dim.dim_value > 0:
             shape.append(dim.dim_value)
-        elif _symbol(dim) in symbols:
-            shape.append(symbols[_symbol(dim)])
+        elif symbol in symbols:
+            shape.append(symbols[symbol])
         elif dim.HasField("dim_value") and dim.dim_value == 0:
             shape.append(0)  # an empty tensor, which a few operators accept
-        elif _is_batch(axis, _symbol(dim)):
-            shape.append(1)
-            if _symbol(dim):
-                symbols[_symbol(dim)] = 1
-                note = f"batch dimension {_symbol(dim)!r} of input {value.name!r} bound to 1"
-            else:
-                note = f"unnamed first dimension of input {value.name!r} bound to 1"
-            notes.append(note)
+        elif is_batch(axis, symbol):
+            shape.append(batch or 1)
+            if symbol:
+                symbols[symbol] = batch or 1
+            which = f"batch dimension {symbol!r}" if symbol else "unnamed first dimension"
+            if batch is None:
+                notes.append(f"{which} of input {value.name!r} bound to 1")
         else:
-            unknown.append(repr(_symbol(dim)) if _symbol(dim) else f"number {axis}")
+            unknown.append(repr(symbol) if symbol else f"number {axis}")
     if unknown:
         example = ",".join(
             str(dim.dim_value if dim.dim_value > 0 else "?")
@@ -253,12 +256,12 @@ def _bind_input(
     return BoundInput(value.name, tuple(shape), dtype)
 
 
-def _symbol(dim: TensorShapeProto.Dimension) -> str:
+def dimension_symbol(dim: TensorShapeProto.Dimension) -> str:
     """The name of `dim`; exporters that know none write a question mark or -1."""
     return "" if dim.dim_param in ("?", "-1") else dim.dim_param
 
 
-def _is_batch(axis: int, name: str) -> bool:
+def is_batch(axis: int, name: str) -> bool:
     if _BATCH_NAME.search(name):
         return True
     return axis == 0 and not _LENGTH_NAME.search(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from tinsmith.compiler.module.golden import GoldenVectors, decode_golden
-from tinsmith.compiler.module.manifest import Manifest, TensorEntry
+from tinsmith.compiler.module.golden import Described, GoldenVectors, decode_golden, decode_sets
+from tinsmith.compiler.module.manifest import Manifest, TensorEntry, shape_at
 from tinsmith.compiler.module.module_file import read_checked
 from tinsmith.compiler.module.signature import Inputs, Outputs, Signature
 
@@ -86,7 +86,7 @@ class Module(ABC):
         self.path = path
         self.manifest = manifest
         self._origin = path
-        self._signature = Signature(manifest.name, manifest.inputs, manifest.outputs)
+        self._signature = Signature(manifest.name, manifest.inputs, manifest.outputs, manifest.dims)
 
     @property
     def inputs(self) -> tuple[TensorEntry, ...]:
@@ -169,17 +169,39 @@ class Module(ABC):
     def golden(self) -> GoldenVectors | None:
         """The golden vectors that were stored with the module, if any.
 
+        Of several sets, for several sizes of an open dimension, the first, which is the smallest.
+        Raises `ArtifactError` when they are damaged.
+        """
+        return next(iter(self.golden_sets()), None)
+
+    def golden_sets(self) -> tuple[GoldenVectors, ...]:
+        """All golden vectors that were stored with the module, from the smallest sizes on.
+
         Raises `ArtifactError` when they are damaged.
         """
         if GOLDEN_NAME not in self.manifest.files:
-            return None
-        signature = self._signature
+            return ()
         path = self.path / GOLDEN_NAME
-        return decode_golden(
-            read_checked(path, self.manifest),
-            str(path),
-            _described(signature.inputs, signature.input_dtypes),
-            _described(signature.outputs, signature.output_dtypes),
+        data = read_checked(path, self.manifest)
+        if not self.manifest.dims:
+            return (decode_golden(data, str(path), *self._described({})),)
+
+        def at(sizes: tuple[int, ...]) -> tuple[Described, Described]:
+            named = {}
+            for size, dim in zip(sizes, self.manifest.dims, strict=True):
+                if not dim.low <= size <= dim.high:
+                    raise ValueError("sizes")
+                named[dim.name] = size
+            return self._described(named)
+
+        return decode_sets(data, str(path), at)
+
+    def _described(self, sizes: Mapping[str, int]) -> tuple[Described, Described]:
+        """Dtype and shape of each input and output; extents that are not fixed are None."""
+        signature = self._signature
+        return (
+            _described(signature.inputs, signature.input_dtypes, sizes),
+            _described(signature.outputs, signature.output_dtypes, sizes),
         )
 
     def __enter__(self) -> Self:
@@ -224,10 +246,10 @@ def _told(tensor: TensorEntry) -> str:
 
 
 def _described(
-    tensors: Sequence[TensorEntry], dtypes: Sequence[np.dtype]
-) -> list[tuple[np.dtype, tuple[int | None, ...]]]:
-    """Dtype and shape of each tensor; extents that are not fixed are None."""
+    tensors: Sequence[TensorEntry], dtypes: Sequence[np.dtype], sizes: Mapping[str, int]
+) -> Described:
+    shapes = (shape_at(tensor.shape, sizes) for tensor in tensors)
     return [
-        (dtype, tuple(extent if isinstance(extent, int) else None for extent in tensor.shape))
-        for tensor, dtype in zip(tensors, dtypes, strict=True)
+        (dtype, tuple(extent if isinstance(extent, int) else None for extent in shape))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -20,7 +21,7 @@ from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.module.regular_file import open_regular
 from tinsmith.compiler.scratch import replacing
 
-FORMAT, OLDEST_FORMAT = 2, 1
+FORMAT, OLDEST_FORMAT = 3, 1
 FILE_NAME = "manifest.json"
 # Weights from this size on are mapped from their file; smaller ones are read into memory, where
 # whoever rewrites the file changes nothing. Libraries likewise are loaded from a copy.
@@ -66,6 +67,14 @@ class TensorEntry(_Entry, frozen=True):
     shape: Annotated[tuple[_Size | str, ...], msgspec.Meta(max_length=64)]
 
 
+class DimensionEntry(_Entry, frozen=True):
+    """A dimension whose size is told with each run: from `low` to `high`."""
+
+    name: str
+    low: _Size
+    high: _Size
+
+
 class MachineEntry(_Entry, frozen=True):
     """The machine that a module is for; `cpu_features` are those that it must have."""
 
@@ -103,12 +112,16 @@ class PassEntry(_Entry, frozen=True):
 
 
 class LatencyEntry(_Entry, frozen=True):
-    """The median of some runs on the machine that compiled the module."""
+    """The median of some runs on the machine that compiled the module.
+
+    `sizes` are those of the dimensions whose size is open.
+    """
 
     median_ms: _Share
     runs: _Size = 0
     threads: _Size = 0
     cpu: str = ""
+    sizes: dict[str, _Size] = {}
 
 
 class RecordEntry(_Entry, frozen=True):
@@ -150,7 +163,8 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     """The parsed manifest.
 
     `form` is "self-contained" or "vm" (then `vm_reason` says why). `kernels` has one entry
-    per distinct kernel, `steps` the kernels' names in order of execution.
+    per distinct kernel, `steps` the kernels' names in order of execution. `dims` are the
+    dimensions that shapes have by name, where their bounds are known.
     """
 
     format: int = FORMAT
@@ -163,6 +177,7 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     files: dict[_FileName, FileDigest]
+    dims: tuple[DimensionEntry, ...] = ()
     weights_bytes: _Size = 0
     weights_embedded: bool = True
     arena_bytes: _Size = 0
@@ -186,10 +201,37 @@ class Manifest(_Entry, frozen=True, kw_only=True):
         names = ("model.so", "weights.bin")
         return sum(self.files[name].bytes for name in names if name in self.files)
 
+    @property
+    def extreme_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The smallest and the largest size of each dimension; nothing if all are fixed."""
+        return {d.name: d.low for d in self.dims}, {d.name: d.high for d in self.dims}
+
+    def sized(self, sizes: Mapping[str, int]) -> Manifest:
+        """The manifest of the module with these sizes of its dimensions."""
+
+        def fixed(tensors: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
+            return tuple(TensorEntry(t.name, t.dtype, shape_at(t.shape, sizes)) for t in tensors)
+
+        return msgspec.structs.replace(
+            self, inputs=fixed(self.inputs), outputs=fixed(self.outputs), dims=()
+        )
+
     def to_json(self) -> str:
         """The manifest's text: stable order, one trailing newline; null for what is infinite."""
         text = msgspec.json.encode(self, enc_hook=_plain_string)
         return msgspec.json.format(text, indent=1).decode() + "\n"
+
+
+def shape_at(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """A shape with the sizes of dimensions in the place of their names: `batch`, `4*batch`."""
+
+    def extent(named: int | str) -> int | str:
+        if isinstance(named, int):
+            return named
+        factor, _, name = named.rpartition("*")
+        return int(factor or 1) * sizes[name] if name in sizes else named
+
+    return tuple(map(extent, shape))
 
 
 def digest_bytes(data: Any) -> FileDigest:
@@ -239,7 +281,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if version == 1:
             data = _from_format_1(data)
-        return _checked(data)
+        return _checked({**data, "format": FORMAT})  # which only added since
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); compile the model again") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinsmith.compiler.errors import ArtifactError, InputError, TinsmithError
 from tinsmith.compiler.module.base import Context, Module, StepTime
-from tinsmith.compiler.module.cinterface import MAX_THREADS, ModuleStruct
+from tinsmith.compiler.module.cinterface import MAX_THREADS
 from tinsmith.compiler.module.manifest import Manifest
 from tinsmith.compiler.module.shared_library import SharedLibrary
 from tinsmith.compiler.module.signature import Inputs, Outputs, refuse_overlap
@@ -40,6 +40,10 @@ class SelfContainedContext(Context):
             raise TinsmithError(f"{module.manifest.name}: {module._error()}")
         self._inputs = (ctypes.c_void_p * len(self._signature.inputs))()
         self._outputs = (ctypes.c_void_p * len(self._signature.outputs))()
+        # What `run` takes before the tensors: of interface 1 nothing, then the sizes, or NULL.
+        dims = self._signature.dims
+        self._dims = (ctypes.c_int64 * len(dims))() if dims else None
+        self._sizes: tuple[Any, ...] = () if module._library.abi < 2 else (self._dims,)
         self._threads = 0  # those of the library
         self._lock = lock_that_forks_open()
 
@@ -47,12 +51,13 @@ class SelfContainedContext(Context):
         self, inputs: Inputs, outputs: Outputs | None = None, *, strict: bool = False
     ) -> list[Any]:
         arrays = self._signature.checked(inputs, strict)
-        results = self._signature.results(outputs)
+        sizes = self._signature.sizes(arrays)
+        results = self._signature.results(outputs, sizes)
         if outputs is not None:
             refuse_overlap(arrays, results)
         with self._lock:
-            self._bind(arrays, results)
-            if self._module._run(self._handle, self._inputs, self._outputs):
+            self._bind(arrays, results, sizes)
+            if self._module._run(self._handle, *self._sizes, self._inputs, self._outputs):
                 raise TinsmithError(f"{self._module.manifest.name}: {self._module._error()}")
         return results if outputs is None else self._signature.delivered(results, outputs)
 
@@ -61,25 +66,34 @@ class SelfContainedContext(Context):
     ) -> list[StepTime]:
         """As `Module.profile`, on this context; `outputs` are arrays to fill, which may overlap."""
         arrays = self._signature.checked(inputs)
-        results = self._signature.results(outputs)
+        sizes = self._signature.sizes(arrays)
+        results = self._signature.results(outputs, sizes)
         with self._lock:
-            library = self._bind(arrays, results)
+            library = self._bind(arrays, results, sizes)
             count = library.step_count
             seconds = (ctypes.c_double * max(count, 1))()
             samples = np.empty((max(repeats, 1), count))
             for row in samples:
-                if library.profile(self._handle, self._inputs, self._outputs, seconds):
+                tensors = self._inputs, self._outputs
+                if library.profile(self._handle, *self._sizes, *tensors, seconds):
                     raise TinsmithError(f"{self._module.manifest.name}: {self._module._error()}")
                 row[:] = seconds[:count]
             names = [library.step_names[i].decode() for i in range(count)]
         pairs = zip(names, np.median(samples, axis=0), strict=True)
         return [StepTime(i, name, float(time)) for i, (name, time) in enumerate(pairs)]
 
-    def _bind(self, arrays: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> ModuleStruct:
+    def _bind(
+        self,
+        arrays: Sequence[np.ndarray],
+        results: Sequence[np.ndarray],
+        sizes: Mapping[str, int],
+    ) -> Any:
         if not self._handle or self._module._closed:
             raise InputError(f"{self._module.manifest.name}: the module has been closed")
         if self._threads != self._module._threads:
             self._take_threads(self._module._threads)
+        if self._dims is not None:
+            self._dims[:] = list(sizes.values())
         for i, array in enumerate(arrays):
             self._inputs[i] = address_of(array)
         for i, array in enumerate(results):
@@ -88,8 +102,8 @@ class SelfContainedContext(Context):
 
     def _take_threads(self, count: int) -> None:
         library = self._module._library
-        # The threads of a library of revision 0 are the same for all its contexts.
-        if library.revision < 1:
+        # The threads of a library of interface 1 and revision 0 are the same for all its contexts.
+        if library.abi < 2 and library.revision < 1:
             status = library.set_threads(count)
         else:
             status = library.set_context_threads(self._handle, count)
@@ -192,8 +206,10 @@ class SelfContainedModule(Module):
 
     def _check_signature(self) -> None:
         library = self._library
+        dims = library.dims[: library.dim_count] if library.abi >= 2 else []
+        names = [dim.name.decode() for dim in dims]
         described = [
-            [(t.name.decode(), t.dtype.decode(), tuple(t.shape[: t.ndim])) for t in tensors]
+            [(t.name.decode(), t.dtype.decode(), _shape(t, names)) for t in tensors]
             for tensors in (
                 library.inputs[: library.input_count],
                 library.outputs[: library.output_count],
@@ -203,7 +219,21 @@ class SelfContainedModule(Module):
             [(t.name, t.dtype, t.shape) for t in tensors]
             for tensors in (self.manifest.inputs, self.manifest.outputs)
         ]
+        bounds = [(name, dim.low, dim.high) for name, dim in zip(names, dims, strict=True)]
+        if bounds != [(dim.name, dim.low, dim.high) for dim in self.manifest.dims]:
+            described = []
         if described != declared:
             raise ArtifactError(
                 f"{self.path}: the manifest does not describe the library; compile the model again"
             )
+
+
+def _shape(tensor: Any, names: Sequence[str]) -> tuple[int | str, ...]:
+    """The shape as a manifest tells it, with the names of open dimensions."""
+    extents: list[int | str] = list(tensor.shape[: tensor.ndim])
+    for i in range(tensor.ndim if getattr(tensor, "axes", None) else 0):
+        axis = tensor.axes[i]
+        if axis.dim >= 0:
+            name = names[axis.dim]
+            extents[i] = name if axis.factor == 1 else f"{axis.factor}*{name}"
+    return tuple(extents)

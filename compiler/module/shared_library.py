@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tinsmith.compiler.errors import ArtifactError
-from tinsmith.compiler.module.cinterface import ABI, ModuleStruct
+from tinsmith.compiler.module.cinterface import ABI, FixedModuleStruct, ModuleStruct
 from tinsmith.compiler.module.levels import place_of
 from tinsmith.compiler.module.manifest import FileDigest, Manifest
 from tinsmith.compiler.module.module_file import open_checked
@@ -21,6 +23,8 @@ from tinsmith.compiler.processes import lock_that_forks_open
 
 LIBRARY_NAME = "model.so"
 WEIGHTS_NAME = "weights.bin"
+
+_INTERFACES: Mapping[int, type[ctypes.Structure]] = {1: FixedModuleStruct, ABI: ModuleStruct}
 
 _Key = tuple[FileDigest, FileDigest | None]
 # Collecting garbage may release a library while another is acquired.
@@ -39,13 +43,15 @@ class SharedLibrary:
         try:
             # A fixed name, not one from the manifest: the lookup also sees libc's functions.
             entry = self._handle.tinsmith_get_module
-            entry.restype = ctypes.POINTER(ModuleStruct)
-            self.interface: ModuleStruct = entry().contents
-            if self.interface.abi != ABI:
+            entry.restype = ctypes.c_void_p
+            address = entry()
+            abi = ctypes.c_uint32.from_address(address).value
+            if abi not in _INTERFACES:
                 raise ArtifactError(
-                    f"{folder}: runtime interface {self.interface.abi}, this Tinsmith needs {ABI}; "
+                    f"{folder}: runtime interface {abi}, this Tinsmith needs {ABI}; "
                     "compile the model again"
                 )
+            self.interface: Any = _INTERFACES[abi].from_address(address)
             path = None if weights is None else f"/proc/self/fd/{weights}".encode()
             if self.interface.open(path):
                 message = self.interface.last_error().decode(errors="replace")

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinsmith.compiler.errors import InputError
 from tinsmith.compiler.module.arrays import as_input, as_output
-from tinsmith.compiler.module.manifest import TensorEntry
+from tinsmith.compiler.module.manifest import DimensionEntry, TensorEntry, shape_at
 
 # Arrays, or what `tinsmith.compiler.module.arrays` makes into some, by name or in order.
 Inputs = Mapping[str, Any] | Sequence[Any]
@@ -23,14 +23,22 @@ def numpy_dtype(dtype: str) -> np.dtype:
 
 
 class Signature:
-    """Names, dtypes and shapes of a module's inputs and outputs. Raises `InputError`."""
+    """Names, dtypes and shapes of a module's inputs and outputs. Raises `InputError`.
+
+    `dims` are the dimensions of shapes whose bounds are known.
+    """
 
     def __init__(
-        self, name: str, inputs: Sequence[TensorEntry], outputs: Sequence[TensorEntry]
+        self,
+        name: str,
+        inputs: Sequence[TensorEntry],
+        outputs: Sequence[TensorEntry],
+        dims: Sequence[DimensionEntry] = (),
     ) -> None:
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self.dims = tuple(dims)
         self.input_dtypes = [numpy_dtype(t.dtype) for t in inputs]
         self.output_dtypes = [numpy_dtype(t.dtype) for t in outputs]
         self._input_names = frozenset(t.name for t in inputs)
@@ -72,18 +80,42 @@ class Signature:
             _check_shape("input", tensor, array, symbols)
         return arrays
 
-    def results(self, outputs: Outputs | None) -> list[np.ndarray]:
-        """The arrays to fill: those given, once checked, or new ones (static shapes only).
+    def sizes(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
+        """The size of each dimension in `dims`, from inputs that `checked` has returned."""
+        found: dict[str, int] = {}
+        for dim in self.dims:
+            for tensor, array in zip(self.inputs, arrays, strict=True):
+                if dim.name in tensor.shape:
+                    size = found[dim.name] = array.shape[tensor.shape.index(dim.name)]
+                    if not dim.low <= size <= dim.high:
+                        raise InputError(
+                            f"input {tensor.name!r}: {dim.name} is {size}, the module takes "
+                            f"{dim.low} to {dim.high}"
+                        )
+                    break
+        return found
 
-        In the place of one that is not contiguous stands a new one, see `delivered`.
+    def results(
+        self, outputs: Outputs | None, sizes: Mapping[str, int] | None = None
+    ) -> list[np.ndarray]:
+        """The arrays to fill: those given, once checked, or new ones.
+
+        `sizes` are those of the dimensions in `dims`; other shapes are fixed. In the place of an
+        array that is not contiguous stands a new one, see `delivered`.
         """
+        expected = self.outputs
+        if sizes:
+            expected = tuple(
+                TensorEntry(tensor.name, tensor.dtype, shape_at(tensor.shape, sizes))
+                for tensor in expected
+            )
         if outputs is None:
             return [
                 np.empty(tensor.shape, dtype)  # type: ignore[arg-type]
-                for tensor, dtype in zip(self.outputs, self.output_dtypes, strict=True)
+                for tensor, dtype in zip(expected, self.output_dtypes, strict=True)
             ]
         arrays = self.destinations(outputs)
-        for tensor, array in zip(self.outputs, arrays, strict=True):
+        for tensor, array in zip(expected, arrays, strict=True):
             _check_shape("output", tensor, array, {})
         return [
             array if array.flags.c_contiguous else np.empty(array.shape, array.dtype)

@@ -96,6 +96,8 @@ def tune(
         chosen["log"] = Path(chosen["log"])
     options = replace(options or TuneOptions(), **chosen)
     config = config_of(words | ({} if target is None else {"target": target}), config)
+    # The kernels of a range are those of its largest size.
+    config = config.at_bound()
     spec = target_of(config)
     threads = config.threads or spec.cores
     store = Store(options.log or user_folder())

@@ -141,7 +141,7 @@ int main(int argc, char **argv) {{
   void **outputs = allocate(module->outputs, module->output_count);
   for (int i = 0; i < module->input_count && i + 1 < argc; i++)
     read_file(argv[i + 1], &module->inputs[i], inputs[i]);
-  if (module->run(context, (const void *const *)inputs, outputs))
+  if (module->run(context, NULL, (const void *const *)inputs, outputs))
     fail("run", module->last_error());
   for (int i = 0; i < module->output_count; i++) print(&module->outputs[i], outputs[i]);
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tvm.ir import IRModule
 
+from tinsmith.compiler.dimensions.open_batch import OpenBatch
 from tinsmith.targets.spec import TargetSpec
 from tinsmith.targets.template import KernelReport
 
@@ -22,7 +23,8 @@ class LoweredModel:
     `output_names`; the weights are constants. `kernels` is keyed to the
     PrimFuncs by `KernelReport.name`; `nodes` names, for each of them, the nodes
     of the model that it computes; `passes` are those that it went through, with the
-    seconds of each. `notes` and `config` are copied into the module's manifest and
+    seconds of each. `batch` tells how fewer images than the bound are computed,
+    where the batch is open. `notes` and `config` are copied into the module's manifest and
     must be plain JSON data.
     """
 
@@ -36,3 +38,4 @@ class LoweredModel:
     passes: tuple[tuple[str, float], ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    batch: OpenBatch | None = None

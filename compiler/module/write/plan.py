@@ -9,7 +9,7 @@ kernel scratch share one arena, planned by lifetime.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tvm_ffi
@@ -19,6 +19,8 @@ from tvm.ir import GlobalVar, IRModule, Op
 from tvm.ir.transform import Sequential
 from tvm.tirx import IntImm
 
+from tinsmith.compiler.dimensions.images import Images
+from tinsmith.compiler.dimensions.open_batch import OpenBatch
 from tinsmith.compiler.module.write.arena import Lifetime, place_buffers
 from tinsmith.compiler.module.write.stages import ALIGNMENT, KernelCode, align_up
 
@@ -40,11 +42,27 @@ class NeedsVirtualMachineError(Exception):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype and shape of an input or output."""
+    """Name, dtype and shape of an input or output.
+
+    `images` tells where the batch lies; then the shape is that of the largest.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    images: Images | None = None
+
+    @property
+    def open_axis(self) -> tuple[int, int] | None:
+        """The axis of the batch, and its extent for each image; None for a fixed shape."""
+        if self.images is None:
+            return None
+        before = 1
+        for axis, extent in enumerate(self.shape):
+            if before == self.images.outer and extent % self.images.count == 0:
+                return axis, extent // self.images.count
+            before *= extent
+        return None
 
     @property
     def nbytes(self) -> int:
@@ -80,6 +98,8 @@ class Graph:
     intermediates: list[int] = field(default_factory=list)
     # Outputs that are not computed in place: (index of the output, where its data is).
     copies: list[tuple[int, Value]] = field(default_factory=list)
+    # Inputs that are copied into the arena first: (index of the input, where to).
+    entries: list[tuple[int, Value]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,7 @@ class Plan:
     outputs: tuple[TensorSpec, ...]
     steps: tuple[Step, ...]
     copies: tuple[tuple[int, Place, int], ...]  # output, source, bytes
+    entries: tuple[tuple[int, Place, int], ...]  # input, destination, bytes
     weight_offsets: tuple[int, ...]
     weights_bytes: int
     arena_bytes: int
@@ -253,6 +274,45 @@ def read_graph(
     return _GraphReader(module).read(input_names, output_names)
 
 
+def keep_whole_batches(graph: Graph, batch: OpenBatch) -> None:
+    """Give memory of the largest batch to tensors of the caller that kernels need as such.
+
+    A kernel may touch images behind those asked for, and time before batch has gaps in memory
+    for a smaller batch: such inputs are copied into the arena, and such outputs from there.
+    """
+    moved: dict[tuple[str, int], Value] = {}
+
+    def move(value: Value) -> None:
+        if (value.kind, value.index) in moved or value.kind not in ("input", "output"):
+            return
+        graph.intermediates.append(value.nbytes)
+        memory = Value("arena", len(graph.intermediates) - 1, value.nbytes)
+        moved[value.kind, value.index] = memory
+        if value.kind == "input":
+            graph.entries.append((value.index, memory))
+        else:
+            graph.copies.append((value.index, memory))
+
+    for kind, tensors, images in (
+        ("input", graph.inputs, batch.inputs),
+        ("output", graph.outputs, batch.outputs),
+    ):
+        copied = {i for i, _ in graph.copies} if kind == "output" else set()
+        for i, (tensor, lying) in enumerate(zip(tensors, images, strict=True)):
+            tensors[i] = replace(tensor, images=lying)
+            if lying is not None and lying.outer > 1 and i not in copied:
+                move(Value(kind, i, tensor.nbytes))
+    for call in graph.calls:
+        for position in batch.overrun.get(call.kernel, ()):
+            move(call.arguments[position])
+
+    def place(value: Value) -> Value:
+        return moved.get((value.kind, value.index), value)
+
+    graph.calls = [Call(call.kernel, tuple(map(place, call.arguments))) for call in graph.calls]
+    graph.copies = [(i, place(value)) for i, value in graph.copies]
+
+
 def aligned_arguments(graph: Graph) -> dict[str, list[bool]]:
     """Per kernel and argument: is it weights or arena (64-byte aligned) in every call?"""
     aligned: dict[str, list[bool]] = {}
@@ -271,6 +331,8 @@ def place_tensors(graph: Graph, kernels: Mapping[str, KernelCode]) -> Plan:
         _, first, _ = spans.get(key, (size, step, step))
         spans[key] = (size, first, step)
 
+    for _, value in graph.entries:
+        use(value.index, graph.intermediates[value.index], 0)
     for step, call in enumerate(graph.calls):
         for value in call.arguments:
             if value.kind == "arena":
@@ -309,6 +371,7 @@ def place_tensors(graph: Graph, kernels: Mapping[str, KernelCode]) -> Plan:
         copies=tuple(
             (i, place(value), graph.outputs[i].nbytes) for i, value in graph.copies
         ),
+        entries=tuple((i, place(value), graph.inputs[i].nbytes) for i, value in graph.entries),
         weight_offsets=tuple(weight_offsets),
         weights_bytes=weights_bytes,
         arena_bytes=arena_bytes,

@@ -38,6 +38,8 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType, StringImm, TensorLoad
 from tvm.tirx import IntImm
 
+from tinsmith.compiler.dimensions.tasks import ENDS_ATTRIBUTE
+
 ALIGNMENT = 64
 # Above this a buffer would crowd a small thread stack; below it is free and can become registers.
 STACK_BYTES = 8 * 1024
@@ -57,7 +59,9 @@ class Stage:
     turn. `pointers` says where each pointer comes from: below the number of
     the kernel's arguments it is that argument, above it counts on through the
     kernel's scratch buffers; `task_scratch` are the byte offsets in the
-    calling thread's scratch of the pointers that follow.
+    calling thread's scratch of the pointers that follow. `ends` has the number of
+    iterations for a batch of 1, 2, ... where that decides; an `alone` stage is not
+    shared out.
     """
 
     symbol: str
@@ -66,6 +70,8 @@ class Stage:
     task_scratch: tuple[int, ...]
     rounds: int = 1
     span: int = 1
+    ends: tuple[int, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,11 @@ class _Group:
     def parallel(self) -> bool:
         """Whether it is one parallel loop."""
         return _is_parallel(self.statements[0])
+
+    @property
+    def separate(self) -> bool:
+        """Whether it is one loop that is a stage of its own."""
+        return self.parallel or bool(_ends(self.statements[0]))
 
     @property
     def values(self) -> set[tirx.Var]:
@@ -136,6 +147,17 @@ def _is_parallel(statement: tirx.Stmt) -> bool:
         and isinstance(statement.extent, IntImm)
         and isinstance(statement.min, IntImm)
     )
+
+
+def _ends(statement: tirx.Stmt) -> tuple[int, ...]:
+    """Where a loop that computes one entry of a batch after the other ends, for each batch."""
+    if not isinstance(statement, tirx.For) or ENDS_ATTRIBUTE not in statement.annotations:
+        return ()
+    ends = tuple(map(int, str(statement.annotations[ENDS_ATTRIBUTE].value).split(",")))
+    known = isinstance(statement.extent, IntImm) and isinstance(statement.min, IntImm)
+    # Of a loop that lowering has taken apart all iterations run.
+    whole = known and int(statement.extent.value) == ends[-1] and int(statement.min.value) == 0
+    return ends if whole else ()
 
 
 def _is_in_rounds(statement: tirx.Stmt) -> bool:
@@ -252,11 +274,12 @@ class _KernelSplitter:
         groups: list[_Group] = []
 
         def add(statement: tirx.Stmt) -> None:
-            parallel = _is_parallel(statement)
-            if groups and groups[-1].loop is loop and not groups[-1].parallel and not parallel:
-                groups[-1].statements.append(statement)
+            group = _Group([statement], loop)
+            last = groups[-1] if groups and groups[-1].loop is loop else None
+            if last is None or last.separate or group.separate:
+                groups.append(group)
             else:
-                groups.append(_Group([statement], loop))
+                last.statements.append(statement)
 
         for statement in statements:
             if isinstance(statement, tirx.AllocBuffer):
@@ -291,7 +314,8 @@ class _KernelSplitter:
         begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
         extent = 1
         last = statements[-1]
-        if _is_parallel(last):
+        ends, alone = _ends(last), not _is_parallel(last)
+        if ends or not alone:
             extent = int(last.extent.value)
             data_type = str(last.loop_var.ty.dtype)
             first = tirx.Cast(data_type, begin) if data_type != "int32" else begin
@@ -344,7 +368,14 @@ class _KernelSplitter:
         if "target" in self.function.attrs:
             attributes["target"] = self.function.attrs["target"]
         self.functions[symbol] = function.with_attr(attributes)
-        return Stage(symbol, extent, tuple(pointers), tuple(task_scratch))
+        return Stage(
+            symbol,
+            extent,
+            tuple(pointers),
+            tuple(task_scratch),
+            ends=ends,
+            alone=bool(ends) and alone,
+        )
 
     def _serialise_inner_loops(self, body: tirx.Stmt) -> tirx.Stmt:
         def serial(loop: tirx.For) -> tirx.For:

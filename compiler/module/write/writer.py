@@ -31,14 +31,16 @@ import msgspec
 import numpy as np
 import tvm
 
-from tinsmith.compiler.errors import BuildError, ConfigError
+from tinsmith.compiler.dimensions.open_batch import OpenBatch
+from tinsmith.compiler.errors import BuildError, ConfigError, ModelError
 from tinsmith.compiler.module.golden import FILE_NAME as GOLDEN_NAME
-from tinsmith.compiler.module.golden import GoldenVectors
+from tinsmith.compiler.module.golden import GoldenVectors, encode_sets
 from tinsmith.compiler.module.manifest import (
     FILE_NAME as MANIFEST_NAME,
 )
 from tinsmith.compiler.module.manifest import (
     MAP_FROM_BYTES,
+    DimensionEntry,
     KernelEntry,
     MachineEntry,
     Manifest,
@@ -56,6 +58,7 @@ from tinsmith.compiler.module.write.driver import (
     generate_driver,
     generate_header,
     symbol_prefix,
+    symbolic,
 )
 from tinsmith.compiler.module.write.folder import replace_folder, scratch_folder
 from tinsmith.compiler.module.write.linker import (
@@ -69,7 +72,9 @@ from tinsmith.compiler.module.write.plan import (
     Graph,
     NeedsVirtualMachineError,
     Plan,
+    TensorSpec,
     aligned_arguments,
+    keep_whole_batches,
     lower_calls,
     place_tensors,
     read_graph,
@@ -107,7 +112,7 @@ def write_module(
     lowered: LoweredModel,
     out_dir: str | Path,
     *,
-    golden: GoldenVectors | None = None,
+    golden: GoldenVectors | Sequence[GoldenVectors] | None = None,
     forms: Sequence[str] = FORMS,
     embed_weights: bool | None = None,
     jobs: int = 2,
@@ -115,6 +120,7 @@ def write_module(
 ) -> WrittenModule:
     """Generate code for `lowered` and write the module to the folder `out_dir`.
 
+    `golden` are sets of golden vectors: one, or one for each of several sizes of an open batch.
     `forms` chooses among "shared" (always written), "static" and "runner".
     `embed_weights` puts the weights into the libraries (True), into a file
     (False), or decides by size (None). `jobs` is the number of compiler threads;
@@ -145,7 +151,7 @@ def new_module(
     lowered: LoweredModel,
     out_dir: str | Path,
     *,
-    golden: GoldenVectors | None = None,
+    golden: GoldenVectors | Sequence[GoldenVectors] | None = None,
     forms: Sequence[str] = FORMS,
     embed_weights: bool | None = None,
     jobs: int = 2,
@@ -160,12 +166,11 @@ def new_module(
     if unknown:
         raise ConfigError(f"unknown module form {unknown[0]!r}; choose from {', '.join(FORMS)}")
     destination = Path(out_dir)
+    sets = (golden,) if isinstance(golden, GoldenVectors) else tuple(golden or ())
     watch = _Stopwatch()
     with scratch_folder(destination) as folder:
         try:
-            manifest = _write_into(
-                folder, lowered, golden, forms, embed_weights, jobs, builds, watch
-            )
+            manifest = _write_into(folder, lowered, sets, forms, embed_weights, jobs, builds, watch)
             yield WrittenModule(folder, manifest, watch.seconds)
             watch.measure("rename", lambda: replace_folder(folder, destination))
         except OSError as error:
@@ -173,13 +178,13 @@ def new_module(
             raise BuildError(f"{destination}: the module could not be written: {reason}") from error
 
 
-def replace_golden(folder: Path, golden: GoldenVectors) -> Manifest:
+def replace_golden(folder: Path, golden: Sequence[GoldenVectors]) -> Manifest:
     """Give the module in `folder` other golden vectors; its manifest, with their digest."""
     path = folder / GOLDEN_NAME
-    write_atomically(path, golden.encode())
     manifest = read_manifest(folder)
+    write_atomically(path, encode_sets(golden) if manifest.dims else golden[0].encode())
     files = {**manifest.files, GOLDEN_NAME: digest_file(path)}
-    updated = msgspec.structs.replace(manifest, files=files, tolerance=golden.tolerance)
+    updated = msgspec.structs.replace(manifest, files=files, tolerance=golden[0].tolerance)
     write_atomically(folder / MANIFEST_NAME, updated.to_json().encode())
     return updated
 
@@ -187,7 +192,7 @@ def replace_golden(folder: Path, golden: GoldenVectors) -> Manifest:
 def _write_into(
     folder: Path,
     lowered: LoweredModel,
-    golden: GoldenVectors | None,
+    golden: Sequence[GoldenVectors],
     forms: Sequence[str],
     embed_weights: bool | None,
     jobs: int,
@@ -198,6 +203,11 @@ def _write_into(
         graph, plan, built = watch.measure("code generation", lambda: _plan(lowered, jobs, builds))
     except (NeedsVirtualMachineError, UnsupportedKernelError) as error:
         reason = str(error)
+        if lowered.batch is not None:
+            raise ModelError(
+                f"{lowered.source_name}: {reason}, and a module whose batch is a range has to be "
+                "self-contained; give the batch one size"
+            ) from error
         graph = None
     if graph is None:
         from tinsmith.compiler.module.write.vm import kernel_calls, write_vm_module
@@ -208,9 +218,12 @@ def _write_into(
     else:
         fields = _self_contained(folder, lowered, graph, plan, built, forms, embed_weights, watch)
     if golden:
-        # Only the C runtime reads files without shapes, and it has fixed ones.
-        (folder / GOLDEN_NAME).write_bytes(golden.encode(with_shapes=graph is None))
-        fields["tolerance"] = golden.tolerance
+        # Only the C runtime reads files without shapes, and it has fixed ones, or is told sizes.
+        encoded = golden[0].encode(with_shapes=graph is None)
+        if lowered.batch is not None:
+            encoded = encode_sets(golden)
+        (folder / GOLDEN_NAME).write_bytes(encoded)
+        fields["tolerance"] = golden[0].tolerance
     spec = lowered.spec
     manifest = Manifest(
         name=lowered.source_name,
@@ -237,6 +250,8 @@ def _plan(
 ) -> tuple[Graph, Plan, BuiltKernels]:
     module = lower_calls(lowered.module)
     graph = read_graph(module, lowered.input_names, lowered.output_names)
+    if lowered.batch is not None:
+        keep_whole_batches(graph, lowered.batch)
     used = {call.kernel for call in graph.calls}
     functions = {v.name_hint: f for v, f in module.functions.items() if v.name_hint in used}
     prefix = symbol_prefix(lowered.source_name)
@@ -280,9 +295,11 @@ def _self_contained(
             target=lowered.spec,
             version=tinsmith_version(),
             embedded_weights=embedded,
+            batch=lowered.batch,
         )
     )  # fmt: skip
-    (folder / "model.h").write_text(generate_header(prefix, lowered.source_name, plan))
+    header = generate_header(prefix, lowered.source_name, plan, lowered.batch)
+    (folder / "model.h").write_text(header)
     shutil.copyfile(RUNTIME_FOLDER / "tinsmith.h", folder / "tinsmith.h")
     write_project(folder, lowered.source_name, lowered.spec.name, tinsmith_version())
 
@@ -319,8 +336,9 @@ def _self_contained(
     return {
         "form": "self-contained",
         "entry": f"{prefix}_module",
-        "inputs": tuple(TensorEntry(t.name, t.dtype, t.shape) for t in plan.inputs),
-        "outputs": tuple(TensorEntry(t.name, t.dtype, t.shape) for t in plan.outputs),
+        "inputs": tuple(_entry(t, lowered.batch) for t in plan.inputs),
+        "outputs": tuple(_entry(t, lowered.batch) for t in plan.outputs),
+        "dims": () if lowered.batch is None else (_dimension(lowered.batch),),
         "weights_bytes": plan.weights_bytes,
         "weights_embedded": embed_weights,
         "arena_bytes": plan.arena_bytes,
@@ -328,6 +346,14 @@ def _self_contained(
         "steps": tuple(step.kernel for step in plan.steps),
         "notes": (*lowered.notes, *serialised, *_mapped(plan, embed_weights)),
     }
+
+
+def _entry(tensor: TensorSpec, batch: OpenBatch | None) -> TensorEntry:
+    return TensorEntry(tensor.name, tensor.dtype, symbolic(tensor, batch))
+
+
+def _dimension(batch: OpenBatch) -> DimensionEntry:
+    return DimensionEntry(batch.name, batch.low, batch.high)
 
 
 def _mapped(plan: Plan, embedded: bool) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ static void run_and_compare(tinsmith_context *context, float start) {
   const void *in[] = {x};
   void *out[] = {y};
   double seconds[STEP_COUNT];
-  expect(module->run(context, in, out) == 0, failed);
-  expect(module->profile(context, in, out, seconds) == 0, failed);
+  expect(module->run(context, NULL, in, out) == 0, failed);
+  expect(module->profile(context, NULL, in, out, seconds) == 0, failed);
   for (int i = 0; i < LENGTH; i++) product[i] = x[i] * (float)(i % WEIGHTS);
   for (int i = 0; i < LENGTH; i++)
     expect(y[i] == product[i] + product[(i + 1) % LENGTH], "a result is wrong");
@@ -218,7 +218,7 @@ static void running_context(void) {
   float x[LENGTH] = {0}, y[LENGTH];
   const void *in[] = {x};
   void *out[] = {y};
-  expect(module->run(context, in, out) != 0, "two threads ran one context");
+  expect(module->run(context, NULL, in, out) != 0, "two threads ran one context");
   pid_t pid = fork();
   if (pid == 0) {
     alarm(60);

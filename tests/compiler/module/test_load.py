@@ -94,7 +94,7 @@ def test_an_unknown_field(copy: Path) -> None:
 
 def test_a_newer_format(copy: Path) -> None:
     _edit(copy, lambda data: data.update(format=999))
-    with pytest.raises(ArtifactError, match="format 999, this Tinsmith reads formats 1 to 2"):
+    with pytest.raises(ArtifactError, match="format 999, this Tinsmith reads formats 1 to 3"):
         load(copy)
 
 

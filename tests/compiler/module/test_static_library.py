@@ -23,7 +23,7 @@ static float run(const tinsmith_module *m, float x) {
   if (m->open(NULL)) return -1;
   m->set_threads(2);
   tinsmith_context *c = m->create();
-  int status = m->run(c, inputs, outputs);
+  int status = m->run(c, NULL, inputs, outputs);
   m->destroy(c);
   m->close();
   return status ? -1 : out[3];

@@ -142,7 +142,7 @@ static void measure_all(FILE *order) {
   void **out = allocate(sizeof(void *) * (uint64_t)(m->output_count + 1));
   for (int i = 0; i < m->output_count; i++) out[i] = allocate(m->outputs[i].nbytes);
   for (int k = 0; k < count; k++) {
-    check(subjects[k].module, subjects[k].module->run(subjects[k].context, in, out));
+    check(subjects[k].module, subjects[k].module->run(subjects[k].context, NULL, in, out));
     for (int i = 0; i < m->output_count && (group || expected); i++) {
       const void *wanted = expected ? reference[i] : out[i % group];
       fprintf(result, "deviation %d %d %.9g\n", k, i, deviation(&m->outputs[i], out[i], wanted));
@@ -157,9 +157,9 @@ static void measure_all(FILE *order) {
     for (int k = 0; k < count; k++) {
       subject *s = &subjects[k];
       double *times = s->times + (size_t)done * (size_t)(s->module->step_count + 1);
-      if (warm) check(s->module, s->module->run(s->context, in, out));
+      if (warm) check(s->module, s->module->run(s->context, NULL, in, out));
       double begin = seconds_now();
-      check(s->module, s->module->profile(s->context, in, out, times + 1));
+      check(s->module, s->module->profile(s->context, NULL, in, out, times + 1));
       times[0] = seconds_now() - begin;
     }
   }

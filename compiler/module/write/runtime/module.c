@@ -2,7 +2,9 @@
  * these have been defined: NAME, TARGET, VERSION, inputs, outputs, INPUT_COUNT,
  * OUTPUT_COUNT, steps, step_names, STEP_COUNT, copies, COPY_COUNT, MAX_PLACES,
  * WEIGHTS_BYTES, ARENA_BYTES, TASK_SCRATCH_BYTES, EMBEDDED_WEIGHTS (pointer or NULL),
- * MAP_WEIGHTS, HAS_MACHINE_CHECK (then machine_refuses has been defined, too: it may fail).
+ * MAP_WEIGHTS, HAS_MACHINE_CHECK (then machine_refuses has been defined, too: it may fail); of
+ * a module with an open batch DIM_COUNT, DIM_NAME, DIM_LOW, DIM_HIGH, ENTRY_COUNT and, if that is
+ * not 0, entries.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -179,20 +181,61 @@ static void module_close(void) {
   pthread_mutex_unlock(&pool.control);
 }
 
-static int run_step(const tinsmith_context *context, int threads, const step *s) {
+#if DIM_COUNT
+static const tinsmith_dim dimensions[] = {{DIM_NAME, DIM_LOW, DIM_HIGH, 1}};
+
+/* The size of the batch; 0 if it is out of bounds. */
+static int64_t batch_of(const int64_t *dims) {
+  int64_t size = dims ? dims[0] : DIM_HIGH;
+  if (size >= DIM_LOW && size <= DIM_HIGH) return size;
+  char told[128];
+  snprintf(told, sizeof told, "%.60s is %lld, the module takes %lld to %lld", DIM_NAME,
+           (long long)size, (long long)DIM_LOW, (long long)DIM_HIGH);
+  fail(told, "");
+  return 0;
+}
+
+/* The images of a batch between tensors without gaps and memory of the largest batch. */
+static void copy_images(const output_copy *copy, char *packed, char *whole, int into_whole,
+                        int64_t batch) {
+  uint64_t blocks = copy->blocks ? copy->blocks : 1, stride = copy->nbytes / blocks;
+  uint64_t bytes = copy->blocks ? stride / DIM_HIGH * (uint64_t)batch : stride;
+  for (uint64_t i = 0; i < blocks; i++)
+    if (into_whole) memcpy(whole + i * stride, packed + i * bytes, bytes);
+    else memcpy(packed + i * bytes, whole + i * stride, bytes);
+}
+
+static int run_stage(const stage *s, int threads, char *const *pointers, char *scratch,
+                     int64_t batch) {
+  if (!s->ends) return pool_run(s, threads, pointers, scratch);
+  stage part = *s;
+  part.extent = s->ends[batch - 1];
+  return pool_run(&part, s->alone ? 1 : threads, pointers, scratch);
+}
+#else
+#define run_stage(s, threads, pointers, scratch, batch) pool_run(s, threads, pointers, scratch)
+#endif
+
+static int run_step(const tinsmith_context *context, int threads, const step *s, int64_t batch) {
+  (void)batch;
   char *pointers[MAX_PLACES];
   for (int32_t i = 0; i < s->place_count; i++)
     pointers[i] = context->bases[s->places[i].base] + s->places[i].offset;
   for (const stage *first = s->stages; first < s->stages + s->stage_count; first += first->span)
     for (int32_t round = 0; round < first->rounds; round++)
       for (int32_t i = 0; i < first->span; i++)
-        if (pool_run(&first[i], threads, pointers, context->task_scratch)) return -1;
+        if (run_stage(&first[i], threads, pointers, context->task_scratch, batch)) return -1;
   return 0;
 }
 
-static int run_plan(tinsmith_context *context, const void *const *in, void *const *out,
-                    double *seconds) {
+static int run_plan(tinsmith_context *context, const int64_t *dims, const void *const *in,
+                    void *const *out, double *seconds) {
   pool_enter();
+  int64_t batch = 0;
+  (void)dims;
+#if DIM_COUNT
+  if (!(batch = batch_of(dims))) return -1;
+#endif
   int self = 1 + pool.lineage;
   if (atomic_exchange(&context->running, self) == self)
     return fail("this context is already running in another thread",
@@ -207,25 +250,36 @@ static int run_plan(tinsmith_context *context, const void *const *in, void *cons
   if (threads > atomic_load(&pool.threads)) status = have_threads(threads, wanted);
   for (int i = 0; i < INPUT_COUNT; i++) context->bases[2 + i] = (char *)in[i];
   for (int i = 0; i < OUTPUT_COUNT; i++) context->bases[2 + INPUT_COUNT + i] = (char *)out[i];
+#if DIM_COUNT && ENTRY_COUNT
+  for (int i = 0; i < ENTRY_COUNT; i++)
+    copy_images(&entries[i], (char *)in[entries[i].output],
+                context->bases[entries[i].source.base] + entries[i].source.offset, 1, batch);
+#endif
   for (int i = 0; i < STEP_COUNT && status == 0; i++) {
     double begin = seconds ? seconds_now() : 0;
-    if (run_step(context, threads, &steps[i])) status = fail("a kernel failed", step_names[i]);
+    if (run_step(context, threads, &steps[i], batch)) status = fail("a kernel failed", step_names[i]);
     if (seconds) seconds[i] = seconds_now() - begin;
   }
   for (int i = 0; i < COPY_COUNT && status == 0; i++)
+#if DIM_COUNT
+    copy_images(&copies[i], out[copies[i].output],
+                context->bases[copies[i].source.base] + copies[i].source.offset, 0, batch);
+#else
     memcpy(out[copies[i].output],
            context->bases[copies[i].source.base] + copies[i].source.offset, copies[i].nbytes);
+#endif
   atomic_store(&context->running, 0);
   return status;
 }
 
-static int module_run(tinsmith_context *context, const void *const *in, void *const *out) {
-  return run_plan(context, in, out, NULL);
+static int module_run(tinsmith_context *context, const int64_t *dims, const void *const *in,
+                      void *const *out) {
+  return run_plan(context, dims, in, out, NULL);
 }
 
-static int module_profile(tinsmith_context *context, const void *const *in, void *const *out,
-                          double *seconds) {
-  return run_plan(context, in, out, seconds);
+static int module_profile(tinsmith_context *context, const int64_t *dims, const void *const *in,
+                          void *const *out, double *seconds) {
+  return run_plan(context, dims, in, out, seconds);
 }
 
 static const tinsmith_module description = {
@@ -253,4 +307,8 @@ static const tinsmith_module description = {
     .threads = module_threads,
     .last_error = module_last_error,
     .set_context_threads = module_set_context_threads,
+    .dim_count = DIM_COUNT,
+#if DIM_COUNT
+    .dims = dimensions,
+#endif
 };

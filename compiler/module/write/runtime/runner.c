@@ -19,6 +19,8 @@ enum { LONGEST_NAME = 200, MOST_THREADS = 256, MOST_RUNS = 10000000 };
 extern const tinsmith_module *MODULE_ENTRY(void);
 
 static const tinsmith_module *module;
+static int64_t *dims;                     /* the sizes of open dimensions */
+static tinsmith_tensor *inputs, *outputs; /* with the shapes for these sizes */
 static char folder[4096];
 
 static void die(const char *what, const char *detail) {
@@ -48,6 +50,25 @@ static double seconds_now(void) {
 
 static void read_exactly(FILE *file, void *data, uint64_t bytes, const char *path) {
   if (fread(data, 1, (size_t)bytes, file) != bytes) die(path, "is shorter than the module expects");
+}
+
+/* Copies of the tensors whose shapes are those for `dims`. */
+static tinsmith_tensor *sized(const tinsmith_tensor *tensors, int count) {
+  tinsmith_tensor *copies = allocate(sizeof *copies * (uint64_t)(count + 1));
+  for (int i = 0; i < count; i++) {
+    int64_t *shape = allocate(sizeof *shape * (uint64_t)(tensors[i].ndim + 1));
+    for (int axis = 0; axis < tensors[i].ndim; axis++)
+      shape[axis] = tinsmith_extent(&tensors[i], axis, dims);
+    copies[i] = tensors[i];
+    copies[i].shape = shape;
+    copies[i].nbytes = tinsmith_nbytes(&tensors[i], dims);
+  }
+  return copies;
+}
+
+static void choose_sizes(void) {
+  inputs = sized(module->inputs, module->input_count);
+  outputs = sized(module->outputs, module->output_count);
 }
 
 /* A pipe would be waited for, and a device never ends: only files are read. */
@@ -110,7 +131,7 @@ static void write_outputs(const char *prefix, void **out) {
       die(prefix, "is too long");
     FILE *file = fopen(path, "wb");
     if (!file) die(path, strerror(errno));
-    int failed = npy_write(file, &module->outputs[i], out[i]);
+    int failed = npy_write(file, &outputs[i], out[i]);
     if (fclose(file) || failed) die(path, "could not be written");
     int renamed = strcmp(names[i], module->outputs[i].name);
     printf(renamed ? "%s (output %s)\n" : "%s\n", path, module->outputs[i].name);
@@ -132,8 +153,11 @@ static int info(void) {
   printf("model %s\ntarget %s\ntinsmith %s\nsteps %d\nweights %llu bytes\narena %llu bytes\n",
          module->name, module->target, module->version, module->step_count,
          (unsigned long long)module->weights_bytes, (unsigned long long)module->arena_bytes);
-  print_tensors("input", module->inputs, module->input_count);
-  print_tensors("output", module->outputs, module->output_count);
+  for (int i = 0; i < module->dim_count; i++)
+    printf("dim %s %lld to %lld\n", module->dims[i].name, (long long)module->dims[i].low,
+           (long long)module->dims[i].high);
+  print_tensors("input", inputs, module->input_count);
+  print_tensors("output", outputs, module->output_count);
   return 0;
 }
 
@@ -141,38 +165,67 @@ static void check(int status) {
   if (status) die(module->name, module->last_error());
 }
 
-static int verify(const char *path, tinsmith_context *context, void **in, void **out) {
-  FILE *file = open_file(path);
-  struct {
-    char magic[8];
-    uint32_t version, inputs, outputs, zero;
-    double tolerance;
-  } header;
-  read_exactly(file, &header, sizeof header, path);
-  if (memcmp(header.magic, "TSGOLDEN", 8) || header.version != 1 ||
-      header.inputs != (uint32_t)module->input_count ||
-      header.outputs != (uint32_t)module->output_count)
-    die(path, "holds no golden vectors for this module");
+static int run(tinsmith_context *context, void **in, void **out) {
+  return module->run(context, dims, (const void *const *)in, out);
+}
+
+/* The sizes of the next set of golden vectors, told if there are any. */
+static void read_sizes(FILE *file, const char *path) {
+  uint64_t count;
+  read_exactly(file, &count, 8, path);
+  if (count != (uint64_t)module->dim_count) die(path, "does not fit this module");
+  read_exactly(file, dims, 8 * count, path);
+  for (int i = 0; i < module->dim_count; i++) {
+    if (dims[i] < module->dims[i].low || dims[i] > module->dims[i].high)
+      die(path, "does not fit this module");
+    printf("%s %lld\n", module->dims[i].name, (long long)dims[i]);
+  }
+  choose_sizes();
+}
+
+/* Runs one set of golden vectors and compares; whether it disagrees. */
+static int compare(FILE *file, const char *path, tinsmith_context *context, void **in, void **out,
+                   double tolerance) {
   uint64_t size;
   for (int i = 0; i < module->input_count; i++) {
     read_exactly(file, &size, 8, path);
-    if (size != module->inputs[i].nbytes) die(path, "does not fit this module");
+    if (size != inputs[i].nbytes) die(path, "does not fit this module");
     read_exactly(file, in[i], size, path);
   }
-  check(module->run(context, (const void *const *)in, out));
+  check(run(context, in, out));
   int failed = 0;
   for (int i = 0; i < module->output_count; i++) {
-    const tinsmith_tensor *t = &module->outputs[i];
+    const tinsmith_tensor *t = &outputs[i];
     read_exactly(file, &size, 8, path);
     if (size != t->nbytes) die(path, "does not fit this module");
     void *reference = allocate(size);
     read_exactly(file, reference, size, path);
     double off = deviation(t, out[i], reference);
-    int bad = !(off <= header.tolerance);
-    printf("%s: largest deviation %.3g of the range, allowed %.3g: %s\n", t->name, off,
-           header.tolerance, bad ? "FAILED" : "ok");
+    int bad = !(off <= tolerance);
+    printf("%s: largest deviation %.3g of the range, allowed %.3g: %s\n", t->name, off, tolerance,
+           bad ? "FAILED" : "ok");
     failed |= bad;
     free(reference);
+  }
+  return failed;
+}
+
+static int verify(const char *path, tinsmith_context *context, void **in, void **out) {
+  FILE *file = open_file(path);
+  struct {
+    char magic[8];
+    uint32_t version, inputs, outputs, sets;
+    double tolerance;
+  } header;
+  read_exactly(file, &header, sizeof header, path);
+  if (memcmp(header.magic, "TSGOLDEN", 8) || header.version != (module->dim_count ? 3 : 1) ||
+      header.inputs != (uint32_t)module->input_count ||
+      header.outputs != (uint32_t)module->output_count)
+    die(path, "holds no golden vectors for this module");
+  int failed = 0;
+  for (uint32_t set = 0; set < (module->dim_count ? header.sets : 1); set++) {
+    if (module->dim_count) read_sizes(file, path);
+    failed |= compare(file, path, context, in, out, header.tolerance);
   }
   fclose(file);
   return failed;
@@ -187,10 +240,10 @@ static int bench(tinsmith_context *context, void **in, void **out, int runs) {
   double *times = malloc(sizeof(double) * (size_t)runs);
   if (!times) die("bench", "out of memory");
   for (int i = 0; i < (runs < 5 ? runs : 5); i++)
-    check(module->run(context, (const void *const *)in, out));
+    check(run(context, in, out));
   for (int i = 0; i < runs; i++) {
     double begin = seconds_now();
-    check(module->run(context, (const void *const *)in, out));
+    check(run(context, in, out));
     times[i] = seconds_now() - begin;
   }
   qsort(times, (size_t)runs, sizeof(double), ascending);
@@ -203,12 +256,13 @@ static int bench(tinsmith_context *context, void **in, void **out, int runs) {
 
 static int usage(int status) {
   fprintf(status ? stderr : stdout,
-          "usage: tinsmith-run [--weights FILE] [--threads N] COMMAND\n"
+          "usage: tinsmith-run [--weights FILE] [--threads N] [--dims NAME=N] COMMAND\n"
           "  info                      inputs, outputs, sizes\n"
           "  run [-o PREFIX] FILE...   one .npy or raw file per input; writes PREFIX<output>.npy\n"
           "                            and tells the names (what is special in them becomes _)\n"
           "  bench [RUNS]              latency over RUNS runs (default 100)\n"
           "  verify [FILE]             compare with golden vectors (default: golden.bin beside)\n"
+          "--dims tells the size of an open dimension (see `info`); default: the largest\n"
           "exit status: 0 success, 1 the results disagree, 2 an error\n");
   return status;
 }
@@ -234,9 +288,24 @@ static void find_folder(void) {
   else strcpy(folder, ".");
 }
 
+/* `batch=3` */
+static void set_size(const char *text) {
+  const char *value = strrchr(text, '=');
+  for (int i = 0; value && i < module->dim_count; i++) {
+    const tinsmith_dim *dim = &module->dims[i];
+    if (strlen(dim->name) != (size_t)(value - text) || strncmp(dim->name, text, strlen(dim->name)))
+      continue;
+    dims[i] = count(dim->name, value + 1, (int)dim->low, (int)dim->high);
+    return;
+  }
+  die(text, "is no open dimension of this module with its size (see `info`)");
+}
+
 int main(int argc, char **argv) {
   module = MODULE_ENTRY();
   find_folder();
+  dims = allocate(sizeof *dims * (uint64_t)(module->dim_count + 1));
+  for (int i = 0; i < module->dim_count; i++) dims[i] = module->dims[i].high;
   const char *weights = NULL;
   int threads = 0, at = 1;
   if (argc == 2 && !strcmp(argv[1], "--help")) return usage(0);
@@ -244,9 +313,11 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[at], "--weights")) weights = argv[at + 1];
     else if (!strcmp(argv[at], "--threads"))
       threads = count("--threads", argv[at + 1], 0, MOST_THREADS);
+    else if (!strcmp(argv[at], "--dims")) set_size(argv[at + 1]);
     else return usage(2);
   }
   if (at >= argc) return usage(2);
+  choose_sizes();
   const char *command = argv[at++];
   int given = argc - at, runs = 100;
   if (!strcmp(command, "help")) return usage(0);
@@ -276,8 +347,8 @@ int main(int argc, char **argv) {
     }
     if (argc - at != module->input_count) die("run", "give one file per input (see `info`)");
     for (int i = 0; i < module->input_count; i++)
-      read_input(argv[at + i], &module->inputs[i], in[i]);
-    check(module->run(context, (const void *const *)in, out));
+      read_input(argv[at + i], &inputs[i], in[i]);
+    check(run(context, in, out));
     write_outputs(prefix, out);
   }
   module->destroy(context);
