@@ -93,7 +93,7 @@ def _described(command: Any, told: str) -> list[str]:
     parts += ["```text", " ".join([told, *words, "[OPTIONS]"]), "```", ""]
     for title, group in _groups(shown).items():
         rows = [f"| {_spelled(p)} | {_cell(p.help)}{_default(p)} |" for p in group]
-        parts += [f"**{title}**", "", "| | |", "|---|---|", *rows, ""]
+        parts += [f"| {title} | |", "|---|---|", *rows, ""]
     return parts
 
 

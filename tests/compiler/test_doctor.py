@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,3 +75,17 @@ def test_quotas_of_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for text, quota in (("max 100000", None), ("150000 100000", 1.5), ("nonsense", None)):
         (tmp_path / "cpu.max").write_text(text)
         assert doctor._quota() == quota
+
+
+def test_an_installation_that_lacks_libraries_is_examined() -> None:
+    """It is what doctor is for: nothing but the command line itself may be needed."""
+    code = (
+        "import sys\n"
+        "for name in ('numpy', 'msgspec', 'blake3', 'zstandard', 'onnx', 'tvm', 'scipy'):\n"
+        "    sys.modules[name] = None\n"
+        "from tinsmith.compiler.cli import main\n"
+        "sys.argv = ['tinsmith', 'doctor']\n"
+        "main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Tinsmith" in ran.stdout and "native target" in ran.stdout, ran.stderr
