@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ArtifactError, VerificationError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
-from tinsmith.compiler.evaluate.reference import Reference, Settlement
 from tinsmith.compiler.evaluate.roofline import cpu_name
+from tinsmith.compiler.frontends.onnx_reference import Reference, Settlement
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.levels import compile_levels, target_list
 from tinsmith.compiler.module.golden import GoldenVectors

@@ -23,13 +23,13 @@ from tinsmith.compiler.errors import ModelError, TargetError
 from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from tinsmith.compiler.evaluate.float_model import measure
 from tinsmith.compiler.evaluate.inputs import random_inputs
-from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.frontends.onnx_batch import reference_at
 from tinsmith.compiler.frontends.onnx_files import serialized
+from tinsmith.compiler.frontends.onnx_reference import Reference
 from tinsmith.compiler.frontends.origins import nodes_behind
+from tinsmith.compiler.frontends.registry import import_model
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.write.build import Builds

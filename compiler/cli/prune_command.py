@@ -163,7 +163,7 @@ def prune_model(
     with output.progress_bar(f"prune {model.name}", hidden=as_json) as show:
         from tinsmith.compiler.export.onnx import to_onnx  # imports TVM
         from tinsmith.compiler.frontends.checkpoint import write_checkpoint
-        from tinsmith.compiler.frontends.model import import_model
+        from tinsmith.compiler.frontends.registry import import_model
         from tinsmith.compiler.module.manifest import write_atomically
         from tinsmith.compiler.preparation import target_named
         from tinsmith.compiler.pruning.pruner import Pruner, readable

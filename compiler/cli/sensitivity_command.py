@@ -97,7 +97,7 @@ def measure_model(
     early.check_samples(data)
     early.check_new_file("--plot", plot)
     with output.progress_bar(f"sensitivity {model.name}", hidden=as_json) as show:
-        from tinsmith.compiler.frontends.model import import_model  # imports TVM
+        from tinsmith.compiler.frontends.registry import import_model  # imports TVM
         from tinsmith.compiler.host import Host
         from tinsmith.compiler.pruning.pruner import Pruner
         from tinsmith.compiler.workshop import workshop

@@ -23,10 +23,10 @@ from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, ModelError, TinsmithError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.inputs import random_inputs
-from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx_reference import Reference
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module

@@ -1,8 +1,7 @@
 """Random inputs that a model accepts: floats of unit scale, integers inside their tables.
 
-What an input may be is told by `Domain`, which `tinsmith.compiler.evaluate.domains` reads from
-the ONNX graph: an index out of range is undefined in every runtime, as is an integer divided by
-zero.
+What an input may be is told by `Domain`, which the front end finds out: an index out of range is
+undefined in every runtime, as is an integer divided by zero.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import onnx
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.evaluate.domains import input_domains
 from tinsmith.compiler.evaluate.inputs import Domain
 from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
+from tinsmith.compiler.frontends.onnx_domains import input_domains
 from tinsmith.compiler.frontends.onnx_files import read_model, serialized
 from tinsmith.compiler.frontends.onnx_shapes import bind_inputs
 from tinsmith.compiler.module.manifest import Manifest
@@ -22,7 +22,7 @@ from tinsmith.compiler.module.manifest import Manifest
 class OriginalModel:
     """`model` has the module's input shapes and constants; `content` is it serialised.
 
-    `domains` says what its inputs may be (see `tinsmith.compiler.evaluate.domains`).
+    `domains` says what its inputs may be (see `tinsmith.compiler.frontends.onnx_domains`).
     `untouched` is the model as it is in the file, with open dimensions, and `constants` as inputs.
     """
 

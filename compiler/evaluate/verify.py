@@ -198,7 +198,7 @@ class _Fresh:
     def __init__(self, module: Module, model: Path, threads: int, sizes: Mapping[str, int]) -> None:
         # Loading a module needs neither onnx nor a reference; only this check does.
         from tinsmith.compiler.evaluate.original import open_original
-        from tinsmith.compiler.evaluate.reference import Reference
+        from tinsmith.compiler.frontends.onnx_reference import Reference
 
         self._manifest = module.manifest.sized(sizes)
         original = open_original(model, self._manifest)

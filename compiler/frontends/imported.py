@@ -23,7 +23,7 @@ class ImportedModel:
     of `input_names`, weights are constants, the body is one dataflow block, and it returns a
     tensor for one output and a tuple for several. Shapes are fixed; a dimension of an output is
     None where it depends on data. `domains` says what inputs may be (see
-    `tinsmith.compiler.evaluate.domains`). `reference` is the ONNX model with the same
+    `tinsmith.compiler.frontends.onnx_domains`). `reference` is the ONNX model with the same
     bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
     were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
     decided on the way. `open_axes` is the dimension of inputs that has no fixed size: all shapes

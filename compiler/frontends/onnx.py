@@ -14,9 +14,9 @@ from onnx import ModelProto, TensorProto
 
 from tinsmith.compiler.dimensions.ranges import highest
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.evaluate.domains import input_domains
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
 from tinsmith.compiler.frontends.onnx_batch import Size, at_bound, open_axes
+from tinsmith.compiler.frontends.onnx_domains import input_domains
 from tinsmith.compiler.frontends.onnx_files import check_model, read_model
 from tinsmith.compiler.frontends.onnx_functions import inline_functions
 from tinsmith.compiler.frontends.onnx_halves import widen_halves

@@ -39,7 +39,7 @@ def main() -> None:
     import onnxruntime  # noqa: F401  (before the fork: it takes half a second)
 
     import tinsmith.compiler.api  # noqa: F401
-    from tinsmith.compiler.frontends.model import import_model  # noqa: F401
+    from tinsmith.compiler.frontends.registry import import_model  # noqa: F401
 
     answers.write("{}\n")
     answers.flush()
@@ -120,7 +120,7 @@ def _tried(order: dict[str, Any]) -> dict[str, Any]:
 
 def _go(path: str, stage: str) -> None:
     if stage == "import":
-        from tinsmith.compiler.frontends.model import import_model
+        from tinsmith.compiler.frontends.registry import import_model
 
         import_model(path)
         return

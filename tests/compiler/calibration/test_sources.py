@@ -13,7 +13,7 @@ import pytest
 
 from tinsmith.compiler.calibration import CalibrationSource, Preprocessing, open_calibration
 from tinsmith.compiler.errors import ConfigError, InputError
-from tinsmith.compiler.evaluate.domains import Domain
+from tinsmith.compiler.evaluate.inputs import Domain
 
 SIGNATURE = {"image": ((1, 3, 8, 6), "float32")}
 NHWC = {"image": ((1, 8, 6, 3), "float32")}

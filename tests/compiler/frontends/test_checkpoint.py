@@ -17,8 +17,8 @@ import tinsmith
 from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.frontends.checkpoint import read_checkpoint, write_checkpoint
 from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.registry import import_model
 
 SHAPE = {"image": (1, 1, 28, 28)}
 

@@ -16,8 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tinsmith.compiler.errors import ModelError, ShapeError, UnsafeModelError
 from tinsmith.compiler.frontends import onnx_external
-from tinsmith.compiler.frontends.model import import_model
 from tinsmith.compiler.frontends.onnx_guard import ToolError, forked, in_child
+from tinsmith.compiler.frontends.registry import import_model
 
 
 def model(

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tvm import tirx
 
-from tinsmith.compiler.frontends.model import import_model
+from tinsmith.compiler.frontends.registry import import_model
 from tinsmith.compiler.module.golden import GoldenVectors
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel

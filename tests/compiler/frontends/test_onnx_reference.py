@@ -19,8 +19,8 @@ from tinsmith.compiler.evaluate import opinions as opinions_module
 from tinsmith.compiler.evaluate.opinions import Opinions
 from tinsmith.compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED
 from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
-from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.evaluate.verify import verify
+from tinsmith.compiler.frontends.onnx_reference import Reference
 
 pytestmark = pytest.mark.skipif(not installed(OnnxRuntime), reason="ONNX Runtime is not installed")
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
