@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ArtifactError, VerificationError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
+from tinsmith.compiler.evaluate.reference import Reference, Settlement
 from tinsmith.compiler.evaluate.roofline import cpu_name
-from tinsmith.compiler.frontends.onnx_reference import Reference, Settlement
+from tinsmith.compiler.frontends.frontend import ModelSource
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.levels import compile_levels, target_list
 from tinsmith.compiler.module.golden import GoldenVectors
@@ -38,9 +39,6 @@ from tinsmith.compiler.tuning.coverage import tuning_of
 from tinsmith.compiler.tuning.decisions import stored_decisions
 from tinsmith.compiler.words import config_of
 from tinsmith.passes.progress import Progress
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 _LATENCY_SECONDS = 0.3
 _LOGGER = logging.getLogger(__name__)
@@ -116,7 +114,7 @@ class CompileReport:
 
 
 def compile(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     target: str | Sequence[str] | None = None,
     *,
     output: str | Path | None = None,
@@ -183,7 +181,7 @@ def compile(
 
 
 def compile_to(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     output: str | Path,
     *,
     target: str | Sequence[str] | None = None,
@@ -288,7 +286,7 @@ def compile_to(
 
 
 def _compile_levels(
-    model: str | Path | ModelProto, output: Path, config: CompileConfig, progress: Progress | None
+    model: ModelSource, output: Path, config: CompileConfig, progress: Progress | None
 ) -> CompileReport:
     """`compile_to` for several targets."""
     reports: dict[str, CompileReport] = {}

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -23,11 +22,10 @@ from tinsmith.compiler.errors import ModelError, TargetError
 from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
 from tinsmith.compiler.evaluate.float_model import measure
 from tinsmith.compiler.evaluate.inputs import random_inputs
+from tinsmith.compiler.evaluate.reference import Reference, ReferenceMaker
 from tinsmith.compiler.evaluate.stages import run_stage
+from tinsmith.compiler.frontends.frontend import ModelSource
 from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.onnx_batch import reference_at
-from tinsmith.compiler.frontends.onnx_files import serialized
-from tinsmith.compiler.frontends.onnx_reference import Reference
 from tinsmith.compiler.frontends.origins import nodes_behind
 from tinsmith.compiler.frontends.registry import import_model
 from tinsmith.compiler.host import Host
@@ -55,9 +53,6 @@ from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.registry import backend_of, get_target
 from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec, UnknownTargetError
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -95,7 +90,7 @@ class Prepared:
 
 
 def prepare(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     config: CompileConfig,
     spec: TargetSpec,
     clock: Clock,
@@ -134,7 +129,7 @@ def prepare(
     for step in pipeline.passes:
         _LOGGER.debug("pass %s: %.3f s", step.name, step.seconds)
     notes = [*imported.notes, *pipeline.notes]
-    nodes = nodes_behind(computed_by_kernel(pipeline.module), imported.reference)
+    nodes = nodes_behind(computed_by_kernel(pipeline.module), imported.node_names)
     scheduled, batch = _with_open_batch(imported, pipeline, nodes, notes)
     lowered = LoweredModel(
         module=scheduled,
@@ -156,7 +151,7 @@ def prepare(
             same = _same_bits(pipeline, spec, host, final=reported)
             golden, reference = _quantized_golden(quantized.sample, config, same)
         elif pruner is not None:
-            # The ONNX model computes something else; what pruning costs stands in its report.
+            # The model computes something else; what pruning costs stands in its report.
             notes += pruner.source.notes if pruner.source is not None else ()
             inputs = tuple(pruner.first_sample().values())
             golden, reference = _graph_golden(module, inputs, config, host, "the pruned graph")
@@ -238,9 +233,8 @@ def _golden_sets(
         inputs = tuple(map(partial(first_images, count=size), golden.inputs, batch.inputs))
         outputs = tuple(map(partial(first_images, count=size), golden.outputs, batch.outputs))
         if judge is not None and imported.reference is not None and size != axes.high:
-            model = reference_at(imported.reference, axes, size)
             try:
-                other = Reference(model, serialized(model, imported.source), threads=2)
+                other = imported.reference(threads=2, size=size)
                 computed = other.run(dict(zip(imported.input_names, inputs, strict=True)))
                 outputs = tuple(computed[name] for name in imported.output_names)
             except ModelError as error:
@@ -316,9 +310,8 @@ class Clock:
             self._progress(step or name, begin + (end - begin) * share_of_phase)
 
 
-def model_name(model: str | Path | ModelProto) -> str:
-    """The name of the model's file without its folder and ending, or that of its graph."""
-    source = str(model) if isinstance(model, (str, Path)) else model.graph.name
+def model_name(source: str) -> str:
+    """The name of a model's file without its folder and ending, or that of a model in memory."""
     return Path(source).stem or "model"
 
 
@@ -416,7 +409,7 @@ def _same_bits(pipeline: PipelineReport, spec: TargetSpec, host: Host, final: bo
 
 
 def _golden(
-    imported: ImportedModel, original: ModelProto, config: CompileConfig, notes: list[str]
+    imported: ImportedModel, make: ReferenceMaker, config: CompileConfig, notes: list[str]
 ) -> tuple[GoldenVectors | None, Reference | None]:
     """A random input with its reference output, and who computed it; why not is in `notes`."""
     if not config.golden:
@@ -426,7 +419,7 @@ def _golden(
         notes.append("no golden vectors: an input or output is bfloat16; compare results yourself")
         return None, None
     try:
-        reference = Reference(original, imported.reference_bytes(), threads=2)
+        reference = make(threads=2)
         inputs = random_inputs(imported.signature, imported.domains, config.seed)
         outputs = reference.run(inputs)
     except ModelError as error:
@@ -434,7 +427,8 @@ def _golden(
         return None, None
     notes += reference.notes
     arrays = [outputs[name] for name in imported.output_names]
-    return GoldenVectors(tuple(inputs.values()), tuple(arrays), reference.tolerance), reference
+    tolerance = reference.tolerance(*imported.output_dtypes)
+    return GoldenVectors(tuple(inputs.values()), tuple(arrays), tolerance), reference
 
 
 def _distance_to_float(
@@ -446,7 +440,7 @@ def _distance_to_float(
     inputs = dict(zip(imported.input_names, golden.inputs, strict=True))
     actual = dict(zip(imported.output_names, golden.outputs, strict=True))
     try:
-        expected = Reference(imported.reference, imported.reference_bytes(), threads=2).run(inputs)
+        expected = imported.reference(threads=2).run(inputs)
     except ModelError as error:
         notes.append(f"not compared with the float model on the golden input: {error}")
         return None

@@ -92,6 +92,51 @@ def test_only_targets_know_a_family(path: Path) -> None:
     assert not [name for name in found if name.startswith(families)]
 
 
+ONNX = {"onnx", "onnx_ir", "onnxscript"}
+# Where ONNX is at home, and who else has to do with it, each for its reason.
+ONNX_ROOMS = (Path("compiler/frontends"), Path("compiler/export"))
+USE_ONNX = {
+    "compiler/evaluate/oracle.py": "asks other implementations of ONNX",
+    "compiler/module/onnx_loop.py": "loops of modules that are evaluated node by node",
+    "compiler/module/vm_functions.py": "nodes without a shape, which modules evaluate",
+    "compiler/module/vm_rearrangement.py": "the same, in numpy",
+}
+# What callers may know of front ends. Whoever writes checkpoints knows these, too.
+FRONTENDS = "tinsmith.compiler.frontends"
+FRONTENDS_FACE = {
+    f"{FRONTENDS}.{name}" for name in ("frontend", "imported", "origins", "registry")
+} | {FRONTENDS}
+WRITE_CHECKPOINTS = {Path("compiler/cli/prune_command.py")}
+
+
+def is_at_home(path: Path) -> bool:
+    return any(room in path.parents for room in ONNX_ROOMS)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not is_at_home(p)], ids=str)
+def test_onnx_stays_with_its_front_end(path: Path) -> None:
+    """No type of ONNX runs through the compiler, not even for a type checker."""
+    found = top_level(imported_modules((ROOT / path).read_text(), str(path))) & ONNX
+    assert bool(found) == (str(path) in USE_ONNX)
+
+
+@pytest.mark.parametrize(
+    "name", ["frontend", "imported", "origins", "registry", "checkpoint_frontend"]
+)
+def test_what_is_common_to_front_ends_knows_no_onnx(name: str) -> None:
+    found = imported_modules((ROOT / "compiler" / "frontends" / f"{name}.py").read_text())
+    assert not top_level(found) & ONNX
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if ONNX_ROOMS[0] not in p.parents], ids=str)
+def test_callers_name_no_format(path: Path) -> None:
+    """They ask `frontends.registry` for the front end of a model."""
+    if path in WRITE_CHECKPOINTS:
+        return
+    found = imported_modules((ROOT / path).read_text(), str(path))
+    assert not {name for name in found if name.startswith(FRONTENDS)} - FRONTENDS_FACE
+
+
 INSTRUCTION_SETS = re.compile(
     r"amx|avx|vnni|\bsse|neon|asimd|i8mm|dotprod|\btiles?\.c", re.IGNORECASE
 )

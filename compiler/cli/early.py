@@ -20,7 +20,7 @@ from tinsmith.compiler.errors import (
     ModelError,
     TargetError,
 )
-from tinsmith.compiler.frontends.foreign_files import told_by_content
+from tinsmith.compiler.frontends.registry import frontend_of
 
 _WORDS = {"calibration": "random", "evaluation": "random", "labels": "from-names"}
 _MANIFEST = "manifest.json"
@@ -44,7 +44,7 @@ def check_model(path: Path | None) -> None:
         raise ModelError(f"{path}: cannot be read: Permission denied")
     if found.st_size == 0:
         raise ModelError(f"{path}: is empty")
-    told = told_by_content(path)
+    told = frontend_of(path).told_of(path)
     if told is not None:
         raise ModelError(f"{path}: {told}")
     if folder:

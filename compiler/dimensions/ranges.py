@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tinsmith.compiler.errors import ConfigError
 
@@ -30,12 +31,16 @@ class Range:
         return f"{self.low}..{self.high}"
 
 
-def parse_size(text: str) -> int | Range:
+# A size of a shape, or the sizes that it may have when a module runs.
+Size: TypeAlias = int | Range
+
+
+def parse_size(text: str) -> Size:
     """`8` or `1..8`; raises ValueError for another text, ConfigError for an empty range."""
     found = _TEXT.fullmatch(text.strip())
     return Range(int(found[1]), int(found[2])) if found else int(text)
 
 
-def highest(size: int | Range) -> int:
+def highest(size: Size) -> int:
     """The size itself, or the largest of a range."""
     return size.high if isinstance(size, Range) else size

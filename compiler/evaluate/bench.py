@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinsmith.compiler.errors import BuildError, ConfigError
-from tinsmith.compiler.evaluate.inputs import Domain, chosen_sizes, random_inputs, signature_of
+from tinsmith.compiler.evaluate.inputs import Domains, chosen_sizes, random_inputs, signature_of
 from tinsmith.compiler.evaluate.peers import PEERS, installed
 from tinsmith.compiler.module.loader import folder_of, load
 from tinsmith.compiler.processes import child_environment, describe_exit, ending_with_this
@@ -29,7 +29,7 @@ from tinsmith.compiler.scratch import ScratchFolder
 from tinsmith.passes.progress import Progress
 
 if TYPE_CHECKING:
-    from tinsmith.compiler.evaluate.original import OriginalModel
+    from tinsmith.compiler.frontends.frontend import ForPeers
 
 MODULE_LABEL = "Tinsmith"
 BOUND_MODEL = "model.onnx"
@@ -120,13 +120,13 @@ def bench(
     missing: dict[str, str] = {}
     # Unpacked here, and not by the contestant's process, which ends without cleaning up.
     with ScratchFolder() as folder, folder_of(module) as unpacked:
-        inputs, archive, original = _prepare(unpacked, model, folder, sizes)
+        inputs, archive, for_peers = _prepare(unpacked, model, folder, sizes)
         contestants = [_Contestant(MODULE_LABEL, "tinsmith", unpacked, archive, threads)]
         try:
             if contestants[0].error is not None:
                 raise BuildError(f"{module}: {contestants[0].error}")
             for peer in PEERS:
-                if original is None:
+                if for_peers is None:
                     missing[peer.label] = "needs the ONNX model: --model MODEL.onnx"
                 elif not installed(peer):
                     missing[peer.label] = "not installed: pip install 'tinsmith[bench]'"
@@ -142,7 +142,7 @@ def bench(
                         precision,
                     )
                     if opened.error is not None:
-                        opened = _second_try(opened, original, inputs, folder)
+                        opened = _second_try(opened, for_peers, inputs, folder)
                     contestants.append(opened)
                     if opened.error is not None:
                         missing[peer.label] = opened.error
@@ -164,7 +164,7 @@ def bench(
 
 def _prepare(
     module: Path, model: Path | None, folder: Path, sizes: Mapping[str, int] | None
-) -> tuple[dict[str, np.ndarray], Path, OriginalModel | None]:
+) -> tuple[dict[str, np.ndarray], Path, ForPeers | None]:
     """Inputs for all contestants, the same in a file, and the model of the peers.
 
     `sizes` are those of open dimensions, by default the smallest. `folder` gets the model with
@@ -177,13 +177,13 @@ def _prepare(
     golden = next((one for one in sets if one.sizes == tuple(sizes.values())), None)
     manifest = manifest.sized(sizes)
     signature = signature_of(manifest.inputs)
-    domains: dict[str, Domain] = {}
-    original: OriginalModel | None = None
+    domains: Domains = {}
+    for_peers: ForPeers | None = None
     if model is not None:
         from tinsmith.compiler.evaluate.original import open_original
 
         original = open_original(model, manifest)
-        domains = original.domains
+        domains, for_peers = original.domains, original.for_peers
     if golden is not None:
         inputs = dict(zip(signature, golden.inputs, strict=True))
     else:
@@ -191,24 +191,22 @@ def _prepare(
 
     archive = folder / "inputs.npz"
     np.savez(archive, **inputs)  # type: ignore[arg-type]
-    if original is not None:
-        (folder / BOUND_MODEL).write_bytes(original.content)
-    return inputs, archive, original
+    if for_peers is not None:
+        (folder / BOUND_MODEL).write_bytes(for_peers.bound)
+    return inputs, archive, for_peers
 
 
 def _second_try(
-    failed: _Contestant, original: OriginalModel, inputs: Mapping[str, np.ndarray], folder: Path
+    failed: _Contestant, model: ForPeers, inputs: Mapping[str, np.ndarray], folder: Path
 ) -> _Contestant:
     """The peer with the model as it is in its file, said with its version; `failed` if it can't.
 
     ONNX Runtime refuses some models, or dies of them, when a constant decides which branch of an
     `If` is taken, or when the shapes do not suit the other one.
     """
-    from tinsmith.compiler.frontends.onnx_files import serialized
-
     untouched, archive = folder / "untouched.onnx", folder / "untouched.npz"
-    untouched.write_bytes(serialized(original.untouched, failed.label))
-    np.savez(archive, **inputs, **original.constants)  # type: ignore[arg-type]
+    untouched.write_bytes(model.untouched())
+    np.savez(archive, **inputs, **model.constants)  # type: ignore[arg-type]
     again = failed.with_files(untouched, archive)
     if again.error is not None:
         again.close()

@@ -20,13 +20,12 @@ import tvm
 import tvm_ffi
 
 from tinsmith.compiler.config import CompileConfig
-from tinsmith.compiler.errors import ConfigError, ModelError, TinsmithError
+from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
 from tinsmith.compiler.evaluate.inputs import random_inputs
 from tinsmith.compiler.evaluate.stages import Tensor, expose_tensors, run_all_tensors, run_stage
 from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_reference import Reference
+from tinsmith.compiler.frontends.registry import import_model
 from tinsmith.compiler.module.loader import load
 from tinsmith.compiler.module.write.lowered import LoweredModel
 from tinsmith.compiler.module.write.writer import write_module
@@ -113,7 +112,7 @@ def bisect_module(
                 "by design; bisect a module that was compiled without"
             )
         shapes = {t.name: tuple(int(size) for size in t.shape) for t in manifest.inputs}
-        imported = import_onnx(model, shapes, config.constants)
+        imported = import_model(model, shapes, config.constants)
         if imported.output_names != tuple(t.name for t in manifest.outputs):
             raise ModelError(f"{model}: is not the model that {manifest.name} was compiled from")
         if config.log is not None and not config.log.is_dir():
@@ -137,7 +136,8 @@ def bisect(
     `run_module` is the compiled module to compare after all steps agree.
     """
     show = progress or (lambda phase, share: None)
-    reference = Reference(imported.original, imported.reference_bytes())
+    reference = imported.required_reference()
+    tolerance = reference.tolerance(*imported.output_dtypes)
     inputs = random_inputs(imported.signature, imported.domains, seed)
     arrays = list(inputs.values())
     expected = reference.run(inputs)
@@ -147,7 +147,7 @@ def bisect(
 
     def judge(values: Sequence[np.ndarray]) -> Difference:
         actual = dict(zip(imported.output_names, values, strict=True))
-        differences = compare_all(actual, expected, reference.tolerance)
+        differences = compare_all(actual, expected, tolerance)
         return max(differences, key=lambda d: (not d.agrees, d.relative))
 
     module, before = imported.module, None
@@ -163,7 +163,8 @@ def bisect(
             continue
         show("tensors", 1.0)
         if before is None:
-            good = _reference_tensors(imported, inputs)
+            tensors = reference.tensors(inputs)
+            good = [Tensor(name, value) for name, value in tensors.items()]
         else:
             good = run_all_tensors(before, arrays, spec)
         found = first_divergent(good, run_all_tensors(module, arrays, spec), names)
@@ -230,24 +231,6 @@ def _same(values: np.ndarray, other: np.ndarray) -> bool:
         return True
     scale = float(np.ptp(other)) or 1.0
     return np.allclose(values, other, rtol=0.0, atol=_SAME * scale, equal_nan=True)
-
-
-def _reference_tensors(imported: ImportedModel, inputs: Mapping[str, np.ndarray]) -> list[Tensor]:
-    """Every tensor of the original model, as the reference computes it."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(imported.original)
-    existing = {output.name for output in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in existing:
-                model.graph.output.append(onnx.ValueInfoProto(name=name))
-    try:
-        values = Reference(model, model.SerializeToString()).run(inputs)
-    except TinsmithError:  # a tensor that is none (a sequence): the outputs then have to do
-        return []
-    return [Tensor(name, value) for name, value in values.items()]
 
 
 def _generated_tensors(

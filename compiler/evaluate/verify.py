@@ -196,15 +196,14 @@ class _Fresh:
     """
 
     def __init__(self, module: Module, model: Path, threads: int, sizes: Mapping[str, int]) -> None:
-        # Loading a module needs neither onnx nor a reference; only this check does.
+        # Loading a module needs neither a front end nor a reference; only this check does.
         from tinsmith.compiler.evaluate.original import open_original
-        from tinsmith.compiler.frontends.onnx_reference import Reference
 
         self._manifest = module.manifest.sized(sizes)
         original = open_original(model, self._manifest)
         self._module = module
         self._domains = original.domains
-        self._reference = Reference(original.model, original.content, threads)
+        self._reference = original.reference(threads)
         self._notes: list[str] = []
 
     @property

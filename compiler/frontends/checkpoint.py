@@ -113,6 +113,7 @@ def read_checkpoint(
         domains=domains,
         notes=_notes(content.get("source"), pruning),
         reference=None,
+        node_names={},
     )
 
 

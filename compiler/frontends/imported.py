@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from onnx import ModelProto
 from tvm import relax
 
 from tinsmith.compiler.dimensions.open_batch import OpenAxes
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.inputs import Domains
-from tinsmith.compiler.frontends.onnx_files import serialized
+from tinsmith.compiler.evaluate.reference import ReferenceMaker
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,11 @@ class ImportedModel:
     `module` holds one Relax function `main`: its parameters are the model's inputs in the order
     of `input_names`, weights are constants, the body is one dataflow block, and it returns a
     tensor for one output and a tuple for several. Shapes are fixed; a dimension of an output is
-    None where it depends on data. `domains` says what inputs may be (see
-    `tinsmith.compiler.frontends.onnx_domains`). `reference` is the ONNX model with the same
-    bindings, for comparison with another runtime: as the user wrote it, but folded where inputs
-    were bound to constants; None for a graph that no ONNX model describes. `notes` tells what was
-    decided on the way. `open_axes` is the dimension of inputs that has no fixed size: all shapes
-    are those at its bound.
+    None where it depends on data. `domains` says what inputs may be. `reference` gives somebody
+    else's implementation of the model with the same bindings; None if nobody else can run it.
+    `node_names` are what the model calls the nodes behind variables, by the latter's names (see
+    `tinsmith.compiler.frontends.origins`). `notes` tells what was decided on the way. `open_axes`
+    is the dimension of inputs that has no fixed size: all shapes are those at its bound.
     """
 
     module: tvm.IRModule
@@ -40,7 +39,8 @@ class ImportedModel:
     output_dtypes: tuple[str, ...]
     domains: Domains
     notes: tuple[str, ...]
-    reference: ModelProto | None
+    reference: ReferenceMaker | None
+    node_names: Mapping[str, str]
     open_axes: OpenAxes | None = None
 
     @property
@@ -50,15 +50,11 @@ class ImportedModel:
         return dict(zip(self.input_names, described, strict=True))
 
     @property
-    def original(self) -> ModelProto:
-        """The ONNX model; raises ModelError if there is none."""
+    def required_reference(self) -> ReferenceMaker:
+        """`reference`; raises ModelError if there is none."""
         if self.reference is None:
-            raise ModelError(f"{self.source}: is a checkpoint, which no other runtime can run")
+            raise ModelError(f"{self.source}: no other runtime can run it")
         return self.reference
-
-    def reference_bytes(self) -> bytes:
-        """`reference` serialised, as ONNX Runtime takes it."""
-        return serialized(self.original, self.source)
 
 
 def described_outputs(

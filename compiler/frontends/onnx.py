@@ -6,33 +6,37 @@ file -> read safely -> inputs bound to fixed shapes -> 16-bit floats widened
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from tinsmith.compiler.dimensions.ranges import highest
+from tinsmith.compiler.dimensions.ranges import Size, highest
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
-from tinsmith.compiler.frontends.onnx_batch import Size, at_bound, open_axes
+from tinsmith.compiler.frontends.onnx_batch import at_bound, open_axes, reference_at
 from tinsmith.compiler.frontends.onnx_domains import input_domains
-from tinsmith.compiler.frontends.onnx_files import check_model, read_model
+from tinsmith.compiler.frontends.onnx_files import check_model, read_model, serialized
 from tinsmith.compiler.frontends.onnx_functions import inline_functions
 from tinsmith.compiler.frontends.onnx_halves import widen_halves
-from tinsmith.compiler.frontends.onnx_importer import GraphImporter
+from tinsmith.compiler.frontends.onnx_importer import GraphImporter, variable_name
 from tinsmith.compiler.frontends.onnx_limits import budget_for
 from tinsmith.compiler.frontends.onnx_old_versions import modernized
 from tinsmith.compiler.frontends.onnx_operators import check_operators, find_converters
 from tinsmith.compiler.frontends.onnx_order import in_order
+from tinsmith.compiler.frontends.onnx_reference import OnnxReference
 from tinsmith.compiler.frontends.onnx_schemas import check_nodes
 from tinsmith.compiler.frontends.onnx_shapes import BoundInput, bind_inputs, fold
+from tinsmith.compiler.plain_text import plain_line
 
+# Names in a file may be of any length.
+_LONGEST_NAME = 200
 _DTYPE_NUMBERS = frozenset(TensorProto.DataType.values())
 
 
 def import_onnx(
-    model: str | Path | ModelProto,
+    model: str | os.PathLike[str] | ModelProto,
     shapes: Mapping[str, Sequence[Size]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     batch: Size | None = None,
@@ -69,7 +73,12 @@ def import_onnx(
     module = importer.import_graph(inputs, _declared_ranks(loaded))
     outputs = described_outputs(module, source)
     # ONNX Runtime 1.31 crashes when it inlines a branch whose condition became a constant.
-    reference = folded if constants else bound
+    original = folded if constants else bound
+
+    def reference(threads: int = 1, size: int | None = None) -> OnnxReference:
+        sized = original if size is None or axes is None else reference_at(original, axes, size)
+        return OnnxReference(sized, serialized(sized, source), threads)
+
     return ImportedModel(
         module=module,
         source=source,
@@ -82,8 +91,18 @@ def import_onnx(
         domains=input_domains(folded),
         notes=(*notes, *fold_notes, *dict.fromkeys(importer.notes)),
         reference=reference,
+        node_names=_node_names(original),
         open_axes=axes,
     )
+
+
+def _node_names(model: ModelProto) -> dict[str, str]:
+    """By the names that variables have; a node without a name is called by its first output."""
+    names: dict[str, str] = {}
+    for node in model.graph.node:
+        for output in filter(None, node.output):
+            names.setdefault(variable_name(output), plain_line(node.name or output, _LONGEST_NAME))
+    return names
 
 
 def _declared_ranks(model: ModelProto) -> dict[str, int]:

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from onnx import ModelProto
 
 from tinsmith.compiler.dimensions.open_batch import OpenAxes
-from tinsmith.compiler.dimensions.ranges import Range, highest
+from tinsmith.compiler.dimensions.ranges import Range, Size, highest
 from tinsmith.compiler.errors import ShapeError
 from tinsmith.compiler.frontends.onnx_shapes import dimension_symbol, is_batch
-
-Size = int | Range
 
 
 def open_axes(

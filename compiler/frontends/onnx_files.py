@@ -8,6 +8,7 @@ after their location, offset and length have been checked.
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -46,7 +47,7 @@ _TYPED_FIELDS = {
 }
 
 
-def read_model(path: str | Path) -> ModelProto:
+def read_model(path: str | os.PathLike[str]) -> ModelProto:
     """The model in `path` with its external tensors loaded.
 
     Raises `ModelError` for a file that is missing, unreadable or not a well-formed ONNX model,

@@ -1,4 +1,4 @@
-"""What a model ought to compute, from somebody else's implementation of ONNX.
+"""What an ONNX model ought to compute, from somebody else's implementation.
 
 ONNX Runtime where it is installed, else the reference evaluator of the onnx package (plain
 numpy: slow, and without the operators of `com.microsoft`). Where one of them fails or a module
@@ -7,23 +7,22 @@ disagrees with it, the others are asked: ONNX Runtime without optimisation, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError, TinsmithError
 from tinsmith.compiler.evaluate.compare import (
     OTHER_CODES_TOLERANCE,
     Difference,
     compare,
     compare_all,
-    tolerance,
 )
 from tinsmith.compiler.evaluate.opinions import Opinions, label_of, opinions
-from tinsmith.compiler.evaluate.oracle import Answer, Arrays
+from tinsmith.compiler.evaluate.oracle import Answer
+from tinsmith.compiler.evaluate.reference import Arrays, Reference, Settlement
 
 _ROUNDING = frozenset(
     {
@@ -55,43 +54,34 @@ _FEW = 8
 _LARGEST_TOLERANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Settlement:
-    """Who has the last word on some outputs: `expected` by `label`, and how far off they are."""
+class OnnxReference(Reference):
+    """Independent implementations of `model`, whose input shapes are fixed.
 
-    label: str
-    expected: Mapping[str, np.ndarray]
-    tolerance: float
-    differences: tuple[Difference, ...]
-    note: str = ""
-
-    @property
-    def agrees(self) -> bool:
-        return all(difference.agrees for difference in self.differences)
-
-
-class Reference:
-    """An independent implementation of `model`, whose input shapes are fixed.
-
-    `label` names who computes, with its version; `tolerance` is how far from it a right result
-    may be, relative to its range. `notes` tell who could not compute, and why. All of it happens
-    in another process, which may die of it.
+    `content` is the model serialised. All of it happens in another process, which may die of it;
+    `notes` tell who could not compute, and why.
     """
 
-    def __init__(self, model: onnx.ModelProto, serialized: bytes, threads: int = 1) -> None:
-        self.tolerance = tolerance(*_output_dtypes(model))
-        if _rounds_to_codes(model):
-            self.tolerance = OTHER_CODES_TOLERANCE
-        self.notes: list[str] = []
-        self._model = model
+    def __init__(self, model: onnx.ModelProto, content: bytes, threads: int = 1) -> None:
+        self.model, self.content = model, content
+        self._rounds = _rounds_to_codes(model)
+        self._tolerance = self.tolerance(*_output_dtypes(model))
+        self._notes: list[str] = []
         self._threads = threads
-        self._opinions = Opinions(serialized, threads)
+        self._opinions = Opinions(content, threads)
         self._able = list(opinions())
         self._outputs = [output.name for output in model.graph.output]
 
     @property
     def label(self) -> str:
         return label_of(self._able[0]) if self._able else "nobody"
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self._notes)
+
+    def tolerance(self, *dtypes: str) -> float:
+        """Wide where values are rounded to codes on the way, whatever the dtypes."""
+        return OTHER_CODES_TOLERANCE if self._rounds else super().tolerance(*dtypes)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs by name, in the model's order, by the first that can compute them.
@@ -105,16 +95,12 @@ class Reference:
             if not isinstance(answer, str):
                 if unable:
                     told = f"{' and '.join(unable)} cannot run the model ({'; '.join(reasons)})"
-                    self.notes.append(f"{told}: {self.label} was asked")
+                    self._notes.append(f"{told}: {self.label} was asked")
                 return answer
             unable.append(self.label)
             reasons[_shortened(answer)] = None
             del self._able[0]
         raise ModelError(f"{', '.join(unable)} cannot run the model: {'; '.join(reasons)}")
-
-    def compare(self, inputs: Arrays, actual: Arrays) -> Settlement:
-        """Run the model and settle whether the outputs `actual` agree."""
-        return self.settle(inputs, actual, self.run(inputs))
 
     def settle(self, inputs: Arrays, actual: Arrays, expected: Arrays) -> Settlement:
         """Whether `actual` agrees with `expected`, this reference's outputs, or with another one.
@@ -123,7 +109,7 @@ class Reference:
         differs. Tolerances are widened to what rounding alone does to these outputs.
         """
         first = Settlement(
-            self.label, expected, self.tolerance, compare_all(actual, expected, self.tolerance)
+            self.label, expected, self._tolerance, compare_all(actual, expected, self._tolerance)
         )
         if first.agrees:
             return first
@@ -147,13 +133,13 @@ class Reference:
         answer = self._ask(who, inputs, _SECOND_SECONDS)
         if isinstance(answer, str):
             return None
-        found = compare_all(actual, answer, self.tolerance)
+        found = compare_all(actual, answer, self._tolerance)
         wrong = next(d for d in first.differences if not d.agrees)
         note = (
             f"{first.label} differs from {label_of(who)} in output {wrong.name} "
             f"({wrong.told}); the module agrees with the latter"
         )
-        return Settlement(label_of(who), answer, self.tolerance, found, note)
+        return Settlement(label_of(who), answer, self._tolerance, found, note)
 
     def _widened(self, inputs: Arrays, actual: Arrays, first: Settlement) -> Settlement | None:
         """The first reference's outputs again, where rounding explains all that disagrees."""
@@ -184,13 +170,27 @@ class Reference:
         found = []
         for seed in range(_PERTURBATIONS):
             generator = np.random.default_rng(seed)
-            content = _perturbed(self._model, generator)
+            content = _perturbed(self.model, generator)
             moved = {name: _shaken(array, generator) for name, array in inputs.items()}
             answer = Opinions(content, self._threads).ask(self._able[0], moved, _SECOND_SECONDS)
             if isinstance(answer, str) or any(name not in answer for name in self._outputs):
                 return []
             found.append(answer)
         return found
+
+    def tensors(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Every tensor of the model; none where one of them is a sequence."""
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(self.model)
+        existing = {output.name for output in exposed.graph.output}
+        for node in exposed.graph.node:
+            for name in node.output:
+                if name and name not in existing:
+                    exposed.graph.output.append(onnx.ValueInfoProto(name=name))
+        try:
+            return OnnxReference(exposed, exposed.SerializeToString()).run(inputs)
+        except TinsmithError:  # the outputs then have to do
+            return {}
 
     def _ask(self, who: str, inputs: Arrays, seconds: float) -> Answer:
         answer = self._opinions.ask(who, inputs, seconds)

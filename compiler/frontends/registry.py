@@ -1,34 +1,40 @@
-"""A model of any kind that is read, into Relax."""
+"""All front ends: one line for each. Nothing here imports TVM or onnx."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from onnx import ModelProto
+from tinsmith.compiler.dimensions.ranges import Size
+from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.checkpoint_frontend import CheckpointFrontend
+from tinsmith.compiler.frontends.frontend import Constants, Frontend, ModelSource, Shapes
+from tinsmith.compiler.frontends.onnx_frontend import OnnxFrontend
 
-from tinsmith.compiler.errors import ShapeError
-from tinsmith.compiler.frontends import CHECKPOINT_SUFFIX
-from tinsmith.compiler.frontends.checkpoint import read_checkpoint
-from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_batch import Size
+if TYPE_CHECKING:
+    from tinsmith.compiler.frontends.imported import ImportedModel
+
+# The first that accepts a model reads it; the last takes files of any name.
+FRONTENDS: tuple[Frontend, ...] = (CheckpointFrontend(), OnnxFrontend())
+
+
+def frontend_of(source: ModelSource) -> Frontend:
+    """The front end of a model; raises ModelError if there is none."""
+    for frontend in FRONTENDS:
+        if frontend.accepts(source):
+            return frontend
+    known = ", ".join(frontend.name for frontend in FRONTENDS)
+    raise ModelError(f"{type(source).__name__}: not a model of any known kind ({known})")
 
 
 def import_model(
-    model: str | Path | ModelProto,
-    shapes: Mapping[str, Sequence[Size]] | None = None,
-    constants: Mapping[str, np.ndarray] | None = None,
+    source: ModelSource,
+    shapes: Shapes | None = None,
+    constants: Constants | None = None,
     batch: Size | None = None,
 ) -> ImportedModel:
-    """Import an ONNX model, from memory or a file, or a checkpoint, a file named `*.tinsmith`.
+    """Import a model, from memory or a file, by the front end that accepts it.
 
-    `shapes`, `constants` and `batch` are those of `import_onnx`; a checkpoint has its shapes, and
-    takes no constants. Raises ModelError and its subclasses for what cannot be imported.
+    `shapes`, `constants` and `batch` are those of `Frontend.read`. Raises ModelError and its
+    subclasses for what cannot be imported.
     """
-    if isinstance(model, (str, Path)) and Path(model).suffix == CHECKPOINT_SUFFIX:
-        if batch is not None:
-            raise ShapeError(f"{model}: --batch {batch}: a checkpoint keeps its shapes")
-        return read_checkpoint(Path(model), shapes or {}, constants or {})
-    return import_onnx(model, shapes, constants, batch)
+    return frontend_of(source).read(source, shapes or {}, constants or {}, batch)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import BuildError, ConfigError, TargetError
+from tinsmith.compiler.frontends.frontend import ModelSource
+from tinsmith.compiler.frontends.registry import frontend_of
 from tinsmith.compiler.host import Host
 from tinsmith.compiler.module.base import StepTime
 from tinsmith.compiler.module.manifest import read_manifest
@@ -50,9 +52,6 @@ from tinsmith.compiler.words import config_of
 from tinsmith.targets.algorithms import AlgorithmLookup
 from tinsmith.targets.spec import TargetSpec
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
 JobProgress = Callable[[JobView], None]
 
 # The search among algorithms ends when that share of the job's time is over.
@@ -63,7 +62,7 @@ _BORROWED_LONGER_SECONDS = 1800
 
 
 def tune(
-    model: str | Path | ModelProto,
+    model: ModelSource,
     target: str | None = None,
     *,
     config: CompileConfig | None = None,
@@ -130,7 +129,7 @@ def _runner(
 class _Job:
     def __init__(
         self,
-        model: str | Path | ModelProto,
+        model: ModelSource,
         config: CompileConfig,
         options: TuneOptions,
         progress: JobProgress | None,
@@ -165,7 +164,8 @@ class _Job:
         self.show("reading")
         given = job_digest(self.model, self.config, self.options.tasks)
         if self._is_finished(given):
-            return self._report(model_name(self.model), Verdict(()))
+            name = frontend_of(self.model).source_name(self.model)
+            return self._report(model_name(name), Verdict(()))
         self.show("lowering")
         algorithms = StoredAlgorithms(self.old)
         prepared = self._lowered(algorithms)

@@ -68,15 +68,15 @@ def test_a_module_that_computes_something_else_is_reported(
     small_model_file: Path, small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let all references disagree, as they would after a miscompilation."""
-    from tinsmith.compiler.frontends.onnx_reference import Reference
+    from tinsmith.compiler.frontends.onnx_reference import OnnxReference
 
-    honest = Reference.run
+    honest = OnnxReference.run
 
-    def lying(self: Reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def lying(self: OnnxReference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: value * 1.1 for name, value in honest(self, inputs).items()}
 
-    monkeypatch.setattr(Reference, "run", lying)
-    monkeypatch.setattr(Reference, "_appeals", lambda *_: iter(()))
+    monkeypatch.setattr(OnnxReference, "run", lying)
+    monkeypatch.setattr(OnnxReference, "_appeals", lambda *_: iter(()))
     with pytest.raises(tinsmith.VerificationError, match=r"m\.failed: .*scores.*--bisect"):
         tinsmith.compile_to(small_model_file, tmp_path / "m", runner=False, static_library=False)
     assert [path.name for path in tmp_path.iterdir()] == ["m.failed"]

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tinsmith.compiler.evaluate.bench import _Contestant, _second_try
-from tinsmith.compiler.evaluate.original import OriginalModel
+from tinsmith.compiler.frontends.frontend import ForPeers
 from tinsmith.compiler.frontends.onnx_shapes import bind_inputs
 
 
@@ -49,8 +49,8 @@ def test_a_peer_that_refuses_the_bound_model_gets_the_file_as_it_is(tmp_path: Pa
         "ONNX Runtime", "onnxruntime", tmp_path / "bound.onnx", tmp_path / "inputs.npz", 1
     )
     assert peer.error is not None
-    original = OriginalModel(bound, b"", {}, proto, {"rate": np.array(16000)})
-    second = _second_try(peer, original, inputs, tmp_path)
+    model = ForPeers(b"", proto.SerializeToString, {"rate": np.array(16000)})
+    second = _second_try(peer, model, inputs, tmp_path)
     try:
         assert second.error is None
         assert second.version.endswith("(nothing bound)")

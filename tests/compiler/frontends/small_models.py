@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tvm import relax
 
 from tinsmith.compiler.frontends.onnx import ImportedModel
+from tinsmith.compiler.frontends.onnx_reference import OnnxReference
 
 OPSET = 18
 
@@ -60,6 +61,13 @@ def execute(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
     result = machine["main"](*[tvm.runtime.tensor(array) for array in inputs])
     tensors = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
     return [tensor.numpy() for tensor in tensors]
+
+
+def original(imported: ImportedModel) -> ModelProto:
+    """The ONNX model that the reference of an imported one runs."""
+    reference = imported.required_reference()
+    assert isinstance(reference, OnnxReference)
+    return reference.model
 
 
 def random(shape: Sequence[int], seed: int = 0) -> np.ndarray:

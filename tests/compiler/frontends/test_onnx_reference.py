@@ -20,7 +20,7 @@ from tinsmith.compiler.evaluate.opinions import Opinions
 from tinsmith.compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED
 from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
 from tinsmith.compiler.evaluate.verify import verify
-from tinsmith.compiler.frontends.onnx_reference import Reference
+from tinsmith.compiler.frontends.onnx_reference import OnnxReference
 
 pytestmark = pytest.mark.skipif(not installed(OnnxRuntime), reason="ONNX Runtime is not installed")
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -65,8 +65,8 @@ def beside_the_table() -> onnx.ModelProto:
     return model(nodes, table, INT64)
 
 
-def reference(proto: onnx.ModelProto) -> Reference:
-    return Reference(proto, proto.SerializeToString())
+def reference(proto: onnx.ModelProto) -> OnnxReference:
+    return OnnxReference(proto, proto.SerializeToString())
 
 
 def test_what_kills_another_runtime_is_a_note() -> None:
@@ -273,11 +273,11 @@ def test_who_differs_is_named(right: str, monkeypatch: pytest.MonkeyPatch) -> No
         return {"y": answer["y"] * 2} if order.index(who) < order.index(right) else answer
 
     monkeypatch.setattr(Opinions, "ask", ask)
-    settled = judge.compare(x, {"y": -x["x"]})
+    settled = judge.settle(x, {"y": -x["x"]}, judge.run(x))
     assert settled.agrees
     assert settled.label.startswith("ONNX Runtime" if right == UNOPTIMISED else "onnx reference")
     assert "differs from" in settled.note and "output y" in settled.note
-    assert not judge.compare(x, {"y": x["x"]}).agrees
+    assert not judge.settle(x, {"y": x["x"]}, judge.run(x)).agrees
 
 
 def test_the_module_keeps_the_outputs_that_it_agrees_with(
@@ -313,7 +313,7 @@ def test_products_of_bytes_do_not_saturate_in_the_reference() -> None:
         {"w": codes},
         size=64,
     )
-    reference = Reference(exact, exact.SerializeToString())
+    reference = OnnxReference(exact, exact.SerializeToString())
     ones = np.ones((1, 64), np.float32)
     found = reference.run({"x": ones})["y"]
     np.testing.assert_array_equal(found, np.full((1, 8), 64 * 255 * 127, np.float32))

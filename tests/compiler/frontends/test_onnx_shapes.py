@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from tests.compiler.frontends.small_models import linear_model, model, random, run, value
+from tests.compiler.frontends.small_models import linear_model, model, original, random, run, value
 from tinsmith.compiler.errors import ConfigError, ModelError, ShapeError
 from tinsmith.compiler.frontends.onnx import import_onnx
 
@@ -146,6 +146,5 @@ def test_shape_arithmetic_is_folded() -> None:
 
 def test_the_reference_has_the_same_shapes() -> None:
     imported = import_onnx(linear_model(), {"x": (5, 4)})
-    dims = imported.original.graph.input[0].type.tensor_type.shape.dim
+    dims = original(imported).graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims] == [5, 4]
-    assert imported.reference_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, TensorProto, helper
 
+from tinsmith.compiler.frontends.onnx import import_onnx
 from tinsmith.compiler.frontends.origins import nodes_behind
 
 
@@ -26,7 +27,7 @@ def test_nodes_are_named_as_in_the_file() -> None:
         "negative": ("y",),
         "copy": ("lv", "gv1"),
     }
-    found = nodes_behind(computed, model())
+    found = nodes_behind(computed, import_onnx(model()).node_names)
     # One without a name is called by its output; what passes made up is left out.
     assert found["fused_relu_exp"] == ("block/first", "7")
     assert found["copy"] == ()
@@ -35,4 +36,4 @@ def test_nodes_are_named_as_in_the_file() -> None:
 
 
 def test_without_a_model_results_stand_for_themselves() -> None:
-    assert nodes_behind({"relu": ("block_first_0", "lv")}, None) == {"relu": ("block_first_0",)}
+    assert nodes_behind({"relu": ("block_first_0", "lv")}, {}) == {"relu": ("block_first_0",)}
