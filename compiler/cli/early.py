@@ -20,7 +20,6 @@ from tinsmith.compiler.errors import (
     ModelError,
     TargetError,
 )
-from tinsmith.compiler.frontends.registry import frontend_of
 
 _WORDS = {"calibration": "random", "evaluation": "random", "labels": "from-names"}
 _MANIFEST = "manifest.json"
@@ -44,6 +43,8 @@ def check_model(path: Path | None) -> None:
         raise ModelError(f"{path}: cannot be read: Permission denied")
     if found.st_size == 0:
         raise ModelError(f"{path}: is empty")
+    from tinsmith.compiler.frontends.registry import frontend_of
+
     told = frontend_of(path).told_of(path)
     if told is not None:
         raise ModelError(f"{path}: {told}")

@@ -91,12 +91,12 @@ def import_onnx(
         domains=input_domains(folded),
         notes=(*notes, *fold_notes, *dict.fromkeys(importer.notes)),
         reference=reference,
-        node_names=_node_names(original),
+        node_names=node_names(original),
         open_axes=axes,
     )
 
 
-def _node_names(model: ModelProto) -> dict[str, str]:
+def node_names(model: ModelProto) -> dict[str, str]:
     """By the names that variables have; a node without a name is called by its first output."""
     names: dict[str, str] = {}
     for node in model.graph.node:

@@ -224,9 +224,7 @@ def _time_loop(
     w = workload
     lengths = operands.lengths
     if lengths is not None:
-        # Longer ones than there are steps would be read from behind the end.
-        limited = relax.op.clip(bb.emit(relax.op.astype(lengths, "int32")), 0, w.steps)
-        lengths = bb.emit(limited)
+        lengths = bb.emit(relax.op.astype(lengths, "int32"))
     arguments = [
         operands.projected,
         operands.recurrent,

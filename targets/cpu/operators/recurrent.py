@@ -75,7 +75,8 @@ class RecurrentKernel:
     Shapes, with T steps, D directions, B batch, H hidden, G gates:
     projected (T, B, D*G*H), recurrent (D, H, G*H), initial states (D, B, H),
     peepholes (D, 3*H) in the order i, o, f, recurrent_bias (D, H) of a GRU's candidate,
-    lengths (B) int32 -> sequence (T, D, B, H), final states (D, B, H), scratch (D, B, G*H).
+    lengths (B) int32, of which those beyond T count as T
+    -> sequence (T, D, B, H), final states (D, B, H), scratch (D, B, G*H).
     """
 
     def __init__(self, workload: RecurrentWorkload) -> None:
@@ -190,7 +191,8 @@ class RecurrentKernel:
         w = self.workload
         last: Any = loops.index(w.steps)
         if w.has_lengths:
-            last = loops.load(self.lengths, entry)
+            # Data may say anything, and a turn backwards begins at the last step.
+            last = tirx.min(loops.load(self.lengths, entry), last)
         body = inside(last - 1 - turn if w.reverse[direction] else turn)
         return tirx.IfThenElse(turn < last, body, beyond()) if w.has_lengths else body
 

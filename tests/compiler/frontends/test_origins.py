@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, TensorProto, helper
 
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx import node_names
 from tinsmith.compiler.frontends.origins import nodes_behind
 
 
@@ -27,7 +27,7 @@ def test_nodes_are_named_as_in_the_file() -> None:
         "negative": ("y",),
         "copy": ("lv", "gv1"),
     }
-    found = nodes_behind(computed, import_onnx(model()).node_names)
+    found = nodes_behind(computed, node_names(model()))
     # One without a name is called by its output; what passes made up is left out.
     assert found["fused_relu_exp"] == ("block/first", "7")
     assert found["copy"] == ()

@@ -97,3 +97,26 @@ def test_stumps_are_added_up() -> None:
     left = x <= thresholds
     expected = np.where(left, said[:, 0], said[:, 1]).sum(1)
     np.testing.assert_array_equal(found.sum((1, 2)), expected)
+
+
+def test_a_length_beyond_the_end_is_the_end() -> None:
+    """Backwards, the first step read would lie behind the sequence."""
+    generator = np.random.default_rng(1)
+    steps, batch, hidden = 4, 3, 2
+    projected = generator.standard_normal((steps, batch, hidden)).astype("float32")
+    recurrent = np.zeros((1, hidden, hidden), "float32")
+    state = np.zeros((1, batch, hidden), "float32")
+    functions = (tuple(read_activations(["Tanh"], (), (), None)),)
+    workload = RecurrentWorkload(
+        "rnn", steps, batch, hidden, "float32", functions, (True,), has_lengths=True
+    )
+    shapes = [(steps, 1, batch, hidden), state.shape, state.shape]
+    lengths = np.array([1000, -5, 2], "int32")
+    sequence, _, _ = _call(
+        recurrent_kernel(workload),
+        [projected, recurrent, state, lengths],
+        [(s, "float32") for s in shapes],
+    )
+    expected = np.tanh(projected)
+    expected[:, 1] = expected[2:, 2] = 0
+    np.testing.assert_allclose(sequence[:, 0], expected, atol=1e-5)
