@@ -121,7 +121,8 @@ def test_onnx_stays_with_its_front_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["frontend", "imported", "origins", "registry", "checkpoint_frontend"]
+    "name",
+    ["frontend", "imported", "origins", "registry", "checkpoint_frontend", "checkpoint", "forked"],
 )
 def test_what_is_common_to_front_ends_knows_no_onnx(name: str) -> None:
     found = imported_modules((ROOT / "compiler" / "frontends" / f"{name}.py").read_text())

@@ -18,11 +18,11 @@ import tvm
 import zstandard
 from tvm import relax
 
+from tinsmith.compiler.dimensions.ranges import Size
 from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.evaluate.inputs import Domain
+from tinsmith.compiler.frontends.forked import ToolError, forked
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
-from tinsmith.compiler.frontends.onnx_batch import Size
-from tinsmith.compiler.frontends.onnx_guard import ToolError, forked
 from tinsmith.compiler.module.manifest import write_atomically
 from tinsmith.compiler.module.regular_file import open_regular
 from tinsmith.compiler.module.version import tinsmith_version

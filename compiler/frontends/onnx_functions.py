@@ -16,8 +16,9 @@ import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto
 
 from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.frontends.forked import ToolError
 from tinsmith.compiler.frontends.onnx_files import standard_opset
-from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.frontends.onnx_guard import in_child
 from tinsmith.compiler.frontends.onnx_operators import CONTROL_FLOW, domain_of
 
 _INLINED_AT_MOST = 8

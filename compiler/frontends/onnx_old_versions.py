@@ -16,7 +16,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.frontends.forked import ToolError
+from tinsmith.compiler.frontends.onnx_guard import in_child
 
 _WRITTEN = 7
 _BROADCAST = frozenset(

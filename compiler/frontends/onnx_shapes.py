@@ -17,9 +17,10 @@ import onnx_ir
 from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from tinsmith.compiler.errors import ConfigError, ModelError, ShapeError
+from tinsmith.compiler.frontends.forked import ToolError
 from tinsmith.compiler.frontends.onnx_converters.constants import COMPUTABLE_DTYPES
 from tinsmith.compiler.frontends.onnx_evaluate import LOOPING
-from tinsmith.compiler.frontends.onnx_guard import ToolError, in_child
+from tinsmith.compiler.frontends.onnx_guard import in_child
 from tinsmith.compiler.frontends.onnx_limits import check_inputs
 from tinsmith.compiler.frontends.onnx_soundness import unsoundness
 from tinsmith.compiler.frontends.onnx_sparse import densify

@@ -17,7 +17,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tests.compiler.frontends.small_models import original
 from tinsmith.compiler.errors import ModelError, ShapeError, UnsafeModelError
 from tinsmith.compiler.frontends import onnx_external
-from tinsmith.compiler.frontends.onnx_guard import ToolError, forked, in_child
+from tinsmith.compiler.frontends.forked import ToolError, forked
+from tinsmith.compiler.frontends.onnx_guard import in_child
 from tinsmith.compiler.frontends.registry import import_model
 
 
