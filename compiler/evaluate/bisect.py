@@ -190,8 +190,7 @@ def _unchanged(module: tvm.IRModule) -> tvm.IRModule:
 
 def _lasting_names(imported: ImportedModel) -> frozenset[str]:
     """The names of the model's tensors: a pass keeps them for what has the same values."""
-    names = {name for node in imported.original.graph.node for name in node.output}
-    return frozenset(name for name in names if not _NUMBERED.fullmatch(name))
+    return frozenset(name for name in imported.node_names if not _NUMBERED.fullmatch(name))
 
 
 def first_divergent(

@@ -123,7 +123,7 @@ def test_its_models_are_compiled_and_judged_like_all_others(layer: Path, tmp_pat
     assert report.differences and all(d.agrees for d in report.differences)
     assert "read by a front end of one file" in report.notes
     assert report.manifest.name == "net"
-    assert [n for kernel in report.manifest.kernels for n in kernel["nodes"]][-1] == "layer/result"
+    assert [n for kernel in report.manifest.kernels for n in kernel.nodes][-1] == "layer/result"
     with load(out) as module:
         assert module.golden() is not None
         assert module(np.ones((3, 8), np.float32))["y"].shape == (3, 16)
