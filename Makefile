@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The dearest files are collected first; sorted by their numbers of tests they would come last.
+SHARED := -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint format bench docs fuzz sanitize clean help
+.PHONY: demo test slow lint format bench docs fuzz sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -40,7 +42,10 @@ lint: $(VENV)/.installed-test $(VENV)/typing/tinsmith ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q $(SHARED)
+
+slow: $(VENV)/.installed-test ## the slow tests, as many as fit into MINUTES (20)
+	$(BIN)/python -m pytest -q -m slow -p tests.time_box --minutes $(or $(MINUTES),20)
 
 sanitize: $(VENV)/.installed-test ## the C runtime under ASan, UBSan and TSan (needs gcc or clang)
 	@if command -v gcc >/dev/null || command -v clang >/dev/null; then \

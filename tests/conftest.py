@@ -1,16 +1,56 @@
-"""Small convolutional models that several tests compile."""
+"""How tests are shared out among processes, and small models that several of them compile."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+# These measure time, or kill processes that hold processors and ports: never two of them at once.
+_ALONE = (
+    "tests/compiler/tuning/",
+    "tests/compiler/evaluate/test_bench.py",
+    "tests/compiler/evaluate/test_roofline.py",
+    "tests/compiler/module/test_forks.py",
+    "tests/compiler/module/test_killed.py",
+    "tests/compiler/module/test_surroundings.py",
+    "tests/compiler/pruning/test_prune_goals.py",
+    "tests/compiler/quantization/test_speed.py",
+    "tests/compiler/test_processes.py",
+)
+
+
+def _is_alone(node: str) -> bool:
+    return node.startswith(_ALONE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs alone comes first: it takes longest, and other files fill the time beside it."""
+    items.sort(key=lambda item: not _is_alone(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """For `--dist loadfile`, as `make test` has it: what runs alone is one group.
+
+    The other files stay whole, since their tests share what they compile.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "alone" if _is_alone(nodeid) else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
