@@ -207,6 +207,16 @@ def test_no_modules_import_each_other() -> None:
         pytest.fail(" imports ".join(error.args[1]))
 
 
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest puts their folders on the path: of two with one name it imports one, and stops."""
+    names = [
+        path.name
+        for path in (ROOT / "tests").rglob("*.py")
+        if path.name not in ("conftest.py", "__init__.py", "__main__.py")
+    ]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize(
     "statement",
     [
