@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import tinsmith
+from tinsmith.compiler.cli import app
 from tinsmith.compiler.cli.commands import COMMANDS, command_named
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,39 @@ def test_python_that_is_shown_uses_public_names(page: Path) -> None:
                     assert node.attr in tinsmith.__all__, node.attr
                 if node.value.id == "module":
                     assert hasattr(tinsmith.Module, node.attr), node.attr
+
+
+# Mistakes that need no model, by command line; F is a file of PyTorch.
+MISTAKES = (
+    "compile nothing.onnx -o new",
+    "compile F -o new",
+    "compile model.onnx -o new --target rpi9",
+    "compile model.onnx -o new --target cuda",
+    "compile model.onnx -o new --quantize int8",
+    "compile model.onnx -o new --min-agreement 99",
+    "compile model.onnx -o full",
+    "run full",
+    "run model.onnx",
+    "verify full --model model.onnx",
+)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_troubleshooting_knows_the_text(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "guide" / "troubleshooting.md").read_text("utf-8")
+    titles = re.findall(r"^(.*)\n: ", page, re.MULTILINE)
+    texts = [text for title in titles for text in re.findall(r"`([^`]+)`", title)]
+    (tmp_path / "model.onnx").write_text("not looked into")
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, line.replace("F", "model.pt").split()).stderr
+    # Names of files differ; what follows them is what a reader searches for.
+    known = [text.split(": ", 1)[-1].removesuffix("...").strip() for text in texts]
+    assert any(text in told for text in known if len(text) >= 12), told
 
 
 @cache
