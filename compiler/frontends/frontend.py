@@ -1,7 +1,7 @@
 """What a front end is: it knows one format of models, and makes Relax modules of them.
 
 Callers know this interface and `tinsmith.compiler.frontends.registry`, and no format. Nothing here
-imports TVM or onnx: which front end takes a file can be told at once.
+imports TVM, onnx or numpy: which front end takes a file is told before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-
 from tinsmith.compiler.dimensions.ranges import Size
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.evaluate.inputs import Domains
-from tinsmith.compiler.evaluate.reference import ReferenceMaker
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from tinsmith.compiler.evaluate.inputs import Domains
+    from tinsmith.compiler.evaluate.reference import ReferenceMaker
     from tinsmith.compiler.frontends.imported import ImportedModel
 
 # A file, or a model in memory of a type that some front end knows.
 ModelSource: TypeAlias = str | os.PathLike[str] | object
 Shapes: TypeAlias = Mapping[str, Sequence[Size]]
-Constants: TypeAlias = Mapping[str, np.ndarray]
+Constants: TypeAlias = "Mapping[str, np.ndarray]"
 
 
 def path_of(source: ModelSource) -> Path | None:
