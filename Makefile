@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The dearest files are collected first; sorted by their numbers of tests they would come last.
 SHARED := -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test slow lint format bench docs fuzz sanitize clean help
+.PHONY: demo test slow golden lint format bench docs fuzz sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -43,6 +43,9 @@ lint: $(VENV)/.installed-test $(VENV)/typing/tinsmith ## ruff and mypy
 
 test: lint ## lint, then all tests but the slow ones
 	$(BIN)/python -m pytest -q $(SHARED)
+
+golden: $(VENV)/.installed-test ## write the decisions anew that tests compare with, after a change that is meant
+	$(BIN)/python -m pytest -q --update-golden tests/compiler/pipeline/test_frozen_decisions.py
 
 slow: $(VENV)/.installed-test ## the slow tests, as many as fit into MINUTES (20)
 	$(BIN)/python -m pytest -q -m slow -p tests.time_box --minutes $(or $(MINUTES),20)

@@ -13,6 +13,15 @@ import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write the files anew that results are compared with",
+    )
+
+
 # These measure time, or kill processes that hold processors and ports: never two of them at once.
 _ALONE = (
     "tests/compiler/tuning/",
