@@ -123,6 +123,12 @@ class CompileConfig:
             )
         return replace(self, **options)
 
+    @property
+    def range(self) -> Range | None:
+        """The range of a size that is left to each run, if there is one."""
+        sizes = (self.batch, *(size for shape in self.shapes.values() for size in shape))
+        return next((size for size in sizes if isinstance(size, Range)), None)
+
     def at_bound(self) -> CompileConfig:
         """The configuration with the largest size in the place of each range."""
         shapes = {name: tuple(map(highest, shape)) for name, shape in self.shapes.items()}

@@ -65,10 +65,14 @@ def schedule_function(
 
 
 def schedule_module(
-    module: tvm.IRModule, spec: TargetSpec, records: RecordLookup | None = None
+    module: tvm.IRModule,
+    spec: TargetSpec,
+    records: RecordLookup | None = None,
+    entries_first: bool = False,
 ) -> tuple[tvm.IRModule, tuple[KernelReport, ...]]:
     """Schedules all kernels of `module` for the machine `spec`.
 
+    With `entries_first` tasks compute the entries of a batch one after the other, if they can.
     Functions that are structurally equal are scheduled once. The reports name
     the template of each kernel: `generic` and `unscheduled` mark what has no
     template of its own.
@@ -83,7 +87,7 @@ def schedule_module(
         anonymous = function.without_attr("global_symbol") if symbol is not None else function
         key = tvm_ffi.StructuralKey(anonymous)
         if key not in done:
-            done[key] = _schedule(variable.name_hint, anonymous, spec, records)
+            done[key] = _schedule(variable.name_hint, anonymous, spec, records, entries_first)
         scheduled, report = done[key]
         if symbol is not None:
             scheduled = scheduled.with_attr("global_symbol", symbol)
@@ -93,13 +97,19 @@ def schedule_module(
 
 
 def _schedule(
-    name: str, function: PrimFunc, spec: TargetSpec, records: RecordLookup | None
+    name: str,
+    function: PrimFunc,
+    spec: TargetSpec,
+    records: RecordLookup | None,
+    entries_first: bool,
 ) -> tuple[PrimFunc, KernelReport]:
     template, match = match_template(function, spec)
     default = template.default(match, spec)
     found = records.find(function, template, spec) if records is not None else None
     usable = found is not None and template.has(match, found, spec)
     decisions: Mapping[str, int] = dict(found) if usable and found is not None else default
+    if entries_first:
+        decisions = template.entries_first(match, decisions)
     scheduled = schedule_function(function, template, match, decisions, spec)
     report = KernelReport(
         name=name,

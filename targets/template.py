@@ -97,6 +97,14 @@ class Template(ABC):
         """Whether each element read is a factor of many products of floating-point numbers."""
         return False
 
+    def entries_first(self, match: Match, decisions: Decisions) -> Decisions:
+        """These decisions with an order of tasks in which entries of a batch follow each other.
+
+        A kernel with such an order can end early, where fewer entries are asked for; blocks that
+        reach across entries cost what they compute of the others.
+        """
+        return decisions
+
     @abstractmethod
     def apply(
         self, function: PrimFunc, match: Match, decisions: Decisions, spec: TargetSpec

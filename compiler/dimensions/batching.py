@@ -64,7 +64,7 @@ def batched(
             return results
         if results is not None:
             try:
-                cuts[name] = cut_tasks(scheduled[name], (*operands, *results), count)
+                cuts[name] = cut_tasks(scheduled[name], operands, results, count)
             except UnknownAccessError:
                 return None
         return results
@@ -97,7 +97,7 @@ def _strict_cut(
         results.append(candidates(shape, count))
     for choice in islice(product(*results), _MOST_CHOICES):
         try:
-            cut = cut_tasks(function, (*operands, *choice), count)
+            cut = cut_tasks(function, operands, choice, count)
         except UnknownAccessError:
             return None
         if cut.strict:

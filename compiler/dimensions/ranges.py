@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -26,6 +27,11 @@ class Range:
         whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
         if not whole or not 1 <= self.low < self.high:
             raise ConfigError(f"the range {self}: expected two positive integers, the lesser first")
+
+    @property
+    def middle(self) -> int:
+        """The geometric mean, to the nearest integer: as many times `low` as `high` is its times."""
+        return round(math.sqrt(self.low * self.high))
 
     def __str__(self) -> str:
         return f"{self.low}..{self.high}"

@@ -51,13 +51,19 @@ class TaskCut:
     whole: int
 
 
-def cut_tasks(function: PrimFunc, images: Sequence[Images | None], count: int) -> TaskCut:
-    """Cut a scheduled kernel whose parameters have these `images` (None: no batch).
+def cut_tasks(
+    function: PrimFunc,
+    operands: Sequence[Images | None],
+    results: Sequence[Images | None],
+    count: int,
+) -> TaskCut:
+    """Cut a scheduled kernel whose parameters, first those it reads, have these images.
 
-    Raises UnknownAccessError where it cannot be told what the kernel reads and writes, or where
-    it would follow positions that it reads from images behind those asked for.
+    None stands for a tensor without a batch. Raises UnknownAccessError where it cannot be told
+    what the kernel reads and writes, or where it would follow positions that it reads from images
+    behind those asked for.
     """
-    return _Cut(function, images, count).result()
+    return _Cut(function, operands, results, count).result()
 
 
 class _Part:
@@ -113,9 +119,17 @@ def _may_end(statement: Stmt) -> bool:
 
 
 class _Cut:
-    def __init__(self, function: PrimFunc, images: Sequence[Images | None], count: int) -> None:
+    def __init__(
+        self,
+        function: PrimFunc,
+        operands: Sequence[Images | None],
+        results: Sequence[Images | None],
+        count: int,
+    ) -> None:
         self.function, self.count = function, count
         self.parameters = list(function.params)
+        self.only_read = set(self.parameters[: len(operands)])
+        images = (*operands, *results)
         self.images: dict[Var, Images | None] = dict(zip(self.parameters, images, strict=True))
         self._spans: dict[tuple[int, Var], Span | None] = {}
         views: dict[Var, Var] = {}
@@ -179,7 +193,9 @@ class _Cut:
         """Where the loop ends for each batch; None if it has to run to its end."""
         if part.loop is None:
             return None
-        writes = [a for a in part.accesses.found if a.writes and a.buffer in self.images]
+        # Operands are none of them, even if their addresses are handed on (to be fetched ahead).
+        written = self.images.keys() - self.only_read
+        writes = [a for a in part.accesses.found if a.writes and a.buffer in written]
         span = self._span(part, writes)
         if span is None or not span.positions:
             return None
@@ -228,8 +244,11 @@ class _Cut:
                     if not _reads(part, buffer) or self._stays_within(part, buffer):
                         continue
                     for other in self.parts[:number]:
-                        if other.ends is not None and _writes(other, buffer):
+                        if other.ends is not None and buffer in self._written(other):
                             other.ends, changed = None, True
+
+    def _written(self, part: _Part) -> set[Var]:
+        return {a.buffer for a in part.accesses.found if a.writes} - self.only_read
 
     def _check_steered(self, part: _Part, buffer: Var) -> None:
         """Positions from memory that nobody has written must not lead out of a tensor."""
@@ -266,10 +285,6 @@ class _Cut:
 
 def _reads(part: _Part, buffer: Var) -> bool:
     return any(not a.writes and a.buffer.same_as(buffer) for a in part.accesses.found)
-
-
-def _writes(part: _Part, buffer: Var) -> bool:
-    return any(a.writes and a.buffer.same_as(buffer) for a in part.accesses.found)
 
 
 def _flatten(statement: Stmt) -> list[Stmt]:

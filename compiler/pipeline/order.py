@@ -34,7 +34,7 @@ from tinsmith.passes.quantize.match_signedness import MatchSignedness
 from tinsmith.passes.quantize.simplify_quantization import SimplifyQuantization
 from tinsmith.passes.quantize.store_exact_codes import StoreExactCodes
 from tinsmith.passes.quantize.store_integers import StoreIntegers
-from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly
+from tinsmith.targets.algorithms import AlgorithmLookup, DirectOnly, ForBatch
 from tinsmith.targets.registry import backend_of
 from tinsmith.targets.schedule import RecordLookup, schedule_module
 from tinsmith.targets.spec import TargetSpec
@@ -53,6 +53,7 @@ def lowering(
     spec: TargetSpec,
     records: RecordLookup | None = None,
     algorithms: AlgorithmLookup | None = None,
+    entries_first: bool = False,
 ) -> Pipeline:
     """The pipeline from an imported module to fused, scheduled kernels for `spec`.
 
@@ -60,9 +61,10 @@ def lowering(
     `main` consists of `call_tir` of scheduled `PrimFunc`s and of reshapes, which move no data.
 
     `records` are the decisions of earlier searches; without them every kernel gets its
-    template's default. `algorithms` are those that they found best for convolutions.
+    template's default. `algorithms` are those that they found best for convolutions. With
+    `entries_first` tasks compute the entries of a batch one after the other, if they can.
     """
-    schedule = Step(SCHEDULE, _Schedule(spec, records))
+    schedule = Step(SCHEDULE, _Schedule(spec, records, entries_first))
     steps = (*graph_passes(), *integer_passes(spec), *kernel_passes(spec, algorithms), schedule)
     return Pipeline(steps)
 
@@ -76,7 +78,12 @@ def configured(
     """`lowering` as a configuration has it: it has the last word on Winograd's algorithm."""
     # Winograd's transformed weights have no zeros to be packed.
     sparse = config.pruning is not None and config.pruning.sparsity is not None
-    return lowering(spec, records, DirectOnly() if sparse or not config.winograd else algorithms)
+    if sparse or not config.winograd:
+        algorithms = DirectOnly()
+    elif config.range is not None:
+        own = backend_of(spec).algorithms
+        algorithms = ForBatch(algorithms, own, config.range.middle, config.range.high)
+    return lowering(spec, records, algorithms, entries_first=config.range is not None)
 
 
 def graph_passes() -> tuple[Step, ...]:
@@ -181,10 +188,11 @@ class _Schedule:
 
     requires = (KERNELS,)
 
-    def __init__(self, spec: TargetSpec, records: RecordLookup | None) -> None:
+    def __init__(self, spec: TargetSpec, records: RecordLookup | None, entries_first: bool) -> None:
         self._spec = spec
         self._records = records
+        self._entries_first = entries_first
 
     def __call__(self, module: tvm.IRModule) -> Outcome:
-        scheduled, reports = schedule_module(module, self._spec, self._records)
+        scheduled, reports = schedule_module(module, self._spec, self._records, self._entries_first)
         return Outcome(scheduled, kernels=reports)

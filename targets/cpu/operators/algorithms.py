@@ -31,6 +31,9 @@ class ConvolutionAlgorithms(Algorithms):
     def have_choice(self, workload: Any) -> bool:
         return min(workload.in_channels, workload.out_channels) >= _FEWEST_CHANNELS
 
+    def by_rule(self, workload: Any, spec: TargetSpec) -> str:
+        return default_algorithm(workload, spec)
+
     def described(self, workload: Any) -> str:
         w: ConvolutionWorkload = workload
         size = f"{w.out_height}x{w.out_width}"

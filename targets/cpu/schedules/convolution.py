@@ -98,6 +98,10 @@ class ConvolutionTemplate(Template):
         tiles = tile_choices(_pixels(w), w.blocks, spec, arithmetic_named(w.arithmetic))
         return {**tiles, "channels_outer": (0, 1), **storage}
 
+    def entries_first(self, match: Match, decisions: Decisions) -> Decisions:
+        order = {"channels_outer": 0, "prefetch": 0}
+        return {name: order.get(name, value) for name, value in decisions.items()}
+
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         w: ConvolutionWorkload = match.workload
         if decisions.get("prefetch") and not decisions["channels_outer"]:

@@ -107,6 +107,9 @@ class MatmulTemplate(Template):
         prefetch = (0, 1) if _can_prefetch(w) else (0,)
         return {**tiles, "columns_outer": (0, 1), "prefetch": prefetch, **storage}
 
+    def entries_first(self, match: Match, decisions: Decisions) -> Decisions:
+        return {**decisions, "columns_outer": 0, "prefetch": 0}
+
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         w: MatmulWorkload = match.workload
         if decisions["prefetch"] and not decisions["columns_outer"]:

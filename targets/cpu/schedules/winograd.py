@@ -69,6 +69,14 @@ class WinogradTemplate(Template):
             "chunks": tuple(c for c in (1, 2, 4, 8) if c <= min(blocks, 2 * spec.cores)),
         }
 
+    def entries_first(self, match: Match, decisions: Decisions) -> Decisions:
+        """Equal blocks of one image's tiles, where these fill a register tile."""
+        of_image, rows = math.prod(match.workload.tiles[1:]), decisions["rows"]
+        if of_image < rows or decisions["tiles"] <= rows:
+            return decisions
+        blocks = -(-of_image // min(decisions["tiles"], of_image))
+        return {**decisions, "tiles": -(-of_image // blocks)}
+
     def worth_trying(self, match: Match, decisions: Decisions, spec: TargetSpec) -> bool:
         least = decisions["rows"] in least_sizes(decisions["tiles"], spec.vector_registers)
         return least and fills_registers(decisions, spec, Float32())

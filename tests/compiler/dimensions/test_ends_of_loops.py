@@ -31,7 +31,7 @@ def test_tasks_of_an_image_are_its_share() -> None:
             for i in range(3):
                 y[p // 2, p % 2, i] = x[p // 2, p % 2, i]
 
-    cut = cut_tasks(lines, (ROWS, ROWS), 4)
+    cut = cut_tasks(lines, [ROWS], [ROWS], 4)
     assert ends(cut) == ["2,4,6,8"]
     assert cut.strict and not cut.overrun and cut.whole == 0
 
@@ -43,7 +43,7 @@ def test_tiles_across_images_run_over() -> None:
             for i in range(10):
                 y[T.min(p * 10, 14) + i] = x[T.min(p * 10, 14) + i]
 
-    cut = cut_tasks(tiles, (ROWS, ROWS), 4)
+    cut = cut_tasks(tiles, [ROWS], [ROWS], 4)
     assert ends(cut) == ["1,2,3,3"]
     assert cut.overrun == {0, 1} and not cut.strict
 
@@ -54,7 +54,7 @@ def test_columns_before_rows_run_whole() -> None:
         for p in T.parallel(24):
             y[p % 4, p // 4] = x[p % 4, p // 4]
 
-    cut = cut_tasks(columns, (ROWS, ROWS), 4)
+    cut = cut_tasks(columns, [ROWS], [ROWS], 4)
     assert ends(cut) == ["23,23,23,24"]
     assert cut.overrun == {0, 1} and cut.whole == 1
 
@@ -66,7 +66,7 @@ def test_orders_that_end_with_the_first_image_run_whole() -> None:
             for i in range(6):
                 y[3 - p, i] = x[3 - p, i]
 
-    cut = cut_tasks(backwards, (ROWS, ROWS), 4)
+    cut = cut_tasks(backwards, [ROWS], [ROWS], 4)
     assert ends(cut) == [None] and cut.whole == 1
 
 
@@ -79,7 +79,7 @@ def test_time_before_batch() -> None:
             for t, i in T.grid(2, 3):
                 y[t, p, i] = x[t, p, i]
 
-    cut = cut_tasks(entries, (images, images), 4)
+    cut = cut_tasks(entries, [images], [images], 4)
     assert ends(cut) == ["1,2,3,4"] and cut.strict
 
 
@@ -95,7 +95,7 @@ def test_what_is_read_of_later_images_is_computed() -> None:
                 y[p, i] = between[p, i] + between[T.min(p + 1, 3), i]
 
     # As the graph would never have it: image p is computed from image p + 1.
-    cut = cut_tasks(neighbours, (ROWS, ROWS), 4)
+    cut = cut_tasks(neighbours, [ROWS], [ROWS], 4)
     assert ends(cut) == [None, "1,2,3,4"]
     assert not cut.strict
 
@@ -111,7 +111,7 @@ def test_positions_of_later_images_are_not_followed() -> None:
 
     images = Images(1, 4, 1)
     with pytest.raises(UnknownAccessError, match="positions"):
-        cut_tasks(gather, (images, None, images), 4)
+        cut_tasks(gather, [images, None], [images], 4)
 
 
 def test_clamped_positions_are() -> None:
@@ -124,4 +124,4 @@ def test_clamped_positions_are() -> None:
                 y[T.min(p * 3, 1) + i] = table[T.max(T.min(x[T.min(p * 3, 1) + i], 8), 0)]
 
     images = Images(1, 4, 1)
-    assert cut_tasks(gather, (images, None, images), 4).overrun == {0, 2}
+    assert cut_tasks(gather, [images, None], [images], 4).overrun == {0, 2}

@@ -34,6 +34,7 @@ def test_a_configuration_survives_as_plain_data() -> None:
     config = CompileConfig(shapes={"x": (Range(1, 8), 3)}, batch=Range(1, 4))
     assert config.to_dict()["shapes"] == {"x": ["1..8", 3]}
     assert CompileConfig.from_dict(config.to_dict()) == config
+    assert config.range == Range(1, 4) and Range(1, 8).middle == 3
     assert config.at_bound() == CompileConfig(shapes={"x": (8, 3)}, batch=4)
 
 
