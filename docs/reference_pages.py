@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tinsmith
-from tinsmith.compiler.cli.commands import COMMANDS, command_named
+from tinsmith.compiler.cli.commands import COMMANDS, CommandsByName
 
 COMMANDS_FOLDER = "reference/commands"
 PYTHON_PAGE = "reference/python.md"
@@ -54,7 +54,8 @@ def on_files(files: Any, config: Any) -> Any:
 def commands_page() -> str:
     """All commands, each with the first line of its help."""
     rows = [
-        f"| [`{name}`]({name}.md) | {_first_line(command_named(name).help)} |" for name in COMMANDS
+        f"| [`{name}`]({name}.md) | {_first_line(CommandsByName()[name].help)} |"
+        for name in COMMANDS
     ]
     return "\n".join([
         "# Commands", "",
@@ -74,7 +75,7 @@ def commands_page() -> str:
 
 def command_page(name: str) -> str:
     """A command, or a group of commands, with its arguments and options."""
-    command = command_named(name)
+    command = CommandsByName()[name]
     parts = [f"# tinsmith {name}", ""]
     parts += _described(command, f"tinsmith {name}")
     for below in getattr(command, "commands", {}).values():

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import tinsmith
 from tinsmith.compiler.cli import app
-from tinsmith.compiler.cli.commands import COMMANDS, command_named
+from tinsmith.compiler.cli.commands import COMMANDS, CommandsByName
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -39,8 +39,7 @@ def parse(words: list[str]) -> None:
     name, *arguments = words
     if name == "--version":
         return
-    command = command_named(name)
-    assert command is not None, name
+    command = CommandsByName()[name]
     if hasattr(command, "commands"):
         name, *arguments = arguments
         command = command.commands[name]
@@ -125,7 +124,7 @@ def generated() -> dict[str, str]:
 def test_the_reference_has_every_command_and_option() -> None:
     for name in COMMANDS:
         page = generated()[f"reference/commands/{name}.md"]
-        command = command_named(name)
+        command = CommandsByName()[name]
         commands = getattr(command, "commands", {"": command})
         for below, one in commands.items():
             assert f"tinsmith {name} {below}".strip() in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -28,11 +28,25 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+class CommandsByName(Mapping[str, Any]):
+    """The commands of Click's; to ask for names imports none of them."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
+
 @cache
-def command_named(name: str) -> Any:
-    """The command of Click's that `name` stands for; None if there is none."""
-    if name not in COMMANDS:
-        return None
+def _command(name: str) -> Any:
+    """The command that `name` stands for; raises KeyError if there is none."""
     module, member = COMMANDS[name]
     found = getattr(import_module(f"tinsmith.compiler.cli.{module}"), member)
     if not isinstance(found, typer.Typer):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinsmith.compiler.cli import output
+from tinsmith.compiler.cli.commands import MARKUP
 from tinsmith.compiler.cli.options import AsJson
 from tinsmith.compiler.errors import ConfigError
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="List, show, merge, prune and export tuning records.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    add_completion=False,  # it is that of `tinsmith`
+    rich_markup_mode=MARKUP,
 )
 Log = Annotated[
     Path | None, typer.Option("--log", metavar="DIR", help="Default: the user's cache.")

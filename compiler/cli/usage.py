@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from tinsmith.compiler.cli import output
-from tinsmith.compiler.cli.commands import COMMANDS, command_named
+from tinsmith.compiler.cli.commands import CommandsByName
 
 # The parser of options belongs to Click, which newer versions of Typer bundle.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -20,13 +20,13 @@ _WITHOUT_ARGUMENTS = "NoArgsIsHelpError"
 class Commands(TyperGroup):
     """The group of all commands, each of which is imported when it is asked for."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Mapping[str, Any] = CommandsByName()  # type: ignore[assignment]
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order in which `--help` shows them."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, or None if there is none of this name."""
-        return command_named(cmd_name)
+        return list(self.commands)
 
     def main(
         self,
@@ -60,4 +60,8 @@ def _told(error: Any, as_json: bool) -> int:
         names.insert(0, context.info_name)
         context = context.parent
     command = " ".join(["tinsmith", *names, "--help"])
-    return output.refuse(f"{error.format_message().rstrip('.')}; see {command}", as_json)
+    message = error.format_message().rstrip(".")
+    return output.refuse(
+        f"{message} See {command}" if message.endswith("?") else f"{message}; see {command}",
+        as_json,
+    )

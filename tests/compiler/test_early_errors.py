@@ -131,7 +131,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "logs export out --log X": ("X: no such folder",),
     "logs prune --log X": ("X: no such folder",),
     "logs frob": ("frob",),
-    "frob": ("frob",),
+    "frob": ("No such command 'frob'; see tinsmith --help",),
+    "compil M": ("Did you mean 'compile'? See tinsmith --help",),
 }
 
 
