@@ -235,3 +235,17 @@ def test_needs_neither_tvm_nor_the_extras(statement: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_float_model_is_compiled_without_what_quantising_pruning_and_tuning_need(
+    small_model_file: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import sys, tinsmith
+options = {{"static_library": False, "runner": False}}
+tinsmith.compile_to({str(small_model_file)!r}, {str(tmp_path / "module")!r}, **options)
+print([m for m in ("scipy", "xgboost", "torch") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 # The label of everything that cannot be removed on its own: graph inputs, pixels, tokens.
 FIXED = 0
@@ -82,6 +80,9 @@ class Labels:
 
     def classes(self) -> np.ndarray:
         """The class of each label: equal for labels that go together; FIXED is class 0."""
+        from scipy.sparse import coo_array  # late: whoever does not prune needs none
+        from scipy.sparse.csgraph import connected_components
+
         pairs = np.concatenate([*self._pairs, np.empty((0, 2), np.int64)])
         graph = coo_array(
             (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (self._count, self._count)

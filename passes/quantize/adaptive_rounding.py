@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
 
 from tinsmith.passes.graph.windows import Windows
 from tinsmith.passes.quantize.numbers import IntegerRange
@@ -156,6 +155,8 @@ def carried_rounding(
 
 def positive_definite_inverse(matrix: np.ndarray) -> np.ndarray:
     """The inverse of a positive definite matrix, by its Cholesky factor: half of inv's work."""
+    from scipy.linalg.lapack import dpotrf, dpotri  # late: whoever does not quantise needs none
+
     factor, failed = dpotrf(matrix, lower=1)
     inverse, unfinished = dpotri(factor, lower=1)
     if failed or unfinished:

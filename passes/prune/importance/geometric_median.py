@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial.distance import pdist, squareform
 
 
 def distance_to_others(weights: Sequence[np.ndarray]) -> np.ndarray:
@@ -16,5 +15,7 @@ def distance_to_others(weights: Sequence[np.ndarray]) -> np.ndarray:
     geometric median. Source: He et al. 2019, "Filter Pruning via Geometric Median",
     equation 7 (arXiv:1811.00250).
     """
+    from scipy.spatial.distance import pdist, squareform  # late: whoever does not prune needs none
+
     points = np.concatenate([rows.astype(np.float64) for rows in weights], axis=1)
     return np.asarray(squareform(pdist(points)).sum(1))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve
 
 from tinsmith.passes.quantize.adaptive_rounding import positive_definite_inverse
 
@@ -71,6 +70,8 @@ class _Elimination:
 
     def remove(self, position: int) -> None:
         """Remove the unit at a position; the others adapt, and the last one takes its place."""
+        from scipy.linalg import solve  # late: whoever does not prune needs none
+
         values, size = self._values, self._left * self._values
         gone = slice(position * values, (position + 1) * values)
         last = slice(size - values, size)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve
 
 # How strongly weights are kept, in rising order: which does best depends on the layer.
 RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
@@ -135,6 +134,8 @@ def solve_layer(
 
     Raises ValueError if nothing was observed or the shapes do not fit.
     """
+    from scipy.linalg import solve  # late: whoever does not prune needs none
+
     gram, cross, _ = moments.covariances(centred=intercept)
     if cross.shape != weights.shape:
         raise ValueError(f"sums of {cross.shape} do not fit weights of {weights.shape}")

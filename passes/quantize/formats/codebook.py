@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from tinsmith.passes.quantize.formats.base import BlockFormat, Parameters, beyond
 from tinsmith.passes.quantize.formats.granularity import FormatError
@@ -57,6 +56,8 @@ class KMeansCodebook(BlockFormat):
 
 def _centres(values: np.ndarray, count: int) -> np.ndarray:
     """`count` sorted centres (float32) of a vector of values."""
+    from scipy.cluster.vq import kmeans2  # late: whoever does not quantise needs none
+
     distinct = np.unique(values)
     if distinct.size <= count:
         # Every value is a centre; the rest repeats the last and is never chosen.
