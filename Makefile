@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The dearest files are collected first; sorted by their numbers of tests they would come last.
 SHARED := -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test slow golden lint format bench docs fuzz sanitize clean help
+.PHONY: demo test slow golden lint format bench docs runtime fuzz sanitize clean help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -70,6 +70,10 @@ docs: $(VENV)/.installed-docs ## build the site of the documentation into out/do
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'out/docs/index.html is built; with search: $(BIN)/python -m http.server -d out/docs'
 
+runtime: | $(BIN)/python ## the wheel of tinsmith-runtime, which runs modules without the compiler
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./runtime
+	@ls dist/tinsmith_runtime-*.whl | sed 's/$$/ is built/'
+
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out *.egg-info runtime/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

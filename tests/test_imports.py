@@ -23,7 +23,7 @@ SOURCES = sorted(
 )
 OTHERS = sorted(
     path.relative_to(ROOT)
-    for folder in ("tinsmith", "tests", "benchmarks", "examples")
+    for folder in ("tinsmith", "runtime", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
 

@@ -88,11 +88,12 @@ def test_the_source_archive_has_everything(tmp_path: Path) -> None:
     sources = {name for name in listed if ".egg-info" not in name}
     expected = {
         path.relative_to(ROOT).as_posix()
-        for folder in (*SHIPPED, "benchmarks", "docs", "examples", "tests")
+        for folder in (*SHIPPED, "benchmarks", "docs", "examples", "runtime", "tests")
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
         and path.suffix not in (".pyc", ".lock")
         and "__pycache__" not in path.parts
+        and path.parent.suffix != ".egg-info"
     }
     assert expected <= sources
     others = sources - expected

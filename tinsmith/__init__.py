@@ -102,7 +102,16 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'tinsmith' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES.get(name, "tinsmith.compiler.errors")), name)
+    home = _HOMES.get(name, "tinsmith.compiler.errors")
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("tinsmith."):
+            raise
+        raise ImportError(
+            f"tinsmith.{name} belongs to the compiler, and {os.path.dirname(__file__)} is the part "
+            "of tinsmith-runtime that runs modules: pip install tinsmith"
+        ) from error
     globals()[name] = value
     return value
 

@@ -68,7 +68,7 @@ def inspect_module(
 
 def _print_kernels(report: KernelsReport) -> None:
     """A row for each kernel; without times if the module was not run."""
-    timed = report.roofline is not None
+    timed = not report.not_run
     output.print_table(
         "kernels, slowest first" if timed else "kernels, most operations first",
         (

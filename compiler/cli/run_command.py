@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tinsmith.compiler.cli import early, output
-from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads, read_arrays
+from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads
 from tinsmith.compiler.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ def run_module(
     early.check_new_file("--output", out)
     early.check_module(module)
     with output.progress_bar("run", hidden=as_json) as show:
+        from tinsmith.compiler.module.array_files import read_arrays, write_arrays
         from tinsmith.compiler.module.loader import load
 
         show("load", 0.0)
@@ -52,7 +51,7 @@ def run_module(
         seconds = time.perf_counter() - begin
     results = dict(zip((entry.name for entry in loaded.outputs), computed, strict=True))
     if out is not None:
-        _write(out, results)
+        write_arrays(out, results)
     rows = [
         (name, value.dtype.name, value.shape, *_range(value)) for name, value in results.items()
     ]
@@ -74,16 +73,6 @@ def run_module(
         f"ran in {output.milliseconds(seconds)} ms (one cold run)"
         + (f"; wrote {out}" if out else "")
     )
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As `numpy.savez`, which takes no array named `file`."""
-    import numpy as np
-
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def _range(value: np.ndarray) -> tuple[float | None, float | None]:

@@ -30,7 +30,7 @@ class Range:
 
     @property
     def middle(self) -> int:
-        """The geometric mean, to the nearest integer: as many times `low` as `high` is its times."""
+        """The geometric mean, to the nearest integer: `high` is as many times it as it is `low`."""
         return round(math.sqrt(self.low * self.high))
 
     def __str__(self) -> str:

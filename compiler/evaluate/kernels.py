@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tinsmith.compiler.errors import ArtifactError
 from tinsmith.compiler.evaluate.inputs import random_inputs, signature_of
-from tinsmith.compiler.evaluate.roofline import Roofline, cached
 from tinsmith.compiler.host import Host
-from tinsmith.compiler.module.loader import load, verify_files
+from tinsmith.compiler.module.loader import Module, load, verify_files
 from tinsmith.compiler.module.machine import check_machine
 from tinsmith.compiler.module.manifest import KernelEntry, Manifest
 from tinsmith.passes.progress import Progress
+
+if TYPE_CHECKING:
+    from tinsmith.compiler.evaluate.roofline import Roofline
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class KernelsReport:
     """The kernels of a module, slowest first, and the ceilings they are compared with.
 
     Of a module that this machine cannot run, `not_run` says why; then there are no times and no
-    ceilings, and the kernels come in the order of their operations, most first.
+    ceilings, and the kernels come in the order of their operations, most first. Where only
+    `tinsmith-runtime` is installed, there are times and no ceilings.
     """
 
     path: Path
@@ -91,20 +96,24 @@ class KernelsReport:
         """Lines with the totals and the ceilings."""
         flops = sum(row.flops for row in self.rows)
         naive = [row.name for row in self.rows if not row.known_work]
-        if self.roofline is None:
+        if self.not_run:
             lines = [
                 f"{len(self.rows)} kernels, {sum(row.calls for row in self.rows)} calls, "
                 f"{flops / 1e6:.2f} MFLOP; not run: {self.not_run}"
             ]
             return (*lines, *_without_template(naive))
+        total = (
+            f"{len(self.rows)} kernels, {self.seconds * 1e3:.3f} ms with {self.threads} threads, "
+            f"{flops / max(self.seconds, 1e-12) / 1e9:.0f} GFLOP/s"
+        )
+        if self.roofline is None:
+            return (total, *_without_template(naive))
         ceilings = ", ".join(
             f"{rate / 1e9:.0f} GB/s up to {size / 2**20:.1f} MiB"
             for size, rate in self.roofline.bandwidth
         )
         lines = [
-            f"{len(self.rows)} kernels, {self.seconds * 1e3:.3f} ms with {self.threads} threads, "
-            f"{flops / max(self.seconds, 1e-12) / 1e9:.0f} GFLOP/s, "
-            f"{self.share_of_roofline:.0%} of the roofline",
+            f"{total}, {self.share_of_roofline:.0%} of the roofline",
             f"roofline: {self.roofline.flops_per_second / 1e9:.0f} GFLOP/s, {ceilings} "
             f"({self.roofline.cpu}, {self.roofline.threads} threads)",
         ]
@@ -124,7 +133,7 @@ class KernelsReport:
             "measured": self.manifest.measured.to_dict(),
             "threads": self.threads,
             "not_run": self.not_run or None,
-            "seconds": self.seconds if self.roofline else None,
+            "seconds": None if self.not_run else self.seconds,
             "share_of_roofline": self.share_of_roofline if self.roofline else None,
             "roofline": asdict(self.roofline) if self.roofline else None,
             "kernels": [asdict(row) for row in self.rows],
@@ -150,23 +159,19 @@ def inspect(
     except ArtifactError as error:
         return _described(path, manifest, threads, str(error).removeprefix("module: "))
     show("roofline (measured once)", 0.1)
-    roofline = cached(threads, vector_bits())
+    roofline = _ceilings(threads)
     with load(path, threads=threads) as module:
         show("profile", 0.7)
-        manifest, golden = module.manifest, module.golden_sets()
-        if golden:
-            inputs = golden[-1].inputs  # what the kernels count is of the largest size
-        else:
-            largest = manifest.sized(manifest.extreme_sizes[1])
-            inputs = tuple(random_inputs(signature_of(largest.inputs), {}, seed=0).values())
+        manifest = module.manifest
+        inputs = largest_inputs(module)  # what the kernels count is of the largest size
         module.run(inputs)
         steps = module.profile(inputs, runs)
     by_kernel: dict[str, list[float]] = {}
     for step in steps:
         by_kernel.setdefault(step.kernel, []).append(step.seconds)
-    if _beats(roofline, manifest, by_kernel):
+    if roofline is not None and _beats(roofline, manifest, by_kernel):
         show("roofline (again)", 0.8)
-        roofline = cached(threads, vector_bits(), again=True)
+        roofline = _ceilings(threads, again=True)
     total = sum(step.seconds for step in steps)
     entries = {entry.name: entry for entry in manifest.kernels}
     rows = [
@@ -175,6 +180,24 @@ def inspect(
     ]
     rows.sort(key=lambda row: -row.seconds)
     return KernelsReport(path, manifest, threads, roofline, tuple(rows))
+
+
+def largest_inputs(module: Module) -> tuple[np.ndarray, ...]:
+    """Inputs of the largest size that a module takes: its golden ones, or else random ones."""
+    golden = module.golden_sets()
+    if golden:
+        return golden[-1].inputs
+    largest = module.manifest.sized(module.manifest.extreme_sizes[1])
+    return tuple(random_inputs(signature_of(largest.inputs), {}, seed=0).values())
+
+
+def _ceilings(threads: int, again: bool = False) -> Roofline | None:
+    """Those of this machine; None where only the runtime is installed, which has no compiler."""
+    try:
+        from tinsmith.compiler.evaluate.roofline import cached
+    except ModuleNotFoundError:
+        return None
+    return cached(threads, vector_bits(), again=again)
 
 
 def _described(path: Path, manifest: Manifest, threads: int, reason: str) -> KernelsReport:

@@ -10,9 +10,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
-
-import zstandard
+from typing import Any, BinaryIO
 
 from tinsmith.compiler.errors import ArtifactError, BuildError, ConfigError
 from tinsmith.compiler.module.compression import DEFAULT_LEVEL, LEVELS
@@ -46,6 +44,17 @@ class _Member(tarfile.TarInfo):
         return member
 
 
+def _zstandard_for(path: Path) -> Any:
+    """The package that compresses; ArtifactError, which begins with `path`, if it is not there."""
+    try:
+        import zstandard  # an extra of `tinsmith-runtime`
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"{path}: archives need zstandard: pip install 'tinsmith-runtime[archive]'"
+        ) from error
+    return zstandard
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file begins as Zstandard data do; OSError if it cannot be read."""
     with open(open_regular(path), "rb") as stream:
@@ -70,6 +79,7 @@ def pack(
     if not isinstance(level, int) or isinstance(level, bool) or not _within(level):
         raise ConfigError(f"--level {level}: expected an integer from {LEVELS[0]} to {LEVELS[1]}")
     folder, destination = Path(module), Path(archive)
+    _zstandard_for(destination)
     if destination.is_dir():
         raise BuildError(f"{destination}: is a folder; choose a file, such as module.tar.zst")
     if not folder.is_dir():
@@ -95,6 +105,7 @@ def unpack(archive: Path) -> ScratchFolder:
     Whoever calls closes it. Only files that the manifest lists are written, by their plain
     names. Raises ArtifactError for a damaged archive, and if it cannot be unpacked.
     """
+    zstandard = _zstandard_for(archive)
     try:
         scratch = ScratchFolder()
     except OSError as error:
@@ -125,6 +136,8 @@ def _within(level: int) -> bool:
 
 
 def _write(stream: BinaryIO, folder: Path, names: list[str], level: int) -> None:
+    import zstandard
+
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, window_log=_WINDOW_LOG, enable_ldm=True, write_checksum=True, threads=-1
     )
@@ -143,6 +156,8 @@ def _write(stream: BinaryIO, folder: Path, names: list[str], level: int) -> None
 
 
 def _read(archive: Path, folder: Path) -> None:
+    import zstandard
+
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**_WINDOW_LOG)
     # Sizes of the members that are to come; the manifest, which is first, tells them.
     expected: dict[str, int] | None = None

@@ -62,7 +62,13 @@ def _load_folder(folder: Path, threads: int) -> Module:
     check_machine(str(folder), manifest.target)
     module: Module
     if manifest.form == "vm":
-        from tinsmith.compiler.module.vm_loader import VirtualMachineModule
+        try:
+            from tinsmith.compiler.module.vm_loader import VirtualMachineModule
+        except ModuleNotFoundError as error:
+            raise ArtifactError(
+                f"{folder}: is in the VM form ({manifest.vm_reason}), which needs {error.name}: "
+                "pip install 'tinsmith-runtime[vm]'"
+            ) from error
 
         module = VirtualMachineModule(folder, manifest)
     elif manifest.form == "self-contained":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 
 def tinsmith_version() -> str:
-    """Version of the `tinsmith` distribution; "0+unknown" when run from a bare checkout."""
+    """That of `tinsmith`, or of `tinsmith-runtime` alone; "0+unknown" in a bare checkout."""
     # Not before it is asked for: commands begin sooner without.
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("tinsmith")
-    except PackageNotFoundError:
-        return "0+unknown"
+    for distribution in ("tinsmith", "tinsmith-runtime"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "0+unknown"

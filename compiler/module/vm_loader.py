@@ -109,7 +109,7 @@ class VirtualMachineModule(Module):
         except ImportError as error:
             raise ArtifactError(
                 f"{path}: is in the VM form ({manifest.vm_reason}) and needs TVM: "
-                "pip install apache-tvm"
+                "pip install 'tinsmith-runtime[vm]'"
             ) from error
         register()
         self._tvm = tvm

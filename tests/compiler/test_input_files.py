@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinsmith.compiler.cli.options import read_arrays
 from tinsmith.compiler.errors import InputError
+from tinsmith.compiler.module.array_files import read_arrays
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 
