@@ -2,9 +2,10 @@
 
 Latency: topologies with random weights, untuned, batch 1; in int8 the peers run the file that
 ONNX Runtime's `quantize_static` makes (Q/DQ, a scale per channel), and OpenVINO also the one that
-NNCF makes if it is installed; in bf16 OpenVINO runs the float model with that inference
-precision. Accuracy: models of --models-dir, photographs of --data-dir (file name = class
-index), CIFAR-10 of --cifar-dir. Compressed weights: see `compressed_weights.py`.
+NNCF makes if it is installed; in bf16, where the models of `latency.py` are added, OpenVINO runs
+the float model with that inference precision. Accuracy: models of --models-dir, photographs of
+--data-dir (file name = class index), CIFAR-10 of --cifar-dir. Compressed weights: see
+`compressed_weights.py`.
 Run as `python benchmarks/quantize.py [--runs 60] [--threads 2] [--json FILE]`.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from compressed_weights import cifar_images, compressed_weights
+from latency import find
 from topologies import IMAGE, write
 from zoo import CACHE
 
@@ -157,13 +159,14 @@ def short_float(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         f"{'SQNR dB':>9}{'compile s':>11}{'MiB':>7}",
         flush=True,
     )
-    for name, model in write(options.cache / "topologies").items():
+    for name, (model, shapes) in find(options.cache).items():
         with tempfile.TemporaryDirectory() as folder:
             quantization = tinsmith.QuantizationConfig(format="bf16")
+            settings = {"shapes": shapes, **UNTUNED}
             short = tinsmith.compile_to(
-                model, Path(folder) / "bf16", quantization=quantization, **UNTUNED
+                model, Path(folder) / "bf16", quantization=quantization, **settings
             )
-            exact = tinsmith.compile_to(model, Path(folder) / "float", **UNTUNED)
+            exact = tinsmith.compile_to(model, Path(folder) / "float", **settings)
             report = bench(short.path, model, options.runs, options.threads, precision="bfloat16")
             float_report = bench(exact.path, None, options.runs, options.threads)
         if short.quantization is None:
