@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr, Range, TensorLoad
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.sym import Analyzer
+from tvm.target.codegen import llvm_get_intrinsic_name
 from tvm.tirx import Stmt, Var
 
 
@@ -128,7 +129,7 @@ class _Collector:
 
     def _reads(self, expression: Any, steers: bool = False) -> None:
         """All reads in an expression; those inside of the indices of others steer these."""
-        handed_on: list[Any] = []
+        handed_on: list[tuple[Any, bool]] = []
         steering: set[Any] = set()
         loads: list[TensorLoad] = []
 
@@ -138,12 +139,10 @@ class _Collector:
                 tvm_ffi.structural_walk(index, (TensorLoad, steering.add))
 
         def call(node: Call) -> None:
-            name = str(getattr(node.op, "name", ""))
             for argument in node.args:
-                if isinstance(argument, TensorLoad) and name.endswith("address_of"):
-                    handed_on.append(argument.source)
-                elif isinstance(argument, Var) and tirx.is_buffer_var(argument):
-                    handed_on.append(argument)
+                address = _address(argument)
+                if address is not None:
+                    handed_on.append((address, not _only_reads(node)))
 
         tvm_ffi.structural_walk(expression, (TensorLoad, load))
         tvm_ffi.structural_walk(expression, (Call, call))
@@ -151,10 +150,11 @@ class _Collector:
             self._element(
                 node.source, node.indices, writes=False, steers=steers or node in steering
             )
-        for buffer in handed_on:
+        for buffer, written in handed_on:
             root = self.views.get(buffer, buffer)
             self.result.found.append(Access(root, (), None, writes=False))
-            self.result.found.append(Access(root, (), None, writes=True))
+            if written:
+                self.result.found.append(Access(root, (), None, writes=True))
 
     def _element(self, buffer: Var, indices: Any, writes: bool, steers: bool = False) -> None:
         if writes:
@@ -186,6 +186,26 @@ class _Collector:
             return expression
         bound = self.bound
         return tvm_ffi.structural_mutate(expression, [(Var, lambda v, _: bound.get(v, v))])
+
+
+def _address(argument: Any) -> Var | None:
+    """The buffer whose address an argument of a call is."""
+    if isinstance(argument, Call) and _name(argument).endswith("address_of"):
+        element = argument.args[0]
+        return element.source if isinstance(element, TensorLoad) else None
+    return argument if isinstance(argument, Var) and tirx.is_buffer_var(argument) else None
+
+
+def _name(call: Call) -> str:
+    return str(getattr(call.op, "name", ""))
+
+
+def _only_reads(call: Call) -> bool:
+    """Whether an instruction that is given an address reads from there, or asks for it ahead."""
+    if "call_llvm" not in _name(call) or not isinstance(call.args[0], tirx.IntImm):
+        return False
+    instruction = str(llvm_get_intrinsic_name(int(call.args[0])))
+    return "load" in instruction or "prefetch" in instruction
 
 
 def root_of(declaration: tirx.DeclBuffer, views: Mapping[Var, Var]) -> Var:

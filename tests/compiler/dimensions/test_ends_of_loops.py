@@ -125,3 +125,25 @@ def test_clamped_positions_are() -> None:
 
     images = Images(1, 4, 1)
     assert cut_tasks(gather, [images, None], [images], 4).overrun == {0, 2}
+
+
+def test_what_is_fetched_ahead_is_not_written() -> None:
+    kind, zero = "int32", tirx.const(0, "int32")
+    x, w, y = (tirx.decl_buffer((4, 6), "float32", name) for name in "xwy")
+    scratch = tirx.decl_buffer((4, 6), "float32", "scratch")
+
+    def rows(target: tirx.Var, source: tirx.Var, ahead: tirx.Var) -> tirx.Stmt:
+        p, i = tirx.Var("p", kind), tirx.Var("i", kind)
+        address = tirx.address_of(tirx.BufferLoad(ahead, [p, zero]))
+        hint = [tirx.const(number, kind) for number in (0, 2, 1)]
+        prefetch = tirx.call_llvm_intrin("void", "llvm.prefetch", address, *hint)
+        store = tirx.BufferStore(target, tirx.BufferLoad(source, [p, i]), [p, i])
+        inner = tirx.For(i, zero, tirx.const(6, kind), tirx.ForKind.SERIAL, store)
+        body = tirx.SeqStmt([tirx.Evaluate(prefetch), inner])
+        return tirx.For(p, zero, tirx.const(4, kind), tirx.ForKind.PARALLEL, body)
+
+    body = tirx.SeqStmt([tirx.AllocBuffer(scratch), rows(scratch, x, w), rows(y, x, scratch)])
+    cut = cut_tasks(tirx.PrimFunc([x, w, y], body), [ROWS, None], [ROWS], 4)
+    # Of the scratch anything may be read, and so all of it is written.
+    assert ends(cut) == [None, "1,2,3,4"]
+    assert cut.overrun == {0}
