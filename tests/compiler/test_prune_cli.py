@@ -79,7 +79,7 @@ def test_a_checkpoint_is_pruned_again_and_compiled(
     assert built.exit_code == 0, built.output
     assert "pruned before, from" in built.stderr
     tuned = tinsmith(
-        *("tune", once, "--threads", 1, "--trials", 2, "--tasks", 1),
+        *("tune", once, "--threads", 1, "--minutes", 60, "--trials", 2, "--tasks", 1),
         *("--log", tmp_path / "log", "--json"),
     )
     assert tuned.exit_code == 0, tuned.output

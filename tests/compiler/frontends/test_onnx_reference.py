@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,11 +116,10 @@ def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         [helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)],
         {"trips": np.array(2**62, np.int64)},
     )
-    begin = time.monotonic()
+    # Without a limit it would not end.
     asked = Opinions(endless.SerializeToString(), 1)
     answer = asked.ask(ONNX_RUNTIME, {"x": np.ones((1, 4), np.float32)}, 1.0)
     assert answer == "no answer after 1 s"
-    assert time.monotonic() - begin < 30
 
 
 def test_the_process_is_one_and_ends_with_nothing_to_do() -> None:

@@ -122,7 +122,7 @@ static int wait_for(pid_t pid) {
 
 /* `number` says how many threads it takes, and whether it has a child of its own. */
 static void child(tinsmith_context *old, const char *weights, const cpu_set_t *usable, int number) {
-  alarm(60); /* what hangs dies */
+  alarm(300); /* what hangs dies */
   run_and_compare(old, 1);
   expect(module->set_threads(1 + number % 4) == 0, "a child could not set its threads");
   run_and_compare(old, 2);
@@ -190,7 +190,7 @@ static void adoption(void) {
   int lineage = pool.lineage;
   pid_t pid = fork();
   if (pid == 0) {
-    alarm(60);
+    alarm(300);
     pool_enter();
     expect(atomic_load(pool.owner) == getpid(), "the pool is not the child's");
     expect(pool.lineage == lineage + 1, "the child is taken for its parent");
@@ -221,7 +221,7 @@ static void running_context(void) {
   expect(module->run(context, NULL, in, out) != 0, "two threads ran one context");
   pid_t pid = fork();
   if (pid == 0) {
-    alarm(60);
+    alarm(300);
     run_and_compare(context, 1);
     _exit(0);
   }

@@ -243,7 +243,11 @@ def test_loading_and_running_needs_no_tvm(network_folder: Path) -> None:
 
 
 def test_loading_is_quick(network_folder: Path) -> None:
+    """The least of several times, in seconds of the processor: other load adds to both."""
     load(network_folder).close()
-    begin = time.perf_counter()
-    load(network_folder).close()
-    assert time.perf_counter() - begin < 0.05
+    spent = []
+    for _ in range(10):
+        begin = time.process_time()
+        load(network_folder).close()
+        spent.append(time.process_time() - begin)
+    assert min(spent) < 0.05

@@ -82,14 +82,13 @@ def test_a_cache_that_others_can_write_is_not_used(
 
 def test_the_linker_has_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sleeper = tmp_path / "zig"
-    sleeper.write_text("#!/bin/sh\nsleep 60 & sleep 60\n")
+    sleeper.write_text("#!/bin/sh\nsleep 6000 & sleep 6000\n")
     sleeper.chmod(0o755)
     monkeypatch.setattr(linker, "_zig", lambda: str(sleeper))
     monkeypatch.setattr(linker, "_LIMIT_SECONDS", 0.5)
-    begin = time.monotonic()
+    # Both sleepers hold the pipe that is read: were one left, this would not end.
     with pytest.raises(BuildError, match=r"could not link x within 0\.5 s.*ziglang cc"):
         linker.run_zig(["cc"], "link x")
-    assert time.monotonic() - begin < 30
 
 
 def test_the_linker_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_the_linker_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
 
 
 def _wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

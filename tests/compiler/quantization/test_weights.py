@@ -81,7 +81,11 @@ def test_data_bring_products_nearer(
             assert layer.weight_sqnr_db < before.weight_sqnr_db
 
 
-def test_from_the_command_line(residual_model_file: Path, tmp_path: Path) -> None:
+def test_from_the_command_line(
+    residual_model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long times, as a loaded machine has them, make columns wide and break the headings.
+    monkeypatch.setenv("COLUMNS", "200")
     out, report = tmp_path / "module", tmp_path / "report.json"
     arguments = ["compile", str(residual_model_file), "-o", str(out), "--shape", "image=1,1,28,28"]
     arguments += ["--quantize", "kmeans4-weights", "--group-size", "128", "--report", str(report)]

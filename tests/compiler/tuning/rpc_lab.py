@@ -73,7 +73,7 @@ class Lab:
         except TargetError:
             return 0
 
-    def wait_for_free(self, count: int, key: str = KEY, seconds: float = 60.0) -> None:
+    def wait_for_free(self, count: int, key: str = KEY, seconds: float = 600.0) -> None:
         deadline = time.monotonic() + seconds
         while self.free(key) != count:
             assert time.monotonic() < deadline, f"{self.free(key)} boards are free, not {count}"

@@ -54,7 +54,7 @@ def test_the_first_batch_is_small_and_leaves_a_record(tmp_path: Path) -> None:
         search = loop([searched], learner, tmp_path)
         shelf = search.shelf
         written = early([searched], shelf)
-        replace(search, early=written).run(Watched(), time.monotonic() + 60)
+        replace(search, early=written).run(Watched(), time.monotonic() + 600)
     # Before the second batch there is a record.
     assert batches[0] == (4, 0) and batches[1] == (24, 1)
     (record,) = shelf.records().values()

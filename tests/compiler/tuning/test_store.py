@@ -83,7 +83,7 @@ for i in range(40):
     Shelf(Path({str(here.folder)!r})).add_trials([Trial(subject, {{"rows": i}}, 1e-3, 1e-3)])
 """
     writers = [subprocess.Popen([sys.executable, "-c", script, digit]) for digit in "ab"]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=600) for writer in writers] == [0, 0]
     assert len(here.trials()) == 80
     assert here.damaged() == 0
 

@@ -22,13 +22,13 @@ RUNNER = CliRunner()
 
 
 def command(model: Path, log: Path) -> list[str]:
-    options = ["--minutes", "5", "--trials", "12", "--log", str(log), "--json"]
+    options = ["--minutes", "30", "--trials", "12", "--log", str(log), "--json"]
     return [sys.executable, "-m", "tinsmith.compiler.cli", "tune", str(model), *options]
 
 
 def wait_for_a_trial(job: subprocess.Popen[str], log: Path) -> None:
     """Without, every signal would come before anything has happened."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and job.poll() is None:
         if any(path.stat().st_size for path in log.glob("*/trials.jsonl")):
             return
@@ -81,7 +81,7 @@ def test_an_interrupted_job_keeps_its_trials(small_model_file: Path, tmp_path: P
     signal.signal(signal.SIGINT, before)
     wait_for_a_trial(job, log)
     job.send_signal(signal.SIGINT)
-    _, told = job.communicate(timeout=60)
+    _, told = job.communicate(timeout=600)
     assert job.returncode == 130, told
     assert "the same command goes on" in told
     shelf = the_shelf(log)
@@ -104,7 +104,9 @@ def test_candidates_that_misbehave_do_not_stop_the_job(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("MISBEHAVE_AT", "rows=4,vectors=1")
-    options = TuneOptions(minutes=4.0, trials=6, tasks=1, log=tmp_path, extensions=("misbehaving",))
+    options = TuneOptions(
+        minutes=30.0, trials=6, tasks=1, log=tmp_path, extensions=("misbehaving",)
+    )
     report = tinsmith.tune(small_model_file, options=options)
     (row,) = report.rows
     assert row.failures >= 1

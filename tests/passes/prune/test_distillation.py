@@ -123,4 +123,4 @@ def test_time_is_a_limit_too() -> None:
         endless, _batches(1, 1)
     )
     assert result.stopped_by == "time"
-    assert 0.5 <= result.seconds < 20
+    assert result.seconds >= 0.5
