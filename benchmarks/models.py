@@ -27,7 +27,7 @@ import tinsmith
 from tinsmith.compiler.errors import TinsmithError
 from tinsmith.compiler.evaluate.bench import bench
 from tinsmith.compiler.evaluate.peers import OnnxRuntime
-from tinsmith.compiler.frontends.onnx import ImportedModel
+from tinsmith.compiler.frontends.onnx.model import ImportedModel
 
 Feeds = Mapping[str, np.ndarray]
 

@@ -23,7 +23,7 @@ from models import random_inputs, relative_error, stock_tvm, with_random_weights
 from zoo import CACHE, MODELS, RealModel, find_model
 
 from tinsmith.compiler.errors import TinsmithError
-from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.compiler.frontends.onnx.model import ImportedModel, import_onnx
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.passes.graph import FoldBatchNorm
 from tinsmith.passes.prune import Group, Groups, find_groups, shrink, zero

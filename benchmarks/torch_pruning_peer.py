@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from tinsmith.compiler.calibration import open_calibration
 from tinsmith.compiler.config import CompileConfig
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.distillation import Distiller
 from tinsmith.compiler.pruning.observed import compile_graph

@@ -8,7 +8,7 @@ from tinsmith.compiler.dimensions.ranges import Size
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.checkpoint_frontend import CheckpointFrontend
 from tinsmith.compiler.frontends.frontend import Constants, Frontend, ModelSource, Shapes
-from tinsmith.compiler.frontends.onnx_frontend import OnnxFrontend
+from tinsmith.compiler.frontends.onnx.frontend import OnnxFrontend
 
 if TYPE_CHECKING:
     from tinsmith.compiler.frontends.imported import ImportedModel

@@ -68,7 +68,7 @@ def test_a_module_that_computes_something_else_is_reported(
     small_model_file: Path, small_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let all references disagree, as they would after a miscompilation."""
-    from tinsmith.compiler.frontends.onnx_reference import OnnxReference
+    from tinsmith.compiler.frontends.onnx.reference import OnnxReference
 
     honest = OnnxReference.run
 

@@ -8,7 +8,7 @@ from onnx import parser
 
 import tinsmith
 from tinsmith.compiler.evaluate.oracle import EVALUATOR, open_runner
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 _HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 

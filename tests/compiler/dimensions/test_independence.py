@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinsmith.compiler.dimensions.batching import DependentImagesError, batched
 from tinsmith.compiler.dimensions.images import Images, candidates, first_images
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import lowering
 from tinsmith.targets.registry import get_target
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from tinsmith.compiler.config import CompileConfig, parse_batch_option, parse_shape_option
 from tinsmith.compiler.dimensions.ranges import Range
 from tinsmith.compiler.errors import ConfigError, ShapeError
-from tinsmith.compiler.frontends.onnx_batch import open_axes, reference_at
+from tinsmith.compiler.frontends.onnx.batch import open_axes, reference_at
 
 
 @pytest.mark.parametrize("low, high", [(0, 3), (3, 3), (4, 2), (1.0, 2), (True, 2)])

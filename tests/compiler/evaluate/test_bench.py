@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tinsmith.compiler.evaluate.bench import _Contestant, _second_try
 from tinsmith.compiler.frontends.frontend import ForPeers
-from tinsmith.compiler.frontends.onnx_shapes import bind_inputs
+from tinsmith.compiler.frontends.onnx.shapes import bind_inputs
 
 
 def _product_by_rate() -> onnx.ModelProto:

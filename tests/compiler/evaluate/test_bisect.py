@@ -20,7 +20,7 @@ from tinsmith.compiler.evaluate.bisect import (
     bisect_module,
     first_divergent,
 )
-from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.compiler.frontends.onnx.model import ImportedModel, import_onnx
 from tinsmith.compiler.module.manifest import read_manifest
 from tinsmith.compiler.pipeline import Pipeline, Step, lowering
 from tinsmith.passes.graph.rewriter import BlockRewriter

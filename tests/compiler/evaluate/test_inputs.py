@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.inputs import Domain, random_inputs
-from tinsmith.compiler.frontends.onnx_domains import input_domains
+from tinsmith.compiler.frontends.onnx.domains import input_domains
 
 
 def test_values_have_the_shape_dtype_and_range_asked_for() -> None:

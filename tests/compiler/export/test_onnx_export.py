@@ -19,7 +19,7 @@ from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
 from tinsmith.compiler.evaluate.stages import run_stage
 from tinsmith.compiler.export.onnx import to_onnx
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.targets.registry import get_target
 

@@ -11,8 +11,8 @@ import tvm
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tvm import relax
 
-from tinsmith.compiler.frontends.onnx import ImportedModel
-from tinsmith.compiler.frontends.onnx_reference import OnnxReference
+from tinsmith.compiler.frontends.onnx.model import ImportedModel
+from tinsmith.compiler.frontends.onnx.reference import OnnxReference
 
 OPSET = 18
 

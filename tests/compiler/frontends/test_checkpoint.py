@@ -17,7 +17,7 @@ import tinsmith
 from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.frontends.checkpoint import read_checkpoint, write_checkpoint
 from tinsmith.compiler.frontends.imported import ImportedModel
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.frontends.registry import import_model
 
 SHAPE = {"image": (1, 1, 28, 28)}

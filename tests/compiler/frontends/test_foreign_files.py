@@ -10,7 +10,7 @@ import pytest
 import tinsmith
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.frontends.foreign_files import told_by_content, told_of_foreign
-from tinsmith.compiler.frontends.onnx_files import read_model
+from tinsmith.compiler.frontends.onnx.files import read_model
 
 NAMES = {
     "m.pt": "torch.onnx.export",

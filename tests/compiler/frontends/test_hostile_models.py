@@ -16,9 +16,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.compiler.frontends.small_models import original
 from tinsmith.compiler.errors import ModelError, ShapeError, UnsafeModelError
-from tinsmith.compiler.frontends import onnx_external
 from tinsmith.compiler.frontends.forked import ToolError, forked
-from tinsmith.compiler.frontends.onnx_guard import in_child
+from tinsmith.compiler.frontends.onnx import external
+from tinsmith.compiler.frontends.onnx.guard import in_child
 from tinsmith.compiler.frontends.registry import import_model
 
 
@@ -302,7 +302,7 @@ def test_external_data_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         import_model(_external(tmp_path, "holes.bin", 64, 2**26))
     with pytest.raises(UnsafeModelError, match="sparse files"):
         import_model(_external(tmp_path, "holes.bin", 2, 2**26))
-    monkeypatch.setattr(onnx_external, "_UNQUESTIONED", 0)
+    monkeypatch.setattr(external, "_UNQUESTIONED", 0)
     (tmp_path / "tied.bin").write_bytes(bytes(12 * 4096))
     # Tied weights, which share what the file holds, are allowed.
     shared = _external(tmp_path, "tied.bin", 2, 3)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.compiler.frontends.small_models import execute
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import Pipeline, graph_passes, kernel_passes
 from tinsmith.targets.registry import get_target
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import model, random, run, value
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 
 def _choice(else_operator: str = "Neg") -> onnx.ModelProto:

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import model, original, random, run, value
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_converters.spectrum import transform_matrix
+from tinsmith.compiler.frontends.onnx.converters.spectrum import transform_matrix
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.interpolation import Sampling, interpolation_matrix
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinsmith.compiler.evaluate.inputs import Domain, random_inputs
-from tinsmith.compiler.frontends.onnx_domains import input_domains
+from tinsmith.compiler.frontends.onnx.domains import input_domains
 
 FLOAT, INT64, INT32, UINT8 = (
     TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8,

@@ -58,7 +58,7 @@ def test_whole_modules_compute_with_empty_tensors(tmp_path: Path) -> None:
 def test_lists_in_constants_of_old_models_are_read() -> None:
     """The optimizer folds Shape into a Constant with `value_ints`, also where that is unknown."""
     from tests.compiler.frontends.small_models import run
-    from tinsmith.compiler.frontends.onnx import import_onnx
+    from tinsmith.compiler.frontends.onnx.model import import_onnx
 
     nodes = [helper.make_node("Shape", ["x"], ["y"])]
     (shape,) = run(import_onnx(model(nodes, [value("x", [2, 4])], ["y"], opset=11)), random((2, 4)))

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.compiler.frontends.small_models import linear_model, model, value
 from tinsmith.compiler.errors import ModelError, UnsafeModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_files import read_model
+from tinsmith.compiler.frontends.onnx.files import read_model
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 
 def _write(path: Path, proto: onnx.ModelProto) -> Path:

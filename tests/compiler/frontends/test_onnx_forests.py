@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import run
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 FEATURES = 6
 # Full trees of 2**16 leaves have more nodes than 16 bits can count.

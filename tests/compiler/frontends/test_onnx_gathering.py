@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 import tinsmith
 from tests.compiler.frontends.small_models import model, random, run, value
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 X = random((4, 5, 6))
 

@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from small_models import linear_model, model, original, value
 from tvm.ir import GenericConst
 
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_halves import HALVES, widen_halves
+from tinsmith.compiler.frontends.onnx.halves import HALVES, widen_halves
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import Pipeline, graph_passes
 from tinsmith.targets.half_weights import half_dtype
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import tinsmith
-from tinsmith.compiler.frontends import onnx_shapes
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_soundness import unsoundness
+from tinsmith.compiler.frontends.onnx import shapes
+from tinsmith.compiler.frontends.onnx.model import import_onnx
+from tinsmith.compiler.frontends.onnx.soundness import unsoundness
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -185,6 +185,6 @@ def test_graphs_inside_nodes_are_looked_into() -> None:
 def test_an_unsound_folding_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = chain()
     swap_nodes(broken)
-    monkeypatch.setattr(onnx_shapes, "in_child", lambda function, model: broken)
+    monkeypatch.setattr(shapes, "in_child", lambda function, model: broken)
     (note,) = import_onnx(chain()).notes
     assert "unsound (it uses 'a' before it is there)" in note

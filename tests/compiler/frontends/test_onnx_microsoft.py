@@ -12,7 +12,7 @@ from onnx import helper
 
 from tests.compiler.frontends.small_models import random, run
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 B, S, D, N, H = 2, 5, 12, 3, 4
 MASKS = {

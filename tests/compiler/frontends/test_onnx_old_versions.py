@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import model, random, run, value
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_old_versions import modernized
+from tinsmith.compiler.frontends.onnx.model import import_onnx
+from tinsmith.compiler.frontends.onnx.old_versions import modernized
 
 X = random((2, 3, 4, 5), seed=3)
 ROW, CHANNEL, PLANE = random((5,)), random((3,)), random((3, 4))

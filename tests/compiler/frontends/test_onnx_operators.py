@@ -8,7 +8,7 @@ from onnx import helper
 
 from tests.compiler.frontends.small_models import model, random, run, value
 from tinsmith.compiler.errors import ModelError, UnsupportedOpError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 
 def test_all_unknown_operators_are_listed_at_once() -> None:

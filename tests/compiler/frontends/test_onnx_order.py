@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 import tinsmith
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
-from tinsmith.compiler.frontends.onnx_order import in_order
+from tinsmith.compiler.frontends.onnx.model import import_onnx
+from tinsmith.compiler.frontends.onnx.order import in_order
 
 
 def _model(nodes: list[onnx.NodeProto], output: str = "y") -> onnx.ModelProto:

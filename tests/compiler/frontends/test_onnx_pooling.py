@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import model, original, random, run, value
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 _SHAPES = {1: (2, 2, 11), 2: (2, 3, 7, 8), 3: (1, 2, 5, 6, 5)}
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compiler.frontends.small_models import run
 from tinsmith.compiler.errors import ModelError
 from tinsmith.compiler.evaluate.oracle import ONNX_RUNTIME, open_runner
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 MICROSOFT = "com.microsoft"
 _RANDOM = np.random.default_rng(7)

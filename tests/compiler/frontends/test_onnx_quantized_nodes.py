@@ -13,7 +13,7 @@ from onnx.backend.test.case import node as node_cases
 
 from tests.compiler.frontends.small_models import run
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 _MODULES = (
     "convinteger",

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.compiler.frontends.small_models import model, random, run, value
 from tinsmith.compiler.api import compile_to
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.module.loader import load
 
 

@@ -14,7 +14,7 @@ from onnx import helper
 import tinsmith
 from tests.compiler.frontends.small_models import model, original, random, run, value
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import ImportedModel, import_onnx
+from tinsmith.compiler.frontends.onnx.model import ImportedModel, import_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

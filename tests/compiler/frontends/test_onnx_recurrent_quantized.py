@@ -12,7 +12,7 @@ from onnx import helper
 
 import tinsmith
 from tests.compiler.frontends.small_models import random, run
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 Arrays = dict[str, np.ndarray]
 

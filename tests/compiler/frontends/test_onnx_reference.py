@@ -19,7 +19,7 @@ from tinsmith.compiler.evaluate.opinions import Opinions
 from tinsmith.compiler.evaluate.oracle import EVALUATOR, ONNX_RUNTIME, UNOPTIMISED
 from tinsmith.compiler.evaluate.peers import OnnxRuntime, installed
 from tinsmith.compiler.evaluate.verify import verify
-from tinsmith.compiler.frontends.onnx_reference import OnnxReference
+from tinsmith.compiler.frontends.onnx.reference import OnnxReference
 
 pytestmark = pytest.mark.skipif(not installed(OnnxRuntime), reason="ONNX Runtime is not installed")
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

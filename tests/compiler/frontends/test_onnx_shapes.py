@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import linear_model, model, original, random, run, value
 from tinsmith.compiler.errors import ConfigError, ModelError, ShapeError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 
 def _sum_of(*shapes: list[int | str | None]) -> object:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.compiler.frontends.small_models import random, run
 from tinsmith.compiler.errors import ModelError, UnsupportedOpError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 
 FEATURES = 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, TensorProto, helper
 
-from tinsmith.compiler.frontends.onnx import node_names
+from tinsmith.compiler.frontends.onnx.model import node_names
 from tinsmith.compiler.frontends.origins import nodes_behind
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from network_models import LARGE_NETWORKS, NETWORKS
 
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import lowering
 from tinsmith.targets.registry import get_target
 from tinsmith.targets.template import KernelReport

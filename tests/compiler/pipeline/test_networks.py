@@ -13,7 +13,7 @@ from tvm import relax
 
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, PassError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.module.write.vm import TO_INSTRUCTIONS
 from tinsmith.compiler.pipeline import PassRunner, Pipeline, graph_passes, lowering
 from tinsmith.compiler.preparation import Clock, prepare

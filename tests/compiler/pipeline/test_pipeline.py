@@ -17,7 +17,7 @@ from tinsmith import PruneConfig, QuantizationConfig
 from tinsmith.compiler.calibration import ObservedModule, observe
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import PassError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import (
     PRUNED_BEFORE,
     QUANTIZED_BEFORE,

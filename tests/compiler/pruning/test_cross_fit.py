@@ -120,7 +120,7 @@ def pruned(monkeypatch: pytest.MonkeyPatch) -> tuple[Fake, PruneReport]:
     """What 22 samples give, where the narrowing itself is a fake."""
     from test_held_out import narrow_model
 
-    from tinsmith.compiler.frontends.onnx import import_onnx
+    from tinsmith.compiler.frontends.onnx.model import import_onnx
 
     fake = Fake()
     monkeypatch.setattr(pruner_module, "Narrowing", fake)

@@ -12,7 +12,7 @@ from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError, InputError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.augmentation import Augmentation
 from tinsmith.compiler.pruning.batches import batch_of
 from tinsmith.compiler.pruning.config import PruneConfig

@@ -8,7 +8,7 @@ from tinsmith.compiler.calibration import open_calibration
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.frontier import Arrays, Frontier
 from tinsmith.compiler.pruning.observed import ObservedGraph
 from tinsmith.compiler.pruning.pruner import readable

@@ -11,7 +11,7 @@ import pytest
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError
 from tinsmith.compiler.evaluate.classes import Verdict
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning import allocation, latency_table
 from tinsmith.compiler.pruning.allocation import Allocator, Graph
 from tinsmith.compiler.pruning.config import PruneConfig

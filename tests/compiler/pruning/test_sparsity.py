@@ -14,7 +14,7 @@ from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.errors import ConfigError, ModelError
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner, readable
 from tinsmith.compiler.pruning.report import PruneReport

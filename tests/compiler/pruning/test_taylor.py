@@ -8,7 +8,7 @@ import pytest
 from tinsmith.compiler.calibration import open_calibration
 from tinsmith.compiler.demo import IMAGES, MODEL
 from tinsmith.compiler.evaluate.accuracy import LabelledImages
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.compiler.pruning.taylor import taylor_scores
 from tinsmith.passes.prune import find_groups

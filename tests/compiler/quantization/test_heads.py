@@ -11,7 +11,7 @@ from heads import HEADS, network
 
 import tinsmith
 from tinsmith.compiler.errors import ModelError
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import Pipeline, graph_passes
 from tinsmith.compiler.quantization.outputs import OutputNoise, class_output
 from tinsmith.passes.graph.dataflow import Dataflow, stored_behind

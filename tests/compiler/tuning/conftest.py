@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import lowering
 from tinsmith.compiler.tuning.tasks import Task, distinct_kernels
 from tinsmith.targets.registry import get_target

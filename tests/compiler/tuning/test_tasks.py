@@ -41,7 +41,7 @@ def test_workload_keys_are_those_of_other_processes(
     small_tasks: tuple[Task, ...], small_model_file: Path
 ) -> None:
     script = f"""
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import lowering
 from tinsmith.compiler.tuning.tasks import distinct_kernels
 from tinsmith.targets.registry import get_target

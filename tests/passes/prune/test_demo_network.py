@@ -9,7 +9,7 @@ import pytest
 from graph_checks import execute, random_inputs
 from prune_checks import drop, free
 
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pruning.pruner import readable
 from tinsmith.passes.graph import DecomposeConvolutions, FoldBatchNorm, FoldConstants
 from tinsmith.passes.prune import find_groups, shrink, zero

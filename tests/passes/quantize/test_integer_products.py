@@ -15,7 +15,7 @@ from tvm import relax
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 from graph_checks import execute
 
-from tinsmith.compiler.frontends.onnx import import_onnx
+from tinsmith.compiler.frontends.onnx.model import import_onnx
 from tinsmith.compiler.pipeline import lowering
 from tinsmith.passes.graph.tensors import element_type, operator_name
 from tinsmith.passes.quantize.lower_integers import LowerIntegers

@@ -1,0 +1,1 @@
+"""ONNX: the operators of the standard and of com.microsoft, in files that may be anything."""
