@@ -94,7 +94,7 @@ def test_only_targets_know_a_family(path: Path) -> None:
 
 ONNX = {"onnx", "onnx_ir", "onnxscript"}
 # Where ONNX is at home, and who else has to do with it, each for its reason.
-ONNX_ROOMS = (Path("compiler/frontends"), Path("compiler/export"))
+ONNX_ROOMS = (Path("compiler/frontends/onnx"), Path("compiler/export"))
 USE_ONNX = {
     "compiler/evaluate/oracle.py": "asks other implementations of ONNX",
     "compiler/module/onnx_loop.py": "loops of modules that are evaluated node by node",
@@ -121,15 +121,8 @@ def test_onnx_stays_with_its_front_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["frontend", "imported", "origins", "registry", "checkpoint_frontend", "checkpoint", "forked"],
+    "path", [p for p in SOURCES if p.parts[:2] != ("compiler", "frontends")], ids=str
 )
-def test_what_is_common_to_front_ends_knows_no_onnx(name: str) -> None:
-    found = imported_modules((ROOT / "compiler" / "frontends" / f"{name}.py").read_text())
-    assert not top_level(found) & ONNX
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if ONNX_ROOMS[0] not in p.parents], ids=str)
 def test_callers_name_no_format(path: Path) -> None:
     """They ask `frontends.registry` for the front end of a model."""
     if path in WRITE_CHECKPOINTS:
