@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,3 +300,51 @@ def test_what_mixes_the_batch_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(tinsmith.ModelError, match=r"n cannot be a range: what node over_the_batch"):
         tinsmith.compile_to(proto, tmp_path / "m", shapes={"x": (Range(1, 4), 3)})
     assert not (tmp_path / "m").exists()
+
+
+def test_a_model_that_computes_with_its_batch_size_is_found_out(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["size"]),
+        helper.make_node("Cast", ["size"], ["divisor"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["x", "divisor"], ["y"]),
+    ]
+    proto = model("dividing", nodes, {"x": ["n", 3]}, ["y"], {"zero": np.array(0)})
+    with pytest.raises(tinsmith.VerificationError, match="output y does not agree"):
+        tinsmith.compile_to(proto, tmp_path / "m", shapes={"x": (Range(1, 4), 3)})
+
+
+_GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+import tinsmith
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def guarded(shape, dtype):
+    # An array that ends where memory does: behind it is a page that nobody may touch.
+    size, page = int(np.prod(shape)) * np.dtype(dtype).itemsize, mmap.PAGESIZE
+    pages = -(-size // page)
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(start + pages * page), page, 0) == 0
+    return np.frombuffer(memory, dtype, int(np.prod(shape)), pages * page - size).reshape(shape)
+
+with tinsmith.load(sys.argv[1], threads=2) as module:
+    for batch in range(1, module.manifest.dims[0].high + 1):
+        sized = module.manifest.sized({module.manifest.dims[0].name: batch})
+        arrays = [guarded(t.shape, t.dtype) for t in sized.inputs]
+        module.run(arrays, outputs=[guarded(t.shape, t.dtype) for t in sized.outputs])
+print("untouched")
+"""
+
+
+def test_nothing_behind_the_caller_s_tensors_is_touched(
+    compiled: tuple[onnx.ModelProto, Path],
+) -> None:
+    _, folder = compiled
+    done = subprocess.run(
+        [sys.executable, "-c", _GUARDED, folder / "module"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "untouched\n", done.stderr
