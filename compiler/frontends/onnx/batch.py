@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from tinsmith.compiler.dimensions.open_batch import OpenAxes
 from tinsmith.compiler.dimensions.ranges import Range, Size, highest
@@ -21,8 +21,7 @@ def open_axes(
     """The dimension that `shapes` or `batch` leave open, with all inputs that have it; or None.
 
     Inputs without a shape have it where the file gives their dimension the same name, and with
-    `batch` where the file leaves their batch open. Raises ShapeError for two different ranges
-    and for a dimension that the file fixes.
+    `batch` where the file leaves their batch open. Raises ShapeError for two different ranges.
     """
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
@@ -47,11 +46,6 @@ def open_axes(
             if not isinstance(size, Range):
                 continue
             declared = dims[axis] if axis < len(dims) else None
-            if declared is not None and declared.dim_value > 0:
-                raise ShapeError(
-                    f"{source}: input {value.name!r} is fixed to {declared.dim_value} in "
-                    f"dimension {axis}, but --shape gives {size}"
-                )
             add(value.name, axis, size, dimension_symbol(declared) if declared is not None else "")
     asked = batch if isinstance(batch, Range) else next(iter(ranges), None)
     for value in inputs:
@@ -71,10 +65,19 @@ def open_axes(
         )
     if not ranges:
         if isinstance(batch, Range):
-            raise ShapeError(f"{source}: --batch {batch}: no input has an open batch dimension")
+            raise ShapeError(
+                f"{source}: --batch {batch}: no input has an open batch dimension; "
+                f"give the inputs it concerns with --shape, as {_example(inputs, batch)}"
+            )
         return None
     size = next(iter(ranges))
     return OpenAxes(symbols[0] if symbols else "batch", size.low, size.high, found)
+
+
+def _example(inputs: Sequence[ValueInfoProto], batch: Range) -> str:
+    value = inputs[0] if inputs else ValueInfoProto(name="x")
+    rest = [dim.dim_value or "?" for dim in value.type.tensor_type.shape.dim][1:]
+    return f"{value.name}={','.join(map(str, [batch, *rest]))}"
 
 
 def at_bound(shapes: Mapping[str, Sequence[Size]]) -> dict[str, tuple[int, ...]]:

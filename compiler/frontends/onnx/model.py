@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from tinsmith.compiler.dimensions.ranges import Size, highest
-from tinsmith.compiler.errors import ModelError
+from tinsmith.compiler.errors import ModelError, ShapeError
 from tinsmith.compiler.frontends.imported import ImportedModel, described_outputs
 from tinsmith.compiler.frontends.onnx.batch import at_bound, open_axes, reference_at
 from tinsmith.compiler.frontends.onnx.domains import input_domains
@@ -27,7 +27,7 @@ from tinsmith.compiler.frontends.onnx.operators import check_operators, find_con
 from tinsmith.compiler.frontends.onnx.order import in_order
 from tinsmith.compiler.frontends.onnx.reference import OnnxReference
 from tinsmith.compiler.frontends.onnx.schemas import check_nodes
-from tinsmith.compiler.frontends.onnx.shapes import BoundInput, bind_inputs, fold
+from tinsmith.compiler.frontends.onnx.shapes import BoundInput, bind_inputs, fold, resized
 from tinsmith.compiler.plain_text import plain_line
 
 # Names in a file may be of any length.
@@ -59,6 +59,7 @@ def import_onnx(
     size = None if batch is None else highest(batch)
     fixed = at_bound(shapes or {})
     bound, inputs, notes = bind_inputs(loaded, fixed, constants or {}, source, size)
+    other_sizes = resized(loaded, fixed)
     converters = find_converters()
     widened = widen_halves(bound)
     inlined = inline_functions(widened, converters, source)
@@ -70,8 +71,17 @@ def import_onnx(
     _check_outputs(folded, source)
     budget = budget_for(folded, [value.shape for value in inputs], bool(shapes), source)
     importer = GraphImporter(folded, converters, source, budget)
-    module = importer.import_graph(inputs, _declared_ranks(loaded))
-    outputs = described_outputs(module, source)
+    try:
+        module = importer.import_graph(inputs, _declared_ranks(loaded))
+        outputs = described_outputs(module, source)
+    except ModelError as error:
+        if not other_sizes:
+            raise
+        raise ShapeError(
+            f"{error}; it may depend on the size of input {other_sizes}, which --shape changes"
+        ) from error
+    if other_sizes:
+        notes.append(f"another size than the file's: input {other_sizes}")
     # ONNX Runtime 1.31 crashes when it inlines a branch whose condition became a constant.
     original = folded if constants else bound
 

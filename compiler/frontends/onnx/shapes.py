@@ -53,9 +53,10 @@ def bind_inputs(
 ) -> tuple[ModelProto, list[BoundInput], list[str]]:
     """A copy of `model` whose inputs all have fixed shapes; the inputs; notes on what was chosen.
 
-    Batch dimensions that are left open get the size `batch`, or 1. `constants` turns inputs into
-    constants. Raises `ShapeError` when a shape does not fit the model or is not known,
-    `ConfigError` for a name that is no input.
+    Batch dimensions that are left open get the size `batch`, or 1. `shapes` may differ from sizes
+    that the file declares: what it says of other tensors is forgotten. `constants` turns inputs
+    into constants. Raises `ShapeError` when a shape has another rank than the input or is not
+    known, `ConfigError` for a name that is no input.
     """
     bound = ModelProto()
     bound.CopyFrom(model)
@@ -135,6 +136,20 @@ def _folded(model: ModelProto) -> ModelProto:
     return onnx_ir.to_proto(graph)
 
 
+def resized(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> str:
+    """Which inputs are given other sizes than the file declares, in words; empty for none."""
+    return " and ".join(
+        f"{value.name!r}, declared {_declared(value)}"
+        for value in model.graph.input
+        if any(
+            0 < dim.dim_value != size
+            for dim, size in zip(
+                value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False
+            )
+        )
+    )
+
+
 def _bind_constants(
     model: ModelProto,
     inputs: Sequence[ValueInfoProto],
@@ -192,12 +207,7 @@ def _given_symbols(
                 f"{source}: input {value.name!r} has {len(dims)} dimensions {_declared(value)}, "
                 f"but --shape gives {len(shape)}: {list(shape)}"
             )
-        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
-            if dim.dim_value > 0 and dim.dim_value != size:
-                raise ShapeError(
-                    f"{source}: input {value.name!r} is fixed to {dim.dim_value} in dimension "
-                    f"{axis}, but --shape gives {size}"
-                )
+        for dim, size in zip(dims, shape, strict=True):
             symbol = dimension_symbol(dim)
             if not symbol:
                 continue
