@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto, ValueInfoProto
@@ -10,6 +11,9 @@ from tinsmith.compiler.dimensions.open_batch import OpenAxes
 from tinsmith.compiler.dimensions.ranges import Range, Size, highest
 from tinsmith.compiler.errors import ShapeError
 from tinsmith.compiler.frontends.onnx.shapes import dimension_symbol, is_batch
+
+# Other symbols of a file, such as `2*n`, would read as an expression in a shape.
+_NAME = re.compile(r"[A-Za-z_][\w.]{0,99}", re.ASCII)
 
 
 def open_axes(
@@ -71,7 +75,8 @@ def open_axes(
             )
         return None
     size = next(iter(ranges))
-    return OpenAxes(symbols[0] if symbols else "batch", size.low, size.high, found)
+    name = next(filter(_NAME.fullmatch, symbols), "batch")
+    return OpenAxes(name, size.low, size.high, found)
 
 
 def _example(inputs: Sequence[ValueInfoProto], batch: Range) -> str:

@@ -63,6 +63,15 @@ def test_batch_opens_every_batch() -> None:
 
 
 @pytest.mark.parametrize(
+    "symbol, name",
+    [("p2o.Dim.0", "p2o.Dim.0"), ("2*n", "batch"), ("a\nb", "batch"), ("?", "batch")],
+)
+def test_the_dimension_has_a_plain_name(symbol: str, name: str) -> None:
+    axes = open_axes(two_inputs([symbol, 3], [symbol, 3]), {}, Range(1, 3), "two")
+    assert axes is not None and axes.name == name
+
+
+@pytest.mark.parametrize(
     "shapes, batch, reason",
     [
         ({"x": (Range(1, 8), 3), "y": (Range(1, 4), 3)}, None, "1..8 in input 'x' and 1..4 in"),
