@@ -1,8 +1,7 @@
-"""Files that once failed, and a few seconds of new ones: see README.md, `make fuzz`."""
+"""Files that once failed, and a few new ones: see README.md, `make fuzz`."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.fuzz.models import samples
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.onnx"))
 # Well-formed, and compiled: one broke because a tensor is called like the graph's function.
 _VALID = {"import11_276", "two_outputs_one_file_name"}
-_SECONDS = 12.0
+_MUTANTS = 16
 _PROCESSOR_SECONDS = 10
 
 
@@ -41,12 +40,8 @@ def test_the_samples_are_sound(nursery: Nursery, tmp_path: Path) -> None:
 
 def test_new_mutants(nursery: Nursery, tmp_path: Path) -> None:
     originals = samples()
-    deadline = time.monotonic() + _SECONDS
-    number = 0
-    while time.monotonic() < deadline:
+    for number in range(_MUTANTS):
         name, sample = make(number, 1, originals, sorted(originals))
         path = write_sample(sample, tmp_path / "mutant")
         answer = nursery.ask(path, "import", _PROCESSOR_SECONDS)
         assert answer["outcome"] not in FAILURES, (number, name, answer)
-        number += 1
-    assert number > 0
