@@ -97,7 +97,7 @@ def test_foreign_inputs(
 
 
 def test_mistakes(network_folder: Path, tmp_path: Path) -> None:
-    for arguments in ((), ("dance",), ("--speed", "9", "info")):
+    for arguments in ((), ("dance",)):
         done = _run(network_folder, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "usage:" in done.stderr
@@ -136,6 +136,32 @@ def test_arguments_that_nothing_takes(network_folder: Path) -> None:
         done = _run(network_folder, *arguments)
         assert (done.returncode, done.stdout) == (2, "") and "usage:" in done.stderr
     assert _run(network_folder, "--help").returncode == 0
+
+
+def test_options_stand_anywhere(network_folder: Path) -> None:
+    for arguments in (("bench", "--threads", "2", "5"), ("bench", "5", "--threads", "2")):
+        done = _run(network_folder, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("5 runs, 2 threads")
+    assert "usage:" in _run(network_folder, "bench", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("bench", "--thread", "2"), "--thread: no such option"),
+        (("--speed", "9", "info"), "--speed: no such option"),
+        (("bench", "--threads"), "--threads: give its value"),
+        (("run", "--dims"), "--dims: give its value"),
+        (("bench", "--dims", "n=2"), "n=2: is no open dimension"),
+    ],
+)
+def test_wrong_options_are_named(
+    network_folder: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    done = _run(network_folder, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_only_files_are_read(network_folder: Path, tmp_path: Path) -> None:

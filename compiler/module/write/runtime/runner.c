@@ -307,15 +307,23 @@ int main(int argc, char **argv) {
   dims = allocate(sizeof *dims * (uint64_t)(module->dim_count + 1));
   for (int i = 0; i < module->dim_count; i++) dims[i] = module->dims[i].high;
   const char *weights = NULL;
-  int threads = 0, at = 1;
-  if (argc == 2 && !strcmp(argv[1], "--help")) return usage(0);
-  for (; at + 1 < argc && !strncmp(argv[at], "--", 2); at += 2) {
-    if (!strcmp(argv[at], "--weights")) weights = argv[at + 1];
-    else if (!strcmp(argv[at], "--threads"))
-      threads = count("--threads", argv[at + 1], 0, MOST_THREADS);
-    else if (!strcmp(argv[at], "--dims")) set_size(argv[at + 1]);
-    else return usage(2);
+  int threads = 0, words = 1, at = 1; /* options stand anywhere; the words left follow argv[0] */
+  for (int i = 1; i < argc; i++) {
+    const char *option = argv[i];
+    if (strncmp(option, "--", 2)) {
+      argv[words++] = argv[i];
+      continue;
+    }
+    if (!strcmp(option, "--help")) return usage(0);
+    int is_weights = !strcmp(option, "--weights"), is_threads = !strcmp(option, "--threads");
+    if (!is_weights && !is_threads && strcmp(option, "--dims"))
+      die(option, "no such option; they are --weights, --threads and --dims");
+    if (++i == argc) die(option, "give its value after it");
+    if (is_weights) weights = argv[i];
+    else if (is_threads) threads = count("--threads", argv[i], 0, MOST_THREADS);
+    else set_size(argv[i]);
   }
+  argc = words;
   if (at >= argc) return usage(2);
   choose_sizes();
   const char *command = argv[at++];
