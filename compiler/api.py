@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ArtifactError, VerificationError
 from tinsmith.compiler.evaluate.compare import Difference, compare_all
@@ -79,7 +80,7 @@ class CompileReport:
             form += f" ({self.manifest.vm_reason})"
         parts = [
             form,
-            f"{self.size_bytes / 2**20:.1f} MiB",
+            byte_size(self.size_bytes),
             f"{len(self.manifest.kernels)} kernels",
         ]
         latency = self.manifest.measured.latency

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.errors import ConfigError, VerificationError
 from tinsmith.compiler.module.levels import FILE_NAME, FOLDER_NAME, listing
@@ -105,5 +106,5 @@ def _share_weights(whole: Path, folder: Path, name: str) -> str:
     if own[WEIGHTS_NAME] == lowest.get(WEIGHTS_NAME):
         (folder / WEIGHTS_NAME).unlink()
         return ""
-    size = own[WEIGHTS_NAME].bytes / 2**20
-    return f"{name}: weights packed in another way, {size:.1f} MiB in a file of their own"
+    size = byte_size(own[WEIGHTS_NAME].bytes)
+    return f"{name}: weights packed in another way, {size} in a file of their own"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import (
     DIAGNOSIS,
@@ -314,7 +315,7 @@ def compile_model(
     output.say(report.coverage)
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     output.say(f"{report.path}: {report.summary()}")
-    output.say(f"phases: {phases}; peak memory {output.size(report.peak_memory_bytes)}")
+    output.say(f"phases: {phases}; peak memory {byte_size(report.peak_memory_bytes)}")
     if report.pruning is not None:
         print_pruning(report.pruning)
     if report.quantization is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.cli import output
 from tinsmith.compiler.cli.options import AsJson
 
@@ -63,7 +64,7 @@ def _print(health: Health) -> None:
                 place.path,
                 place.purpose,
                 "yes" if place.writable else "NO",
-                output.size(place.free_bytes),
+                byte_size(place.free_bytes),
             )
             for place in health.places
         ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson, ModulePath, Threads
 from tinsmith.compiler.cli.quantization import print_quantization
@@ -113,7 +114,7 @@ def told_levels(module: Path) -> list[str]:
     """A line for each level of a module for several targets: what it takes, and what is taken."""
     lines = []
     for level in _levels(module).get("levels", ()):
-        told = f"level {level['name']}: {output.size(level['deployed_bytes'])}"
+        told = f"level {level['name']}: {byte_size(level['deployed_bytes'])}"
         shared = ", weights of the lowest" if level["weights_shared"] else ""
         state = "taken here" if level["taken"] else level["refusal"] or "runs here, too"
         lines.append(f"{told}{shared}; {state}")

@@ -115,15 +115,6 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f}"
 
 
-def size(count: float) -> str:
-    """A number of bytes as a person reads it: `46.8 MiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
 @contextmanager
 def progress_bar(title: str, hidden: bool = False) -> Iterator[Progress]:
     """A bar with percentage, time elapsed and time left on standard error.

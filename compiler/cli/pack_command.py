@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson
 from tinsmith.compiler.module.compression import DEFAULT_LEVEL, LEVELS
@@ -41,6 +42,5 @@ def pack_module(
         output.print_json({"path": str(out), "bytes": packed, "unpacked_bytes": whole})
         return
     output.say(
-        f"{out}: {output.size(packed)}, {packed / whole:.0%} of the {output.size(whole)} "
-        "in the folder"
+        f"{out}: {byte_size(packed)}, {packed / whole:.0%} of the {byte_size(whole)} in the folder"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tinsmith.compiler.byte_size import byte_size
 from tinsmith.compiler.cli import early, output
 from tinsmith.compiler.cli.options import AsJson, Constant, Shape
 from tinsmith.compiler.cli.pruning import (
@@ -205,4 +206,4 @@ def prune_model(
         output.print_json({"path": str(out), **report.to_dict()})
         return
     print_pruning(report)
-    output.say(f"{out}: {output.size(out.stat().st_size)}")
+    output.say(f"{out}: {byte_size(out.stat().st_size)}")

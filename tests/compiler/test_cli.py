@@ -421,12 +421,3 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         check=False,
     )
     assert done.stderr == ""
-
-
-def test_sizes_for_people() -> None:
-    assert [output.size(n) for n in (5, 1536, 3 * 2**20, 5 * 2**30)] == [
-        "5 B",
-        "1.5 KiB",
-        "3.0 MiB",
-        "5.0 GiB",
-    ]
