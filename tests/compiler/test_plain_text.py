@@ -44,7 +44,7 @@ def test_everything_that_is_printed_is_plain(capsys: pytest.CaptureFixture[str])
 
 def test_no_name_leaves_the_comment_of_the_header() -> None:
     tensor = TensorSpec(_HOSTILE, "float32", (2, 3))
-    plan = Plan((tensor,), (tensor,), (), (), (), 0, 0)
+    plan = Plan((tensor,), (tensor,), (), (), (), (), 0, 0)
     header = generate_header("model", _HOSTILE, plan)
     assert header.count("*/") == header.count("/*") == 1
     assert "\\" not in header and "??/" not in header and "<x>" not in header
