@@ -60,8 +60,11 @@ class Lab:
         return self.boards[-1]
 
     def ensure(self, count: int) -> None:
-        """Have so many boards, all of them free."""
+        """Have so many boards and no more, all of them free."""
         self.boards = [board for board in self.boards if board.is_alive]
+        for board in self.boards[count:]:
+            board.kill()
+        del self.boards[count:]
         for _ in range(count - len(self.boards)):
             self.add_board()
         self.wait_for_free(count)
