@@ -24,7 +24,7 @@ from tinsmith.targets.cpu.arithmetic import arithmetic_named
 from tinsmith.targets.cpu.operators.convolution import pack_weights
 from tinsmith.targets.cpu.operators.matmul import pack_columns
 from tinsmith.targets.schedule import match_template
-from tinsmith.targets.x86 import arithmetic, tile_instructions  # noqa: F401  (registers)
+from tinsmith.targets.x86 import tile_instructions
 from tinsmith.targets.x86.schedules.amx_convolution import AmxConvolutionTemplate
 from tinsmith.targets.x86.schedules.amx_matmul import AmxMatmulTemplate
 from tinsmith.targets.x86.specs import SAPPHIRE_RAPIDS, X86_64_V3, X86_64_V4
