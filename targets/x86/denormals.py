@@ -25,17 +25,15 @@ _FLUSH_TO_ZERO, _DENORMALS_ARE_ZEROS = 1 << 15, 1 << 6
 
 
 def flush_denormals(function: PrimFunc) -> PrimFunc:
-    """A scheduled `function` in which each task takes denormal numbers for zero, and makes none.
+    """A scheduled `function` whose loops take denormal numbers for zero, and make none.
 
-    Without a parallel loop the whole function is one task.
+    In a parallel loop each task sees to it, in whichever thread it runs; a serial one with none
+    inside runs in one thread, which sees to it once.
     """
-    tasks = 0
 
-    def task(loop: Any, mutator: Any) -> Stmt:
-        nonlocal tasks
+    def outermost(loop: Any, mutator: Any) -> Stmt:
         if loop.kind != tirx.ForKind.PARALLEL:
-            return mutator.default_mutate(loop)
-        tasks += 1
+            return mutator.default_mutate(loop) if _has_tasks(loop.body) else _flushing(loop)
         return tirx.For(
             loop.loop_var,
             loop.min,
@@ -45,8 +43,13 @@ def flush_denormals(function: PrimFunc) -> PrimFunc:
             annotations=loop.annotations,
         )
 
-    body = tvm_ffi.structural_mutate(function.body, [(tirx.For, task)])
-    return function.with_body(body if tasks else _flushing(function.body))
+    return function.with_body(tvm_ffi.structural_mutate(function.body, [(tirx.For, outermost)]))
+
+
+def _has_tasks(body: Stmt) -> bool:
+    kinds: list[int] = []
+    tvm_ffi.structural_walk(body, (tirx.For, lambda loop: kinds.append(loop.kind)))
+    return tirx.ForKind.PARALLEL in kinds
 
 
 def _flushing(body: Stmt) -> Stmt:

@@ -13,7 +13,7 @@ from tests.fuzz.models import samples
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.onnx"))
 # Well-formed, and compiled: one broke because a tensor is called like the graph's function.
 _VALID = {"import11_276", "two_outputs_one_file_name"}
-_MUTANTS = 16
+_MUTANTS = 32
 _PROCESSOR_SECONDS = 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +77,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray):
 def test_the_module_is_smaller_and_computes_the_pruned_graph(compiled) -> None:
     report = compiled.pruning
     lanes = get_target("native").float_lanes
-    assert all(group.after % lanes == 0 for group in report.groups if not group.reason)
+    for group in report.groups:
+        kept = group.before if group.reason == "is a graph output" else 0.7 * group.before
+        assert group.after == min(group.before, math.ceil(kept / lanes) * lanes), group
     assert report.params[1] < 0.75 * report.params[0]
-    # Which channels go, and with them how many products, depends on the machine's rounding.
-    assert report.flops[1] < 0.8 * report.flops[0]
+    # Of 32 channels 30 % are less than a vector of 16: nothing goes there.
+    assert report.flops[1] < (0.57 if lanes == 8 else 0.79) * report.flops[0]
     assert compiled.differences[0].relative < 1e-4
     assert compiled.reference == "the pruned graph"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from template_checks import fuse
-from tvm import relax
+from tvm import relax, tirx
+from tvm.tirx import PrimFunc
 
 import tinsmith
+from tinsmith.targets.cpu import loops
 from tinsmith.targets.registry import get_target
 from tinsmith.targets.schedule import match_template, schedule_function
+from tinsmith.targets.x86.denormals import flush_denormals
 
 TINY = np.float32(1e-40)
 x86_only = pytest.mark.skipif(
@@ -22,7 +26,7 @@ x86_only = pytest.mark.skipif(
 )
 
 
-def saved(path: Path, nodes: list[onnx.NodeProto], shape: tuple[int, ...], weights: dict) -> Path:
+def saved(path: Path, nodes: list[onnx.NodeProto], shape: tuple, weights: dict) -> Path:
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -101,3 +105,38 @@ def test_each_task_of_x86_sets_and_restores(target: str) -> None:
     assert text.count("ldmxcsr") == 2 * expected
     if expected:
         assert text.index("T.parallel") < text.index("stmxcsr") < text.index("ldmxcsr")
+
+
+def test_serial_loops_beside_tasks_do_so_too() -> None:
+    """As in a recurrence, whose rounds have tasks, and loops that one thread runs."""
+    x = tirx.decl_buffer((8, 4), "float32", "x")
+
+    def scaled(i: object, j: object) -> tirx.Stmt:
+        return loops.store(x, [i, j], loops.load(x, i, j) * tirx.const(0.5, "float32"))
+
+    def rounds(t: object) -> tirx.Stmt:
+        tasks = loops.parallel("task", 8, lambda i: scaled(i, 0))
+        return loops.sequence([tasks, loops.serial("one", 8, lambda i: scaled(i, 1))])
+
+    text = str(flush_denormals(PrimFunc([x], loops.serial("time", 3, rounds))))
+    tasks, one = text.index("T.parallel"), text.index("for one in")
+    first, second = (m.start() for m in re.finditer("stmxcsr", text))
+    assert text.index("for time in") < tasks < first < second < one
+    assert text.count("ldmxcsr") == 4
+
+
+@x86_only
+def test_a_batch_of_any_size_takes_them_for_zero(tmp_path: Path) -> None:
+    """A loop over the batch becomes a stage of its own."""
+    node, (_, k), weights = PRODUCTS["matmul"]
+    model = saved(
+        tmp_path / "model.onnx", [node], ("n", k), {"w": random(*weights) * np.float32(2.0**30)}
+    )
+    module = tinsmith.compile(
+        model, shapes={"x": (tinsmith.Range(1, 6), k)}, runner=False, tuned=False, threads=2
+    )
+    with module:
+        for batch in (1, 4, 6):
+            np.testing.assert_array_equal(module.run([np.full((batch, k), TINY)])[0], 0)
+            assert np.abs(module.run([random(batch, k)])[0]).min() > 0
+        assert (np.full(64, TINY) * np.float32(0.5)).min() > 0
