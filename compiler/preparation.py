@@ -7,23 +7,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import tvm
-from tvm import tirx
 
+from tinsmith.compiler import expected_results
 from tinsmith.compiler.config import CompileConfig
 from tinsmith.compiler.dimensions.batching import DependentImagesError, batched
-from tinsmith.compiler.dimensions.images import Images, first_images
+from tinsmith.compiler.dimensions.images import Images
 from tinsmith.compiler.dimensions.open_batch import OpenBatch
 from tinsmith.compiler.errors import ModelError, TargetError
-from tinsmith.compiler.evaluate.compare import QUANTIZED_TOLERANCE
-from tinsmith.compiler.evaluate.float_model import measure
 from tinsmith.compiler.evaluate.inputs import random_inputs
-from tinsmith.compiler.evaluate.reference import Reference, ReferenceMaker
-from tinsmith.compiler.evaluate.stages import run_stage
+from tinsmith.compiler.evaluate.reference import Reference
 from tinsmith.compiler.frontends.frontend import ModelSource
 from tinsmith.compiler.frontends.imported import ImportedModel
 from tinsmith.compiler.frontends.origins import nodes_behind
@@ -42,7 +37,6 @@ from tinsmith.compiler.pipeline import (
 from tinsmith.compiler.pruning.config import PruneConfig
 from tinsmith.compiler.pruning.pruner import Pruner
 from tinsmith.compiler.pruning.report import PruneReport
-from tinsmith.compiler.quantization.comparison import Sample
 from tinsmith.compiler.quantization.config import QuantizationConfig
 from tinsmith.compiler.quantization.quantizer import Quantized, Quantizer
 from tinsmith.compiler.quantization.report import QuantizationReport
@@ -50,7 +44,7 @@ from tinsmith.compiler.workshop import Workshop, workshop
 from tinsmith.passes.graph.fused_groups import computed_by_kernel
 from tinsmith.passes.progress import Progress, within
 from tinsmith.targets.algorithms import AlgorithmLookup
-from tinsmith.targets.registry import backend_of, get_target
+from tinsmith.targets.registry import get_target
 from tinsmith.targets.schedule import RecordLookup
 from tinsmith.targets.spec import TargetSpec, UnknownTargetError
 
@@ -148,24 +142,30 @@ def prepare(
     with clock.phase("reference"):
         if quantizer is not None and quantized is not None:
             notes += quantizer.source.notes
-            same = _same_bits(pipeline, spec, host, final=reported)
-            golden, reference = _quantized_golden(quantized.sample, config, same)
+            same = expected_results.same_bits(pipeline, spec, host, final=reported)
+            golden, reference = expected_results.of_quantized(quantized.sample, config, same)
         elif pruner is not None:
             # The model computes something else; what pruning costs stands in its report.
             notes += pruner.source.notes if pruner.source is not None else ()
             inputs = tuple(pruner.first_sample().values())
-            golden, reference = _graph_golden(module, inputs, config, host, "the pruned graph")
+            golden, reference = expected_results.of_graph(
+                module, inputs, config, host, "the pruned graph"
+            )
         elif imported.reference is None:
             inputs = tuple(
                 random_inputs(imported.signature, imported.domains, config.seed).values()
             )
-            golden, reference = _graph_golden(module, inputs, config, host, "the graph read")
+            golden, reference = expected_results.of_graph(
+                module, inputs, config, host, "the graph read"
+            )
         else:
-            golden, judge = _golden(imported, imported.reference, config, notes)
+            golden, judge = expected_results.of_reference(
+                imported, imported.reference, config, notes
+            )
             reference = "" if judge is None else judge.label
-        sets = _golden_sets(imported, golden, batch, judge, notes)
+        sets = expected_results.at_sizes(imported, golden, batch, judge, notes)
         if reported and golden is not None and (quantizer is not None or pruner is not None):
-            promise = _distance_to_float(imported, golden, notes)
+            promise = expected_results.distance_to_float(imported, golden, notes)
     return Prepared(
         lowered,
         pipeline,
@@ -211,37 +211,6 @@ def _with_open_batch(
     return found.module, OpenBatch(
         axes.name, axes.low, axes.high, found.inputs, found.outputs, found.overrun
     )
-
-
-def _golden_sets(
-    imported: ImportedModel,
-    golden: GoldenVectors | None,
-    batch: OpenBatch | None,
-    judge: Reference | None,
-    notes: list[str],
-) -> tuple[GoldenVectors, ...]:
-    """The golden vectors, of an open batch at the smallest, a middle and the largest size.
-
-    Where another runtime has computed them, it computes each size; else a smaller batch is a part
-    of the largest, as has been shown of the graph.
-    """
-    axes = imported.open_axes
-    if golden is None or batch is None or axes is None:
-        return () if golden is None else (golden,)
-    sets = []
-    for size in axes.sizes:
-        inputs = tuple(map(partial(first_images, count=size), golden.inputs, batch.inputs))
-        outputs = tuple(map(partial(first_images, count=size), golden.outputs, batch.outputs))
-        if judge is not None and imported.reference is not None and size != axes.high:
-            try:
-                other = imported.reference(threads=2, size=size)
-                computed = other.run(dict(zip(imported.input_names, inputs, strict=True)))
-                outputs = tuple(computed[name] for name in imported.output_names)
-            except ModelError as error:
-                notes.append(f"no golden vectors for {axes.name} {size}: {error}")
-                continue
-        sets.append(GoldenVectors(inputs, outputs, golden.tolerance, (size,)))
-    return tuple(sets)
 
 
 def _lowered(
@@ -363,85 +332,3 @@ def _pruner(
         config.seed,
         progress=clock.shown("prune"),
     )
-
-
-def _graph_golden(
-    module: tvm.IRModule,
-    inputs: tuple[np.ndarray, ...],
-    config: CompileConfig,
-    host: Host,
-    label: str,
-) -> tuple[GoldenVectors | None, str]:
-    """Inputs with the outputs of a graph that no other runtime has: TVM's own definitions."""
-    if not config.golden:
-        return None, ""
-    outputs = run_stage(module, inputs, host.spec)
-    return GoldenVectors(inputs, tuple(outputs)), label
-
-
-def _quantized_golden(
-    sample: Sample, config: CompileConfig, same_bits: bool
-) -> tuple[GoldenVectors | None, str]:
-    """A calibration sample with the quantised graph's own outputs, as this machine computes them.
-
-    A float reference would not tell a broken kernel from rounding; what rounding costs stands
-    in the quantisation report.
-    """
-    if not config.golden:
-        return None, ""
-    return (
-        GoldenVectors(sample.inputs, sample.outputs, 0.0 if same_bits else QUANTIZED_TOLERANCE),
-        "the quantised graph",
-    )
-
-
-def _same_bits(pipeline: PipelineReport, spec: TargetSpec, host: Host, final: bool) -> bool:
-    """Whether the module must compute its golden vectors to the last bit.
-
-    Kernels of integers do everywhere. Others do where the vectors were computed by the very
-    kernels of the module: by kernels for this machine, unless they are `final` no more.
-    """
-    if final and host.makes(spec):
-        return True
-    kernels = pipeline.fused.functions.values()
-    backend = backend_of(spec)
-    return all(backend.is_reproducible(f) for f in kernels if isinstance(f, tirx.PrimFunc))
-
-
-def _golden(
-    imported: ImportedModel, make: ReferenceMaker, config: CompileConfig, notes: list[str]
-) -> tuple[GoldenVectors | None, Reference | None]:
-    """A random input with its reference output, and who computed it; why not is in `notes`."""
-    if not config.golden:
-        return None, None
-    if "bfloat16" in (*imported.input_dtypes, *imported.output_dtypes):
-        # They travel as bits, which no other runtime takes.
-        notes.append("no golden vectors: an input or output is bfloat16; compare results yourself")
-        return None, None
-    try:
-        reference = make(threads=2)
-        inputs = random_inputs(imported.signature, imported.domains, config.seed)
-        outputs = reference.run(inputs)
-    except ModelError as error:
-        notes.append(f"no golden vectors: {error}")
-        return None, None
-    notes += reference.notes
-    arrays = [outputs[name] for name in imported.output_names]
-    tolerance = reference.tolerance(*imported.output_dtypes)
-    return GoldenVectors(tuple(inputs.values()), tuple(arrays), tolerance), reference
-
-
-def _distance_to_float(
-    imported: ImportedModel, golden: GoldenVectors, notes: list[str]
-) -> dict[str, dict[str, float | None]] | None:
-    """How far the golden outputs are from the float model's; `notes` say why it is not known."""
-    if imported.reference is None:
-        return None
-    inputs = dict(zip(imported.input_names, golden.inputs, strict=True))
-    actual = dict(zip(imported.output_names, golden.outputs, strict=True))
-    try:
-        expected = imported.reference(threads=2).run(inputs)
-    except ModelError as error:
-        notes.append(f"not compared with the float model on the golden input: {error}")
-        return None
-    return measure(actual, expected)

@@ -18,6 +18,7 @@ from tinsmith.compiler.frontends.onnx.converters.constants import (
     concat,
     constant,
     dtype_of,
+    known_shape,
     static_shape,
     zeros,
 )
@@ -25,7 +26,7 @@ from tinsmith.compiler.frontends.onnx.converters.constants import (
 
 def empty_constant(value: Any) -> relax.Expr | None:
     """A constant in place of `value` if it is a tensor without elements, otherwise None."""
-    shape = _shape(value)
+    shape = known_shape(value)
     if shape is None or 0 not in shape:
         return None
     return constant(np.zeros(shape, dtype_of(value)))
@@ -35,7 +36,7 @@ def without_empty_operands(
     bb: relax.BlockBuilder, node: NodeProto, inputs: Sequence[Any], attributes: Any
 ) -> relax.Expr | None:
     """What `node` computes of `inputs`, some of them empty; None if its converter can tell."""
-    shapes = [_shape(value) for value in inputs]
+    shapes = [known_shape(value) for value in inputs]
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type in ("Expand", "Tile") and shapes[0] is not None:
@@ -76,12 +77,3 @@ def _repeated_no_times(
     if operator == "Expand":
         return zeros(np.broadcast_shapes(shape, sizes), dtype_of(x))
     return zeros([n * times for n, times in zip(shape, sizes, strict=True)], dtype_of(x))
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
-        return None
-    try:
-        return static_shape(value)
-    except ValueError:
-        return None

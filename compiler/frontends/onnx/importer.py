@@ -28,7 +28,7 @@ from tinsmith.compiler.frontends.onnx.control import ControlFlow
 from tinsmith.compiler.frontends.onnx.converters.constants import (
     COMPUTABLE_DTYPES,
     constant,
-    static_shape,
+    known_shape,
     storable,
 )
 from tinsmith.compiler.frontends.onnx.dynamic import DynamicNodes, evaluated_nodes
@@ -268,7 +268,7 @@ class GraphImporter:
         """The outputs of `node` if they are known already."""
         if node.op_type in ("Shape", "Size") and not node.domain:
             value = self.values[node.input[0]]
-            shape = _static_shape(value)
+            shape = known_shape(value)
             if shape is not None:
                 return [_shape_result(node, shape)]
         arrays = {}
@@ -317,7 +317,7 @@ class GraphImporter:
             return
         types = {}
         for name in filter(None, node.input):
-            shape, kind = _static_shape(self.values[name]), self._type_of(name)
+            shape, kind = known_shape(self.values[name]), self._type_of(name)
             if shape is None or kind is None or kind == "sequence":
                 return
             try:
@@ -384,15 +384,6 @@ def _attribute(attribute: AttributeProto) -> Any:
     if attribute.type in _TYPES_OF_MANY:
         return tuple(getattr(attribute, _TYPES_OF_MANY[attribute.type]))
     raise ModelError(f"attribute {attribute.name!r} is of a kind that is not supported")
-
-
-def _static_shape(value: Any) -> tuple[int, ...] | None:
-    if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
-        return None
-    try:
-        return static_shape(value)
-    except ValueError:
-        return None
 
 
 def _shape_result(node: NodeProto, shape: tuple[int, ...]) -> np.ndarray:

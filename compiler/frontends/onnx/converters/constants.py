@@ -7,6 +7,7 @@ few test models pass them as inputs, and then the same arithmetic goes into the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tvm
@@ -51,6 +52,16 @@ def static_shape(value: relax.Expr) -> tuple[int, ...]:
     ):
         raise ValueError(f"needs a fixed shape, not {value.ty}")
     return tuple(int(dim) for dim in shape.values)
+
+
+def known_shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of `value`; None for what is no tensor, or one whose shape is not fixed."""
+    if not isinstance(value, relax.Expr) or not isinstance(value.ty, relax.TensorType):
+        return None
+    try:
+        return static_shape(value)
+    except ValueError:
+        return None
 
 
 def dtype_of(value: relax.Expr) -> str:
