@@ -215,7 +215,8 @@ class Module(ABC):
         gives = ", ".join(map(_told, self.outputs))
         return (
             f"<Module {self.manifest.name!r}: {takes} -> {gives}; {self.manifest.form}, "
-            f"for {self.manifest.target.name}, {self.threads} threads, {str(self._origin)!r}>"
+            f"for {self.manifest.target.name}, {self.threads} thread{'s' * (self.threads != 1)}, "
+            f"{str(self._origin)!r}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

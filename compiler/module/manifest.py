@@ -254,7 +254,8 @@ def read_manifest(folder: Path) -> Manifest:
         with open(open_regular(path), "rb") as stream:
             text = stream.read(_LARGEST_MANIFEST + 1)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder}: not a compiled module (no {FILE_NAME})") from error
+        why = f"not a compiled module (no {FILE_NAME})" if folder.exists() else "no such module"
+        raise ArtifactError(f"{folder}: {why}") from error
     except NotADirectoryError as error:
         raise ArtifactError(f"{folder}: not a compiled module (no folder)") from error
     except OSError as error:
