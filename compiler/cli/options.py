@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -50,12 +51,16 @@ Constant = Annotated[
 Threads = Annotated[int, typer.Option("--threads", min=1, max=256, help="Threads to compute with.")]
 
 
+# No more digits than a 64-bit size may have.
+_NUMBER = re.compile("[0-9]{1,18}")
+
+
 def parse_dims(options: Sequence[str]) -> dict[str, int]:
     """Sizes by the name of the dimension, of options such as `batch=3`. Raises ConfigError."""
     sizes: dict[str, int] = {}
     for option in options:
         name, separator, size = option.rpartition("=")
-        if not separator or not size.isascii() or not size.isdigit():
+        if not separator or not name or not _NUMBER.fullmatch(size):
             raise ConfigError(f"--dims {option}: expected NAME=N, as in batch=3")
         sizes[name] = int(size)
     return sizes
