@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from tinsmith.compiler.errors import ConfigError, PassError, TinsmithError
 from tinsmith.compiler.pipeline.step import Outcome
 from tinsmith.passes.graph.conditions import Condition
 from tinsmith.targets.template import KernelReport
+
+# Who interrupts a pass most likely interrupts a function that TVM has called; TVM hands on the
+# errors that it knows by name, and makes a RuntimeError without a word of all others.
+tvm_ffi.register_error(KeyboardInterrupt)
 
 
 @dataclass(frozen=True)

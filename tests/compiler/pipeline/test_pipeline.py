@@ -11,7 +11,8 @@ import pytest
 import tvm
 import tvm_ffi
 from onnx import TensorProto, helper, numpy_helper
-from tvm import relax
+from tvm import relax, tirx
+from tvm.tirx import PrimFunc
 
 from tinsmith import PruneConfig, QuantizationConfig
 from tinsmith.compiler.calibration import ObservedModule, observe
@@ -263,3 +264,15 @@ def test_quantising_compiles_by_the_pipeline_alone(monkeypatch: pytest.MonkeyPat
     whole = lowering(NATIVE).with_steps(quantized.steps, before=QUANTIZED_BEFORE)
     assert "quantize" in whole.names and whole.run(source.module).kernels
     assert quantized.report is not None and quantized.report.layers[0].computes == "integer"
+
+
+def test_who_interrupts_a_pass_is_no_fault_of_it() -> None:
+    """The interrupt comes while TVM has called a function of the pass."""
+
+    @tvm.tirx.transform.prim_func_pass(opt_level=0)
+    def interrupted(function: PrimFunc, _module: tvm.IRModule, _context: object) -> PrimFunc:
+        raise KeyboardInterrupt
+
+    module = tvm.IRModule({"main": PrimFunc([], tirx.Evaluate(0))})
+    with pytest.raises(KeyboardInterrupt):
+        PassRunner().run("slow", interrupted, module)
